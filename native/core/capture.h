@@ -1,0 +1,48 @@
+// The copy inside the pause: dirty pages into staging.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "dirty_bitmap.h"
+#include "guest_memory.h"
+#include "worker_pool.h"
+
+namespace colo {
+
+// `count` consecutive pages of `block`, whose bytes lie one after the other at `data`.
+struct CapturedRun {
+  std::uint32_t block = 0;
+  std::uint64_t first = 0;
+  std::uint64_t count = 0;
+  const std::byte* data = nullptr;
+};
+
+// Preallocated room for captured pages. Address space for all of guest RAM is reserved once (a guest may dirty everything in one epoch),
+// the first `resident_bytes` are populated at once so that no page fault falls into the pause, and trim() gives back what an unusual
+// epoch took beyond that.
+class Staging {
+ public:
+  Staging(std::uint64_t capacity_bytes, std::uint64_t resident_bytes);
+  ~Staging();
+  Staging(const Staging&) = delete;
+  Staging& operator=(const Staging&) = delete;
+
+  std::byte* data() { return data_; }
+  std::uint64_t capacity_bytes() const { return capacity_bytes_; }
+  void trim();
+
+ private:
+  std::byte* data_;
+  std::uint64_t capacity_bytes_;
+  std::uint64_t resident_bytes_;
+};
+
+// Copies every page of `dirty` (one bitmap a block) into `staging`, shared out over `pool`, and appends where they lie to `out`.
+// Returns the number of pages. The VM is stopped. Throws ERR_COLO_GUEST_MEMORY.
+std::uint64_t capture_pages(const GuestMemory& memory, std::span<const DirtyBitmap> dirty, Staging& staging,
+                            WorkerPool& pool, std::vector<CapturedRun>& out);
+
+}  // namespace colo

@@ -1,0 +1,42 @@
+// Small descriptor services that Node.js lacks: unix sockets with peer credentials, SCM_RIGHTS, memfds.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <utility>
+
+#include "unique_fd.h"
+
+namespace colo {
+
+// Connects to a unix stream socket, non-blocking and CLOEXEC afterwards. Throws ERR_COLO_SOCKET with the path in its text.
+UniqueFd connect_unix(const std::string& path);
+
+// The process that listens on the other end (SO_PEERCRED): for a QMP socket, QEMU itself. Throws ERR_COLO_SOCKET.
+struct PeerCredentials {
+  pid_t pid;
+  uid_t uid;
+  gid_t gid;
+};
+PeerCredentials peer_credentials(int fd);
+
+// Writes all of `bytes` to the unix socket with `fds` attached to the first byte (SCM_RIGHTS). Waits when the socket is full.
+void send_with_fds(int socket, std::span<const std::uint8_t> bytes, std::span<const int> fds);
+
+// A connected pair of unix stream sockets, both CLOEXEC and non-blocking, with large buffers.
+std::pair<UniqueFd, UniqueFd> stream_socket_pair();
+
+// An anonymous file and, since QEMU's xen-save-devices-state opens its target O_WRONLY, a second descriptor of it opened so.
+struct MemoryFile {
+  UniqueFd read_write;
+  UniqueFd write_only;
+};
+MemoryFile make_memory_file(const std::string& name);
+
+// Before each save into a MemoryFile: nothing else truncates it, and its write offset is shared with QEMU.
+void rewind_memory_file(const MemoryFile& file);
+
+}  // namespace colo

@@ -1,0 +1,61 @@
+import { createConnection } from 'node:net';
+import { type ControlCommand, ControlError } from './control-server.ts';
+
+const REPLY_TIMEOUT_MS = 30_000;
+
+/** Sends one command to an agent and returns its result. Throws ControlError: `no-agent` when nobody answers, else the agent's own code. */
+export async function sendCommand(socketPath: string, command: ControlCommand): Promise<unknown> {
+  const line = await exchange(socketPath, `${JSON.stringify({ command })}\n`);
+  let reply: { ok?: unknown; result?: unknown; error?: { code?: unknown; message?: unknown } };
+  try {
+    reply = JSON.parse(line);
+  } catch {
+    throw new ControlError(
+      'malformed',
+      `${socketPath} answered with something that is not JSON: is it a colo-agent's control socket?`,
+    );
+  }
+  if (reply.ok === true) return reply.result;
+  throw new ControlError(
+    String(reply.error?.code ?? 'malformed'),
+    String(reply.error?.message ?? `unexpected reply from ${socketPath}`),
+  );
+}
+
+function exchange(socketPath: string, request: string): Promise<string> {
+  return new Promise((resolve, reject) => {
+    const socket = createConnection(socketPath);
+    let text = '';
+    socket.setEncoding('utf8');
+    socket.setTimeout(REPLY_TIMEOUT_MS, () => {
+      socket.destroy();
+      reject(
+        new ControlError(
+          'no-agent',
+          `the agent at ${socketPath} did not answer within ${REPLY_TIMEOUT_MS / 1000} s`,
+        ),
+      );
+    });
+    socket.on('connect', () => socket.write(request));
+    socket.on('data', (chunk: string) => {
+      text += chunk;
+      const end = text.indexOf('\n');
+      if (end < 0) return;
+      socket.destroy();
+      resolve(text.slice(0, end));
+    });
+    socket.on('error', (error) =>
+      reject(
+        new ControlError(
+          'no-agent',
+          `no colo-agent answers at ${socketPath} (${error.message}); is it running, and is this its --control path?`,
+        ),
+      ),
+    );
+    socket.on('end', () =>
+      reject(
+        new ControlError('no-agent', `the agent at ${socketPath} closed the connection without an answer`),
+      ),
+    );
+  });
+}

@@ -1,0 +1,136 @@
+/**
+ * The agent's control socket: newline-delimited JSON, one request and one reply a line.
+ *
+ *     {"command":"status"}  ->  {"ok":true,"result":{...}}
+ *     {"command":"x"}       ->  {"ok":false,"error":{"code":"unknown-command","message":"..."}}
+ */
+import { chmodSync, mkdirSync, rmSync } from 'node:fs';
+import { createConnection, createServer, type Server, type Socket } from 'node:net';
+import path from 'node:path';
+import type { Status } from './status.ts';
+
+export type ControlCommand = 'status' | 'failover' | 'stop';
+export const CONTROL_COMMANDS: readonly ControlCommand[] = ['status', 'failover', 'stop'];
+
+/** Carries a command out; a thrown ControlError becomes the reply's error. */
+export interface ControlHandler {
+  status(): Status;
+  failover(): Promise<string>;
+  stop(): Promise<string>;
+}
+
+export class ControlError extends Error {
+  readonly code: string;
+
+  constructor(code: string, message: string) {
+    super(message);
+    this.code = code;
+  }
+}
+
+const REQUEST_BYTES_MAX = 4096;
+
+export class ControlServer {
+  readonly #server: Server;
+  readonly #path: string;
+  readonly #handler: ControlHandler;
+  readonly #connections = new Set<Socket>();
+
+  private constructor(socketPath: string, handler: ControlHandler) {
+    this.#path = socketPath;
+    this.#handler = handler;
+    this.#server = createServer((socket) => this.#serve(socket));
+  }
+
+  /** Listens at `socketPath` (mode 0660), whose folder is made. Throws ControlError `in-use` while another agent answers there. */
+  static async listen(socketPath: string, handler: ControlHandler): Promise<ControlServer> {
+    mkdirSync(path.dirname(socketPath), { recursive: true, mode: 0o755 });
+    if (await answers(socketPath)) {
+      throw new ControlError(
+        'in-use',
+        `another colo-agent already listens at ${socketPath}; give --control another path`,
+      );
+    }
+    rmSync(socketPath, { force: true });
+    const control = new ControlServer(socketPath, handler);
+    await new Promise<void>((resolve, reject) => {
+      control.#server.once('error', reject);
+      control.#server.listen(socketPath, resolve);
+    });
+    chmodSync(socketPath, 0o660);
+    return control;
+  }
+
+  close(): void {
+    this.#server.close();
+    for (const socket of this.#connections) socket.end();
+    rmSync(this.#path, { force: true });
+  }
+
+  #serve(socket: Socket): void {
+    this.#connections.add(socket);
+    socket.on('close', () => this.#connections.delete(socket));
+    socket.on('error', () => socket.destroy());
+    let pending = '';
+    socket.setEncoding('utf8');
+    socket.on('data', (text: string) => {
+      pending += text;
+      for (let end = pending.indexOf('\n'); end >= 0; end = pending.indexOf('\n')) {
+        const line = pending.slice(0, end);
+        pending = pending.slice(end + 1);
+        void this.#answer(line).then((reply) => socket.write(`${JSON.stringify(reply)}\n`));
+      }
+      if (pending.length > REQUEST_BYTES_MAX) socket.destroy();
+    });
+  }
+
+  async #answer(line: string): Promise<object> {
+    try {
+      return { ok: true, result: await this.#run(parseCommand(line)) };
+    } catch (error) {
+      const code = error instanceof ControlError ? error.code : 'internal';
+      return { ok: false, error: { code, message: (error as Error).message } };
+    }
+  }
+
+  #run(command: ControlCommand): Status | Promise<string> {
+    switch (command) {
+      case 'status':
+        return this.#handler.status();
+      case 'failover':
+        return this.#handler.failover();
+      case 'stop':
+        return this.#handler.stop();
+    }
+  }
+}
+
+function parseCommand(line: string): ControlCommand {
+  let request: unknown;
+  try {
+    request = JSON.parse(line);
+  } catch {
+    throw new ControlError('malformed', 'the request is not JSON; send {"command":"status"} and a newline');
+  }
+  const command =
+    typeof request === 'object' && request !== null ? (request as { command?: unknown }).command : undefined;
+  const known = CONTROL_COMMANDS.find((name) => name === command);
+  if (!known) {
+    throw new ControlError(
+      'unknown-command',
+      `unknown command ${JSON.stringify(command)}; known are ${CONTROL_COMMANDS.join(', ')}`,
+    );
+  }
+  return known;
+}
+
+async function answers(socketPath: string): Promise<boolean> {
+  return await new Promise((resolve) => {
+    const probe = createConnection(socketPath);
+    probe.once('connect', () => {
+      probe.destroy();
+      resolve(true);
+    });
+    probe.once('error', () => resolve(false));
+  });
+}

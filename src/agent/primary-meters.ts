@@ -1,0 +1,145 @@
+import type { CaptureResult, SyncProgress, TransmitResult } from '../native/binding.ts';
+import type { PrimaryEvent } from '../protocol/machine.ts';
+import { monotonicMs } from './driver.ts';
+import { Samples } from './samples.ts';
+import type { PrimaryStatus } from './status.ts';
+
+type Metered = Pick<
+  PrimaryStatus,
+  | 'syncPercent'
+  | 'syncSecondsLeft'
+  | 'checkpoints'
+  | 'pauseMs'
+  | 'pauseShare'
+  | 'pauseTotalMs'
+  | 'checkpointMs'
+  | 'dirtyPages'
+  | 'pauseStepsUs'
+  | 'sentBytes'
+>;
+
+type PauseSteps = NonNullable<PrimaryStatus['pauseStepsUs']>;
+
+/** The primary's figures, taken from the events that its machine sees and from what the native calls report. */
+export class PrimaryMeters {
+  readonly #pauseMs = new Samples();
+  readonly #checkpointMs = new Samples();
+  readonly #dirtyPages = new Samples();
+  readonly #beganAtMs = monotonicMs();
+  #stopIssuedAtMs = 0;
+  #stoppedAtMs = 0;
+  #savedAtMs = 0;
+  #resumeIssuedAtMs = 0;
+  #capture: CaptureResult | null = null;
+  #steps: PauseSteps | null = null;
+  #pauseTotalMs = 0;
+  #sentBytes = 0;
+  #sync: { startedAtMs: number; progress: SyncProgress } | null = null;
+  /** When `stop` was issued for each checkpoint on its way. */
+  readonly #begunAtMs = new Map<number, number>();
+
+  observe(event: PrimaryEvent): void {
+    switch (event.type) {
+      case 'stopped':
+        this.#stoppedAtMs = event.nowMs;
+        break;
+      case 'saved':
+        this.#savedAtMs = event.nowMs;
+        break;
+      case 'resumed':
+        this.#resumed(event.nowMs);
+        break;
+      case 'message':
+        if (event.message.body.type === 'received') this.#received(event.message.epoch, event.nowMs);
+        break;
+    }
+  }
+
+  /** A session begins or has ended: its checkpoints under way are no more. */
+  sessionChanged(): void {
+    this.#begunAtMs.clear();
+    this.#sync = null;
+  }
+
+  stopIssued(epoch: number): void {
+    this.#stopIssuedAtMs = monotonicMs();
+    this.#begunAtMs.set(epoch, this.#stopIssuedAtMs);
+  }
+
+  resumeIssued(): void {
+    this.#resumeIssuedAtMs = monotonicMs();
+  }
+
+  captured(result: CaptureResult): void {
+    this.#capture = result;
+    this.#dirtyPages.add(result.pages);
+  }
+
+  transmitted(result: TransmitResult): void {
+    this.#sentBytes += result.wireBytes;
+  }
+
+  syncProgress(progress: SyncProgress): void {
+    this.#sync ??= { startedAtMs: monotonicMs(), progress };
+    this.#sync.progress = progress;
+  }
+
+  pauseEnded(pauseMs: number): void {
+    this.#pauseMs.add(pauseMs);
+    this.#pauseTotalMs += pauseMs;
+  }
+
+  status(): Metered {
+    const pauseMs = this.#pauseMs.summary();
+    const checkpointMs = this.#checkpointMs.summary();
+    const dirtyPages = this.#dirtyPages.summary();
+    return {
+      syncPercent: this.#sync ? percent(this.#sync.progress) : null,
+      syncSecondsLeft: this.#sync ? secondsLeft(this.#sync) : null,
+      checkpoints: this.#checkpointMs.count,
+      pauseMs,
+      pauseShare: this.#pauseTotalMs / Math.max(1, monotonicMs() - this.#beganAtMs),
+      pauseTotalMs: this.#pauseTotalMs,
+      checkpointMs: { p50: checkpointMs.p50, p99: checkpointMs.p99 },
+      dirtyPages: { last: dirtyPages.last, p50: dirtyPages.p50 },
+      pauseStepsUs: this.#steps,
+      sentBytes: this.#sentBytes,
+    };
+  }
+
+  #resumed(nowMs: number): void {
+    if (!this.#capture) return;
+    this.#steps = {
+      stop: microseconds(this.#stoppedAtMs - this.#stopIssuedAtMs),
+      seal: this.#capture.sealUs,
+      scan: this.#capture.scanUs,
+      copy: this.#capture.copyUs,
+      save: microseconds(this.#savedAtMs - this.#stoppedAtMs),
+      cont: microseconds(nowMs - this.#resumeIssuedAtMs),
+    };
+    this.#capture = null;
+  }
+
+  #received(epoch: number, nowMs: number): void {
+    const begunAtMs = this.#begunAtMs.get(epoch);
+    if (begunAtMs === undefined) return;
+    this.#begunAtMs.delete(epoch);
+    this.#checkpointMs.add(nowMs - begunAtMs);
+    this.#sync = null;
+  }
+}
+
+function microseconds(ms: number): number {
+  return Math.round(ms * 1000);
+}
+
+function percent({ doneBytes, totalBytes }: SyncProgress): number {
+  return totalBytes === 0 ? 100 : Math.floor((100 * doneBytes) / totalBytes);
+}
+
+function secondsLeft(sync: { startedAtMs: number; progress: SyncProgress }): number | null {
+  const { doneBytes, totalBytes } = sync.progress;
+  if (doneBytes === 0) return null;
+  const elapsedSeconds = (monotonicMs() - sync.startedAtMs) / 1000;
+  return Math.round((elapsedSeconds * (totalBytes - doneBytes)) / doneBytes);
+}

@@ -1,0 +1,366 @@
+/** The protected VM as the primary's effects need it: QMP, the native engine, the output gate and the device state's file. */
+import { fstatSync } from 'node:fs';
+import {
+  native,
+  type OutputGate,
+  type PrimaryEngine,
+  type ProcessWatch,
+  type TrackerInfo,
+} from '../native/binding.ts';
+import type { PrimaryEffect, PrimaryEvent, PrimaryStep } from '../protocol/machine.ts';
+import { QmpClient } from '../qmp/client.ts';
+import { describeVm, type VmDescription } from '../vm/description.ts';
+import { findLeftovers, type GateWiring, handOver, install, removeLeftovers } from '../vm/gate-wiring.ts';
+import { findNics, type Nic } from '../vm/nics.ts';
+import { assertProtectable } from '../vm/preflight.ts';
+import { findRamBlocks } from '../vm/ram-blocks.ts';
+import { ShutdownAction } from '../vm/shutdown-action.ts';
+import { VmstateFile } from '../vm/vmstate.ts';
+import type { HostPort } from './peer-address.ts';
+import type { PrimaryAgentOptions } from './primary-agent.ts';
+import type { PrimaryMeters } from './primary-meters.ts';
+import { RunState } from './run-state.ts';
+import { SerialQueue } from './serial-queue.ts';
+
+type EventBody = PrimaryEvent extends infer E ? (E extends PrimaryEvent ? Omit<E, 'nowMs'> : never) : never;
+
+export interface PrimaryVmListener {
+  onEvent(event: EventBody): void;
+  onPauseEnded(pauseMs: number): void;
+}
+
+/** How long QEMU may take to obey `quit` before it is killed. */
+const QUIT_TIMEOUT_MS = 2000;
+
+interface Parts {
+  qmp: QmpClient;
+  engine: PrimaryEngine;
+  vmstate: VmstateFile;
+  nics: Nic[];
+  shutdownAction: ShutdownAction;
+  description: VmDescription;
+  foundClosedGate: boolean;
+}
+
+/** Attaches to the VM behind `options.qmpPath`. On an error everything that was attached is taken off again. */
+export async function attachPrimary(options: PrimaryAgentOptions): Promise<PrimaryVm> {
+  const qmp = await QmpClient.connect(options.qmpPath);
+  let engine: PrimaryEngine | null = null;
+  try {
+    const pid = qmp.peer.pid;
+    await assertProtectable(qmp, pid, options.exceptions);
+    const foundClosedGate = (await findLeftovers(qmp)).gate;
+    const nics = (await findNics(qmp, pid)).filter((nic) => !options.exceptions.ungatedNics.includes(nic.id));
+    const blocks = await findRamBlocks(qmp, pid);
+    const description = await describeVm(qmp, pid, blocks);
+    const shutdownAction = await ShutdownAction.of(qmp, pid);
+    const vmstate = await VmstateFile.attach(qmp);
+    engine = new native.PrimaryEngine({
+      pid,
+      blocks,
+      threads: options.threads,
+      shadow: options.shadow,
+      tracker: options.tracker,
+      stagingResidentBytes: 64 * 1024 * 1024,
+    });
+    return new PrimaryVm(options, {
+      qmp,
+      engine,
+      vmstate,
+      nics,
+      shutdownAction,
+      description,
+      foundClosedGate,
+    });
+  } catch (error) {
+    engine?.close();
+    qmp.close();
+    throw error;
+  }
+}
+
+export class PrimaryVm {
+  readonly description: VmDescription;
+  readonly foundClosedGate: boolean;
+  readonly tracker: TrackerInfo;
+  readonly pid: number;
+  readonly #options: PrimaryAgentOptions;
+  readonly #parts: Parts;
+  readonly #runState: RunState;
+  readonly #watch: ProcessWatch;
+  /** QMP conversations of several commands don't mix. */
+  readonly #queue = new SerialQueue();
+  #engineJob: Promise<unknown> = Promise.resolve();
+  #gate: OutputGate | null = null;
+  #wiring: GateWiring | null = null;
+  #listener: PrimaryVmListener | null = null;
+  #gone = false;
+
+  constructor(options: PrimaryAgentOptions, parts: Parts) {
+    this.#options = options;
+    this.#parts = parts;
+    this.description = parts.description;
+    this.foundClosedGate = parts.foundClosedGate;
+    this.tracker = parts.engine.info();
+    this.pid = parts.qmp.peer.pid;
+    this.#runState = new RunState(parts.qmp, {
+      onPaused: () => this.#emit({ type: 'vm-paused' }),
+      onResumed: () => this.#emit({ type: 'vm-resumed' }),
+      onPauseEnded: (pauseMs) => this.#listener?.onPauseEnded(pauseMs),
+    });
+    this.#watch = new native.ProcessWatch(this.pid, () => this.#lost('the QEMU process ended'));
+  }
+
+  /** Events flow from here on. */
+  listen(listener: PrimaryVmListener): void {
+    this.#listener = listener;
+    const { qmp } = this.#parts;
+    qmp.onEvent('SHUTDOWN', (event) => this.#onShutdown(event.data.guest));
+    qmp.onEvent('RESET', () => this.#emit({ type: 'vm-reset' }));
+    qmp.onClosed((reason) => this.#lost(`the QMP connection ended: ${reason}`));
+  }
+
+  heldOutput(): { heldFrames: number; heldBytes: number } {
+    return this.#gate?.stats() ?? { heldFrames: 0, heldBytes: 0 };
+  }
+
+  /** Begins what `effect` asks for; its answer comes as an event. */
+  perform(
+    effect: Exclude<PrimaryEffect, { type: 'connect' | 'disconnect' | 'send' | 'state' | 'finished' }>,
+    peer: HostPort,
+    generation: number,
+    meters: PrimaryMeters,
+  ): void {
+    const { engine, vmstate } = this.#parts;
+    switch (effect.type) {
+      case 'install-gate':
+        this.#step(
+          'gate',
+          this.#queue.run(() => this.#installGate()),
+          () => ({ type: 'gate-installed' }),
+        );
+        break;
+      case 'hand-over':
+        void this.#queue.run(() => this.#handOver()).then(() => this.#emit({ type: 'handed-over' }));
+        break;
+      case 'protect':
+        this.#step(
+          'protect',
+          this.#queue.run(() => this.#protect()),
+          () => ({ type: 'protected' }),
+        );
+        break;
+      case 'connect-bulk':
+        this.#step(
+          'bulk',
+          this.#onEngine(() =>
+            engine.connect(
+              peer.host,
+              peer.port,
+              Buffer.from(effect.bulkToken, 'hex'),
+              generation,
+              effect.connections,
+            ),
+          ),
+          () => ({ type: 'bulk-connected' }),
+        );
+        break;
+      case 'disconnect-bulk':
+        engine.disconnect();
+        break;
+      case 'sync':
+        this.#step(
+          'sync',
+          this.#onEngine(() =>
+            engine.sync(this.#options.syncBytesPerSecond, (progress) => meters.syncProgress(progress)),
+          ),
+          () => ({ type: 'synced' }),
+        );
+        break;
+      case 'stop-and-save':
+        meters.stopIssued(effect.epoch);
+        void this.#queue.run(() => this.#stopAndSave(effect.epoch));
+        break;
+      case 'capture':
+        // INVARIANTS 1 and 5: the machine asks for this only after `stopped`.
+        this.#step(
+          'capture',
+          this.#onEngine(() => engine.capture(effect.epoch, this.#gate)),
+          (result) => {
+            meters.captured(result);
+            return { type: 'captured', epoch: effect.epoch, pages: result.pages };
+          },
+        );
+        break;
+      case 'abandon':
+        void this.#onEngine(async () => engine.abandon());
+        break;
+      case 'resume':
+        meters.resumeIssued();
+        this.#step(
+          'resume',
+          this.#queue.run(() => this.#runState.resume()),
+          () => ({ type: 'resumed' }),
+        );
+        break;
+      case 'transmit':
+        this.#step(
+          'transmit',
+          this.#onEngine(() => engine.transmit(effect.epoch, vmstate.fd)),
+          (result) => {
+            meters.transmitted(result);
+            return { type: 'transmitted', epoch: effect.epoch };
+          },
+        );
+        break;
+      case 'release-output':
+        this.#gate?.release(effect.epoch);
+        break;
+      case 'quit-vm':
+        void this.#queue.run(() => this.#quit());
+        break;
+    }
+  }
+
+  /** Takes everything off the VM that is still on it. A living VM keeps its network: what was held has been handed over before. */
+  async detach(): Promise<void> {
+    const { qmp, engine, vmstate } = this.#parts;
+    if (!this.#gone) {
+      await this.#queue.run(async () => {
+        await this.#handOver();
+        await vmstate.detach(qmp);
+      });
+    }
+    this.#gone = true;
+    engine.close();
+    this.#gate?.close();
+    this.#watch.close();
+    qmp.close();
+  }
+
+  async #installGate(): Promise<void> {
+    const { qmp, nics, shutdownAction } = this.#parts;
+    await removeLeftovers(qmp);
+    const gate = new native.OutputGate({
+      limitBytes: this.#options.gateLimitBytes,
+      pressureBytes: Math.floor(this.#options.gateLimitBytes * 0.75),
+      onOutputHeld: () => this.#emit({ type: 'output-held' }),
+      onPressure: () => this.#emit({ type: 'gate-pressure' }),
+      onBroken: (reason) => this.#emit({ type: 'step-failed', step: 'gate', reason }),
+    });
+    this.#gate = gate;
+    this.#wiring = await install(qmp, nics, gate);
+    await shutdownAction.pause(qmp);
+  }
+
+  async #handOver(): Promise<void> {
+    const gate = this.#gate;
+    const wiring = this.#wiring;
+    this.#gate = null;
+    this.#wiring = null;
+    if (this.#gone) {
+      gate?.close();
+      return;
+    }
+    const { qmp, shutdownAction } = this.#parts;
+    try {
+      if (gate && wiring) {
+        // The VM stands for the moment in which frames change their way, so that none overtakes another.
+        await this.#runState.stop();
+        await handOver(qmp, wiring, gate);
+      }
+      await shutdownAction.restore(qmp);
+    } catch (error) {
+      this.#options.log.error('the output gate could not be taken off', { error: (error as Error).message });
+    } finally {
+      gate?.close();
+      await this.#resumeAfterAll();
+    }
+  }
+
+  async #protect(): Promise<void> {
+    try {
+      await this.#runState.stop();
+      await this.#onEngine(() => this.#parts.engine.protect());
+    } finally {
+      await this.#runState.resume();
+    }
+  }
+
+  async #stopAndSave(epoch: number): Promise<void> {
+    const { qmp, vmstate } = this.#parts;
+    // Both commands leave in one write: QEMU goes on to the save while we still read its answer to `stop`.
+    const stopping = this.#runState.stop();
+    const saving = vmstate.save(qmp);
+    saving.catch(() => {}); // reported below, once `stop` has answered
+    try {
+      const wasRunning = await stopping;
+      this.#emit({ type: 'stopped', epoch, wasRunning });
+    } catch (error) {
+      await saving.catch(() => {});
+      this.#failed('stop', error);
+      return;
+    }
+    try {
+      await saving;
+      this.#emit({ type: 'saved', epoch, vmstateBytes: fstatSync(vmstate.fd).size });
+    } catch (error) {
+      this.#failed('save', error);
+    }
+  }
+
+  async #quit(): Promise<void> {
+    if (this.#gone) return;
+    const timer = setTimeout(() => this.#watch.signal(9), QUIT_TIMEOUT_MS);
+    try {
+      await this.#parts.qmp.execute('quit');
+    } catch (error) {
+      this.#options.log.warn('QEMU did not obey quit; killing it', { error: (error as Error).message });
+      this.#watch.signal(9);
+    } finally {
+      timer.unref();
+    }
+  }
+
+  /** INVARIANT 7: whatever failed, a VM that we stopped goes on. */
+  async #resumeAfterAll(): Promise<void> {
+    try {
+      await this.#runState.resume();
+    } catch (error) {
+      if (!this.#gone) this.#failed('resume', error);
+    }
+  }
+
+  #onEngine<T>(job: () => Promise<T>): Promise<T> {
+    const result = this.#engineJob.then(job, job);
+    this.#engineJob = result.catch(() => {}); // every caller handles its own failure
+    return result;
+  }
+
+  #step<T>(step: PrimaryStep, work: Promise<T>, answer: (result: T) => EventBody): void {
+    work.then(
+      (result) => this.#emit(answer(result)),
+      (error) => this.#failed(step, error),
+    );
+  }
+
+  #failed(step: PrimaryStep, error: unknown): void {
+    this.#emit({ type: 'step-failed', step, reason: error instanceof Error ? error.message : String(error) });
+  }
+
+  #onShutdown(byGuest: boolean): void {
+    const gone = !byGuest || !this.#parts.shutdownAction.paused;
+    if (gone) this.#gone = true;
+    this.#emit({ type: 'vm-shutdown', gone });
+  }
+
+  #lost(reason: string): void {
+    if (this.#gone) return;
+    this.#gone = true;
+    this.#emit({ type: 'vm-lost', reason });
+  }
+
+  #emit(event: EventBody): void {
+    this.#listener?.onEvent(event);
+  }
+}

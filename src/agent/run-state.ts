@@ -1,0 +1,80 @@
+import type { QmpClient } from '../qmp/client.ts';
+
+export interface RunStateEvents {
+  /** Somebody else stopped or resumed the VM. */
+  onPaused(): void;
+  onResumed(): void;
+  /** One of our own pauses is over; by QEMU's own clock, STOP event to RESUME event. */
+  onPauseEnded(pauseMs: number): void;
+}
+
+/**
+ * Whether the VM runs, and who stopped it: a VM that a person paused must not be resumed by us, and one that we paused must never be left
+ * standing (invariant 7). QEMU emits STOP before it answers `stop`, and emits none when the VM stood already.
+ */
+export class RunState {
+  readonly #qmp: QmpClient;
+  readonly #events: RunStateEvents;
+  #ours = false;
+  #stopping = false;
+  #resuming = false;
+  #stoppedAtMs: number | null = null;
+
+  constructor(qmp: QmpClient, events: RunStateEvents) {
+    this.#qmp = qmp;
+    this.#events = events;
+    qmp.onEvent('STOP', (event) => this.#onStop(eventMs(event.timestamp)));
+    qmp.onEvent('RESUME', (event) => this.#onResume(eventMs(event.timestamp)));
+  }
+
+  /** The VM stands because of us. */
+  get stoppedByUs(): boolean {
+    return this.#ours;
+  }
+
+  /** Resolves when the VM stands and is drained: true when it ran until now. */
+  async stop(): Promise<boolean> {
+    this.#stopping = true;
+    try {
+      await this.#qmp.execute('stop');
+    } finally {
+      this.#stopping = false;
+    }
+    return this.#ours;
+  }
+
+  /** Resumes the VM if it was we who stopped it. */
+  async resume(): Promise<void> {
+    if (!this.#ours) return;
+    this.#resuming = true;
+    try {
+      await this.#qmp.execute('cont');
+      this.#ours = false;
+    } finally {
+      this.#resuming = false;
+    }
+  }
+
+  #onStop(atMs: number): void {
+    if (this.#stopping) {
+      this.#ours = true;
+      this.#stoppedAtMs = atMs;
+    } else {
+      this.#events.onPaused();
+    }
+  }
+
+  #onResume(atMs: number): void {
+    if (this.#resuming) {
+      if (this.#stoppedAtMs !== null) this.#events.onPauseEnded(atMs - this.#stoppedAtMs);
+      this.#stoppedAtMs = null;
+    } else {
+      this.#ours = false;
+      this.#events.onResumed();
+    }
+  }
+}
+
+function eventMs(timestamp: { seconds: number; microseconds: number }): number {
+  return timestamp.seconds * 1000 + timestamp.microseconds / 1000;
+}

@@ -1,0 +1,206 @@
+/** The secondary's shell: one standby VM, the port that its primary connects to, run as the machine says. */
+import { Socket } from 'node:net';
+import { type Acceptor, native } from '../native/binding.ts';
+import type { SecondaryEffect, SecondaryEvent, StateWord, Timings } from '../protocol/machine.ts';
+import { vmIdOf } from '../protocol/preface.ts';
+import { SecondaryMachine } from '../protocol/secondary.ts';
+import { ControlError } from './control-server.ts';
+import { Driver, monotonicMs } from './driver.ts';
+import type { Log } from './log.ts';
+import { formatHostPort, type HostPort } from './peer-address.ts';
+import { PeerLink } from './peer-link.ts';
+import { attachStandby, type StandbyVm } from './standby-vm.ts';
+import type { SecondaryStatus } from './status.ts';
+
+export interface SecondaryAgentOptions {
+  vm: string;
+  qmpPath: string;
+  listen: HostPort;
+  autoFailover: boolean;
+  timings: Timings;
+  log: Log;
+}
+
+export interface SecondaryOutcome {
+  outcome: 'stopped' | 'guest-shutdown' | 'vm-lost';
+  reason: string;
+}
+
+type EventBody = SecondaryEvent extends infer E
+  ? E extends SecondaryEvent
+    ? Omit<E, 'nowMs'>
+    : never
+  : never;
+
+export class SecondaryAgent {
+  readonly #options: SecondaryAgentOptions;
+  readonly #vm: StandbyVm;
+  readonly #acceptor: Acceptor;
+  readonly #machine: SecondaryMachine;
+  readonly #driver: Driver<SecondaryEvent, SecondaryEffect>;
+  readonly #finished: Promise<SecondaryOutcome>;
+  #finish: (outcome: SecondaryOutcome) => void = () => {};
+  #link: PeerLink | null = null;
+  #state: StateWord = 'STARTING';
+  #reason = '';
+  #onChange: () => void = () => {};
+
+  /** Attaches to a VM started with -S and listens. Throws NotAStandbyError, QmpError or NativeError. */
+  static async attach(options: SecondaryAgentOptions): Promise<SecondaryAgent> {
+    const vm = await attachStandby(options.qmpPath, options.log);
+    try {
+      return new SecondaryAgent(options, vm);
+    } catch (error) {
+      await vm.detach();
+      throw error;
+    }
+  }
+
+  private constructor(options: SecondaryAgentOptions, vm: StandbyVm) {
+    this.#options = options;
+    this.#vm = vm;
+    this.#acceptor = new native.Acceptor({
+      host: options.listen.host,
+      port: options.listen.port,
+      onAccepted: (link, fd, preface, peer) => {
+        if (link === 'bulk') vm.addBulkConnection(fd, preface, peer);
+        else this.#accept(fd, peer);
+      },
+      onRefused: (peer, reason) => options.log.warn('a connection was refused', { peer, reason }),
+    });
+    this.#finished = new Promise((resolve) => {
+      this.#finish = resolve;
+    });
+    this.#machine = new SecondaryMachine({
+      vmId: vmIdOf(options.vm),
+      generation: 0,
+      autoFailover: options.autoFailover,
+      timings: options.timings,
+    });
+    this.#driver = new Driver(this.#machine, (effect) => this.#perform(effect));
+    vm.listen((event) => this.#dispatch(event));
+  }
+
+  get port(): number {
+    return this.#acceptor.port;
+  }
+
+  async run(): Promise<SecondaryOutcome> {
+    this.#dispatch({ type: 'start' });
+    const outcome = await this.#finished;
+    this.#driver.stop();
+    this.#acceptor.close();
+    this.#link?.close();
+    await this.#vm.detach();
+    return outcome;
+  }
+
+  stop(): void {
+    this.#dispatch({ type: 'command', command: 'stop' });
+  }
+
+  /** Takes the VM over. Resolves when it runs; throws ControlError `refused` with the reason when it may not. */
+  async failover(): Promise<string> {
+    if (this.#state === 'RUNNING') return this.#reason;
+    this.#dispatch({ type: 'command', command: 'failover' });
+    await this.#stateSettled();
+    if (this.#machine.state !== 'RUNNING') throw new ControlError('refused', this.#reason);
+    return this.#reason;
+  }
+
+  status(): SecondaryStatus {
+    const lastCommittedAtMs = this.#machine.lastCommittedAtMs;
+    return {
+      vm: this.#options.vm,
+      role: 'secondary',
+      state: this.#state,
+      reason: this.#reason,
+      ifPrimaryDies: this.#consequence(),
+      generation: this.#machine.generation,
+      epoch: this.#machine.epoch,
+      lastCheckpointAgeMs: lastCommittedAtMs === null ? null : Math.round(monotonicMs() - lastCommittedAtMs),
+      agentPid: process.pid,
+      qemuPid: this.#vm.pid,
+      listen: formatHostPort({ host: this.#options.listen.host, port: this.port }),
+      autoFailover: this.#options.autoFailover,
+      receivedBytes: this.#vm.receivedBytes,
+      checkpoints: this.#vm.checkpoints,
+      flushMs: this.#vm.flushMs.summary(),
+      loadMs: this.#vm.loadMs.summary(),
+    };
+  }
+
+  #dispatch(body: EventBody): void {
+    this.#driver.dispatch({ ...body, nowMs: monotonicMs() } as SecondaryEvent);
+  }
+
+  #accept(fd: number, peer: string): void {
+    const socket = new Socket({ fd, readable: true, writable: true });
+    if (this.#link) {
+      // A primary that came back finds its old connection here until that has timed out; it tries again.
+      this.#options.log.warn('a second primary was refused', { peer });
+      socket.destroy();
+      return;
+    }
+    this.#options.log.info('a primary connected', { peer });
+    this.#link = new PeerLink(socket, {
+      onMessage: (message) => this.#dispatch({ type: 'message', message }),
+      onLost: (reason) => {
+        this.#link = null;
+        this.#dispatch({ type: 'peer-lost', reason });
+      },
+    });
+    this.#dispatch({ type: 'peer-connected' });
+  }
+
+  #perform(effect: SecondaryEffect): void {
+    switch (effect.type) {
+      case 'send':
+        this.#link?.send(effect.message);
+        break;
+      case 'disconnect':
+        this.#options.log.info('disconnected', { reason: effect.reason });
+        this.#link?.close();
+        this.#link = null;
+        break;
+      case 'state':
+        this.#setState(effect.state, effect.reason);
+        break;
+      case 'finished':
+        this.#finish({ outcome: effect.outcome, reason: effect.reason });
+        break;
+      default:
+        this.#vm.perform(effect);
+    }
+  }
+
+  #setState(state: StateWord, reason: string): void {
+    if (state !== this.#state || reason !== this.#reason) this.#options.log.info(state, { reason });
+    this.#state = state;
+    this.#reason = reason;
+    this.#onChange();
+  }
+
+  /** Resolves at once unless a take-over is under way. */
+  async #stateSettled(): Promise<void> {
+    while (this.#state === 'TAKING-OVER') {
+      await new Promise<void>((resolve) => {
+        this.#onChange = resolve;
+      });
+    }
+  }
+
+  #consequence(): string {
+    switch (this.#state) {
+      case 'STANDBY':
+        return this.#options.autoFailover
+          ? `this VM resumes at checkpoint ${this.#machine.epoch}`
+          : `this VM waits for \`colo-agent failover\` at checkpoint ${this.#machine.epoch}`;
+      case 'RUNNING':
+      case 'TAKING-OVER':
+        return 'this VM runs here';
+      default:
+        return 'the VM is lost: there is no checkpoint here that may be resumed';
+    }
+  }
+}

@@ -1,0 +1,227 @@
+/** The standby VM as the secondary's effects need it: QMP, the native engine that stages and flushes, and the vmstate mailbox. */
+import { randomBytes } from 'node:crypto';
+import { type NativeError, native, type ProcessWatch, type StandbyEngine } from '../native/binding.ts';
+import type { SecondaryEffect, SecondaryEvent } from '../protocol/machine.ts';
+import { QmpClient } from '../qmp/client.ts';
+import { compare } from '../vm/compatibility.ts';
+import { describeVm, type VmDescription } from '../vm/description.ts';
+import { Mailbox } from '../vm/mailbox.ts';
+import { findRamBlocks, type RamBlock } from '../vm/ram-blocks.ts';
+import { monotonicMs } from './driver.ts';
+import type { Log } from './log.ts';
+import { Samples } from './samples.ts';
+import { SerialQueue } from './serial-queue.ts';
+
+type EventBody = SecondaryEvent extends infer E
+  ? E extends SecondaryEvent
+    ? Omit<E, 'nowMs'>
+    : never
+  : never;
+
+/** `cont` after a failover: the switches on the way learn the new port from these packets (QEMU's `announce-self`). */
+const ANNOUNCE = { initial: 50, max: 550, rounds: 5, step: 50 };
+const QUIT_TIMEOUT_MS = 2000;
+
+interface Parts {
+  qmp: QmpClient;
+  mailbox: Mailbox;
+  blocks: RamBlock[];
+  description: VmDescription;
+}
+
+export class NotAStandbyError extends Error {}
+
+/** Attaches to a VM that was started with -S and has not run. Throws NotAStandbyError when it runs. */
+export async function attachStandby(qmpPath: string, log: Log): Promise<StandbyVm> {
+  const qmp = await QmpClient.connect(qmpPath);
+  try {
+    const { running, status } = await qmp.execute('query-status');
+    if (running || (status !== 'prelaunch' && status !== 'paused')) {
+      throw new NotAStandbyError(
+        `the VM behind ${qmpPath} is ${status}: a standby must not run. Start it with the primary's command line and -S`,
+      );
+    }
+    const pid = qmp.peer.pid;
+    const blocks = await findRamBlocks(qmp, pid);
+    const description = await describeVm(qmp, pid, blocks);
+    const mailbox = await Mailbox.attach(qmp);
+    return new StandbyVm({ qmp, mailbox, blocks, description }, log);
+  } catch (error) {
+    qmp.close();
+    throw error;
+  }
+}
+
+export class StandbyVm {
+  readonly pid: number;
+  readonly flushMs = new Samples();
+  readonly loadMs = new Samples();
+  receivedBytes = 0;
+  checkpoints = 0;
+  readonly #parts: Parts;
+  readonly #log: Log;
+  readonly #watch: ProcessWatch;
+  readonly #queue = new SerialQueue();
+  #engine: StandbyEngine | null = null;
+  #blockNames: string[];
+  #onEvent: (event: EventBody) => void = () => {};
+  #gone = false;
+
+  constructor(parts: Parts, log: Log) {
+    this.#parts = parts;
+    this.#log = log;
+    this.pid = parts.qmp.peer.pid;
+    this.#blockNames = parts.blocks.map((block) => block.name);
+    this.#watch = new native.ProcessWatch(this.pid, () => this.#lost('the QEMU process ended'));
+  }
+
+  listen(onEvent: (event: EventBody) => void): void {
+    this.#onEvent = onEvent;
+    this.#parts.qmp.onClosed((reason) => this.#lost(`the QMP connection ended: ${reason}`));
+  }
+
+  /** A bulk connection that the acceptor has read the preface of. */
+  addBulkConnection(fd: number, preface: Uint8Array, peer: string): void {
+    if (!this.#engine) {
+      this.#log.warn('a bulk connection came without a session', { peer });
+      native.closeFd(fd);
+      return;
+    }
+    try {
+      this.#engine.addConnection(fd, preface);
+    } catch (error) {
+      this.#log.warn('a bulk connection was refused', { peer, error: (error as Error).message });
+    }
+  }
+
+  perform(effect: Exclude<SecondaryEffect, { type: 'send' | 'disconnect' | 'state' | 'finished' }>): void {
+    switch (effect.type) {
+      case 'compare':
+        this.#compare(effect.description);
+        break;
+      case 'open-session':
+        void this.#queue.run(async () => this.#openSession(effect.generation, effect.connections));
+        break;
+      case 'open-epoch':
+        this.#engine?.openEpoch(effect.epoch);
+        break;
+      case 'flush':
+        void this.#queue.run(() => this.#flush(effect.epoch));
+        break;
+      case 'load':
+        void this.#queue.run(() => this.#load(effect.epoch));
+        break;
+      case 'close-session':
+        this.#engine?.closeSession();
+        break;
+      case 'promote':
+        void this.#queue.run(() => this.#promote());
+        break;
+      case 'quit-vm':
+        void this.#queue.run(() => this.#quit());
+        break;
+    }
+  }
+
+  /** Leaves a living VM as it was found, but for its RAM and device state. */
+  async detach(): Promise<void> {
+    const { qmp, mailbox } = this.#parts;
+    this.#engine?.close();
+    if (!this.#gone) await this.#queue.run(() => mailbox.detach(qmp));
+    this.#gone = true;
+    this.#watch.close();
+    qmp.close();
+  }
+
+  #compare(description: unknown): void {
+    const differences = compare(description, this.#parts.description);
+    if (differences.length === 0)
+      this.#blockNames = (description as VmDescription).ramBlocks.map((block) => block.name);
+    this.#onEvent({ type: 'compared', difference: differences.length === 0 ? null : differences.join('; ') });
+  }
+
+  #openSession(generation: number, connections: number): void {
+    const { blocks, mailbox, description } = this.#parts;
+    this.#engine?.close();
+    const engine = new native.StandbyEngine({
+      pid: this.pid,
+      // An index on the wire is an index into the primary's list, so ours takes the primary's order.
+      blocks: this.#blockNames.map((name) => blocks.find((block) => block.name === name) as RamBlock),
+      mailboxFd: mailbox.fd,
+      mailboxStateOffset: mailbox.stateOffset,
+      mailboxStateBytes: mailbox.stateBytes,
+      machine: description.machine,
+      stagingLimitBytes: 0,
+      onStaged: (checkpoint) => {
+        this.receivedBytes += checkpoint.wireBytes;
+        this.#onEvent({ type: 'staged', ...checkpoint });
+      },
+      onFailed: (error: NativeError) => this.#onEvent({ type: 'stream-failed', reason: error.message }),
+    });
+    const token = randomBytes(16);
+    engine.openSession(token, generation, connections);
+    this.#engine = engine;
+    this.#onEvent({ type: 'session-opened', bulkToken: token.toString('hex') });
+  }
+
+  async #flush(epoch: number): Promise<void> {
+    const beganAtMs = monotonicMs();
+    try {
+      await (this.#engine as StandbyEngine).commit(epoch);
+    } catch (error) {
+      this.#onEvent({ type: 'flush-failed', epoch, reason: (error as Error).message });
+      return;
+    }
+    this.flushMs.add(monotonicMs() - beganAtMs);
+    this.#onEvent({ type: 'flushed', epoch });
+  }
+
+  async #load(epoch: number): Promise<void> {
+    const beganAtMs = monotonicMs();
+    try {
+      await this.#parts.mailbox.load(this.#parts.qmp);
+    } catch (error) {
+      this.#onEvent({ type: 'load-failed', epoch, reason: (error as Error).message });
+      return;
+    }
+    this.loadMs.add(monotonicMs() - beganAtMs);
+    this.checkpoints += 1;
+    this.#onEvent({ type: 'loaded', epoch });
+  }
+
+  async #promote(): Promise<void> {
+    const { qmp, mailbox } = this.#parts;
+    try {
+      await Promise.all([qmp.execute('cont'), qmp.execute('announce-self', ANNOUNCE)]);
+    } catch (error) {
+      this.#onEvent({ type: 'promote-failed', reason: (error as Error).message });
+      return;
+    }
+    this.#onEvent({ type: 'promoted' });
+    this.#engine?.close();
+    this.#engine = null;
+    try {
+      await mailbox.detach(qmp);
+    } catch (error) {
+      this.#log.warn('the vmstate mailbox could not be taken off', { error: (error as Error).message });
+    }
+  }
+
+  async #quit(): Promise<void> {
+    if (this.#gone) return;
+    this.#gone = true;
+    setTimeout(() => this.#watch.signal(9), QUIT_TIMEOUT_MS).unref();
+    try {
+      await this.#parts.qmp.execute('quit');
+    } catch (error) {
+      this.#log.warn('QEMU did not obey quit; killing it', { error: (error as Error).message });
+      this.#watch.signal(9);
+    }
+  }
+
+  #lost(reason: string): void {
+    if (this.#gone) return;
+    this.#gone = true;
+    this.#onEvent({ type: 'vm-lost', reason });
+  }
+}

@@ -1,0 +1,56 @@
+/** What `colo-agent status --json` prints. Scripts rely on these names; fields are added, never renamed. */
+import type { StateWord } from '../protocol/machine.ts';
+import type { Mode } from '../protocol/messages.ts';
+import type { Summary } from './samples.ts';
+
+export interface CommonStatus {
+  vm: string;
+  state: StateWord;
+  reason: string;
+  /** What would happen if the primary's host died now. */
+  ifPrimaryDies: string;
+  generation: number;
+  /** The last committed epoch of this session. */
+  epoch: number;
+  lastCheckpointAgeMs: number | null;
+  agentPid: number;
+  qemuPid: number;
+}
+
+export interface PrimaryStatus extends CommonStatus {
+  role: 'primary';
+  mode: Mode;
+  peer: string;
+  syncPercent: number | null;
+  syncSecondsLeft: number | null;
+  checkpoints: number;
+  /** How long the guest stood, by QEMU's own STOP and RESUME events. */
+  pauseMs: Summary;
+  /** The share of the time since protection began in which the guest stood, and the sum. */
+  pauseShare: number;
+  pauseTotalMs: number;
+  /** From `stop` to RECEIVED: how long output waits at the most beyond the interval. */
+  checkpointMs: { p50: number | null; p99: number | null };
+  dirtyPages: { last: number | null; p50: number | null };
+  /** Where the last pause went, in microseconds. */
+  pauseStepsUs: { stop: number; seal: number; scan: number; copy: number; save: number; cont: number } | null;
+  sentBytes: number;
+  heldFrames: number;
+  heldBytes: number;
+  tracker: 'userfaultfd' | 'compare' | null;
+  trackerReason: string;
+  ungated: string[];
+  ungatedDisks: string[];
+}
+
+export interface SecondaryStatus extends CommonStatus {
+  role: 'secondary';
+  listen: string;
+  autoFailover: boolean;
+  receivedBytes: number;
+  checkpoints: number;
+  flushMs: Summary;
+  loadMs: Summary;
+}
+
+export type Status = PrimaryStatus | SecondaryStatus;

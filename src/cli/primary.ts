@@ -1,0 +1,165 @@
+import { Command, Option } from 'commander';
+import { ControlServer } from '../agent/control-server.ts';
+import { Log } from '../agent/log.ts';
+import type { HostPort } from '../agent/peer-address.ts';
+import { type AgentOutcome, PrimaryAgent } from '../agent/primary-agent.ts';
+import { DEFAULT_TIMINGS } from '../protocol/machine.ts';
+import type { Mode } from '../protocol/messages.ts';
+import { defaultControlPath } from './control-path.ts';
+import { CliError, EXIT } from './exit-codes.ts';
+import { collect, integer, peerAddress } from './option-parsers.ts';
+import { showProgress } from './progress.ts';
+import { type SharedOptions, withSharedOptions } from './shared-options.ts';
+import { onTerminationSignal } from './signals.ts';
+
+interface PrimaryCliOptions extends SharedOptions {
+  peer: HostPort;
+  interval: number;
+  minInterval: number;
+  pauseShare: number;
+  mode: Mode;
+  connections: number;
+  threads: number;
+  tracker: 'auto' | 'userfaultfd' | 'compare';
+  shadow: boolean;
+  gateLimit: number;
+  syncRate: number;
+  peerTimeout: number;
+  ungated: string[];
+  ungatedDisk: string[];
+}
+
+export function primaryCommand(): Command {
+  return withSharedOptions(new Command('primary'))
+    .description('Protect the running VM behind a QMP socket: copy it to a standby, many times a second')
+    .requiredOption('--peer <host:port>', "the standby's agent", peerAddress)
+    .option(
+      '--interval <ms>',
+      'a checkpoint at the latest every so often',
+      integer(5, 60_000),
+      DEFAULT_TIMINGS.intervalMs,
+    )
+    .option(
+      '--min-interval <ms>',
+      'with output waiting, a checkpoint this soon after the last',
+      integer(1, 60_000),
+      DEFAULT_TIMINGS.minIntervalMs,
+    )
+    .option(
+      '--pause-share <percent>',
+      'never stop the guest for more of the time than this',
+      integer(1, 90),
+      DEFAULT_TIMINGS.pauseShareMax * 100,
+    )
+    .addOption(
+      new Option('--mode <mode>', 'when the guest goes on')
+        .choices(['pipelined', 'strict'])
+        .default('pipelined'),
+    )
+    .option('--connections <n>', 'bulk connections to the standby', integer(1, 16), 1)
+    .option('--threads <n>', 'threads that scan and copy inside the pause', integer(1, 64), 2)
+    .addOption(
+      new Option('--tracker <kind>', 'how dirty pages are found')
+        .choices(['auto', 'userfaultfd', 'compare'])
+        .default('auto'),
+    )
+    .option('--no-shadow', 'save one guest RAM of memory; whole pages go over the wire')
+    .option('--gate-limit <mib>', 'hold at most so much output', integer(4, 4096), 64)
+    .option('--sync-rate <mib/s>', 'limit the first copy (0: no limit)', integer(0, 1_000_000), 0)
+    .option(
+      '--peer-timeout <ms>',
+      'a peer that says nothing for so long is lost',
+      integer(200, 600_000),
+      DEFAULT_TIMINGS.peerTimeoutMs,
+    )
+    .option(
+      '--ungated <nic>',
+      'leave this NIC (id or MAC) without output commit; may be given several times',
+      collect,
+      [],
+    )
+    .option(
+      '--ungated-disk <id>',
+      'accept this writable disk although it is not copied; may be given several times',
+      collect,
+      [],
+    )
+    .action(runPrimary);
+}
+
+async function runPrimary(options: PrimaryCliOptions): Promise<void> {
+  if (options.minInterval > options.interval) {
+    throw new CliError(
+      EXIT.usage,
+      `--min-interval ${options.minInterval} is longer than --interval ${options.interval}`,
+    );
+  }
+  if (!options.shadow && options.tracker === 'compare') {
+    throw new CliError(
+      EXIT.usage,
+      '--tracker compare finds dirty pages with the shadow: leave --no-shadow out',
+    );
+  }
+  let agent: PrimaryAgent | null = null;
+  const log = new Log(options.logLevel, () => ({
+    vm: options.vm,
+    role: 'primary',
+    epoch: agent?.status().epoch,
+  }));
+  const running = await PrimaryAgent.attach(agentOptions(options, log));
+  agent = running;
+  const control = await ControlServer.listen(options.control ?? defaultControlPath(options.vm, 'primary'), {
+    status: () => running.status(),
+    failover: async () => {
+      throw new CliError(EXIT.unavailable, 'this is the primary: run failover on the standby');
+    },
+    stop: async () => {
+      running.stop();
+      return 'protection ends; the VM keeps running';
+    },
+  });
+  onTerminationSignal(() => running.stop());
+  const progress = showProgress(() => running.status(), options.json === true);
+  const outcome = await running.run();
+  progress.end();
+  control.close();
+  report(options, outcome);
+}
+
+function agentOptions(options: PrimaryCliOptions, log: Log) {
+  return {
+    vm: options.vm,
+    qmpPath: options.qmp,
+    peer: options.peer,
+    mode: options.mode,
+    connections: options.connections,
+    timings: {
+      ...DEFAULT_TIMINGS,
+      intervalMs: options.interval,
+      minIntervalMs: options.minInterval,
+      pauseShareMax: options.pauseShare / 100,
+      peerTimeoutMs: options.peerTimeout,
+      heartbeatMs: Math.min(DEFAULT_TIMINGS.heartbeatMs, options.peerTimeout / 4),
+    },
+    tracker: options.tracker,
+    shadow: options.shadow,
+    threads: options.threads,
+    syncBytesPerSecond: options.syncRate * 1024 * 1024,
+    gateLimitBytes: options.gateLimit * 1024 * 1024,
+    exceptions: { ungatedNics: options.ungated, ungatedDisks: options.ungatedDisk },
+    log,
+  };
+}
+
+const OUTCOME_EXIT: Record<AgentOutcome['outcome'], number> = {
+  stopped: EXIT.ok,
+  'guest-shutdown': EXIT.ok,
+  'vm-lost': EXIT.unavailable,
+  fenced: EXIT.tryAgain,
+};
+
+function report(options: PrimaryCliOptions, { outcome, reason }: AgentOutcome): void {
+  if (options.json) process.stdout.write(`${JSON.stringify({ outcome, reason })}\n`);
+  else process.stderr.write(`colo-agent: ${options.vm}: ${outcome}: ${reason}\n`);
+  process.exitCode = OUTCOME_EXIT[outcome];
+}

@@ -1,0 +1,36 @@
+import type { PrimaryStatus } from '../agent/status.ts';
+
+const REFRESH_MS = 500;
+
+/** Shows the state on a terminal while the first copy runs, and each change of state; JSON lines when asked for; nothing otherwise. */
+export function showProgress(status: () => PrimaryStatus, json: boolean): { end(): void } {
+  const terminal = process.stderr.isTTY && !json;
+  if (!terminal && !json) return { end: () => {} };
+  let lastState = '';
+  let lineOpen = false;
+  const endLine = () => {
+    if (lineOpen) process.stderr.write('\n');
+    lineOpen = false;
+  };
+  const timer = setInterval(() => {
+    const { state, reason, syncPercent, syncSecondsLeft } = status();
+    if (terminal && state === 'SYNCING' && syncPercent !== null) {
+      process.stderr.write(
+        `\r\x1b[Kfirst copy ${syncPercent} %${syncSecondsLeft === null ? '' : `, ${syncSecondsLeft} s left`}`,
+      );
+      lineOpen = true;
+    }
+    if (state === lastState) return;
+    lastState = state;
+    endLine();
+    if (json) process.stdout.write(`${JSON.stringify({ state, reason })}\n`);
+    else process.stderr.write(`${state}: ${reason}\n`);
+  }, REFRESH_MS);
+  timer.unref();
+  return {
+    end() {
+      clearInterval(timer);
+      endLine();
+    },
+  };
+}

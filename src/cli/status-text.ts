@@ -1,0 +1,48 @@
+import type { Summary } from '../agent/samples.ts';
+import type { Status } from '../agent/status.ts';
+
+/** A status for people: a word, the reason, and the figures that matter for the role. */
+export function statusText(status: Status): string {
+  const rows: [string, string][] = [
+    ['vm', `${status.vm} (${status.role}, QEMU ${status.qemuPid})`],
+    ['state', `${status.state}: ${status.reason}`],
+    ['if the primary died now', status.ifPrimaryDies],
+    ['generation, epoch', `${status.generation}, ${status.epoch}`],
+    [
+      'last checkpoint',
+      status.lastCheckpointAgeMs === null ? 'none' : `${status.lastCheckpointAgeMs} ms ago`,
+    ],
+  ];
+  if (status.role === 'primary') {
+    if (status.syncPercent !== null) {
+      const left = status.syncSecondsLeft === null ? '' : `, about ${status.syncSecondsLeft} s left`;
+      rows.push(['first copy', `${status.syncPercent} %${left}`]);
+    }
+    rows.push(
+      ['checkpoints', `${status.checkpoints} to ${status.peer} (${status.mode})`],
+      [
+        'guest stands still',
+        `${summaryText(status.pauseMs, 'ms')}; ${(status.pauseShare * 100).toFixed(1)} % of the time`,
+      ],
+      ['dirty pages', `${status.dirtyPages.last ?? '-'} (p50 ${status.dirtyPages.p50 ?? '-'})`],
+      ['sent', `${(status.sentBytes / 1e6).toFixed(1)} MB`],
+      ['held output', `${status.heldFrames} frames, ${status.heldBytes} bytes`],
+      ['tracker', status.trackerReason ? `${status.tracker} (${status.trackerReason})` : `${status.tracker}`],
+    );
+  } else {
+    rows.push(
+      ['listens at', status.listen],
+      ['automatic failover', status.autoFailover ? 'on' : 'off'],
+      ['checkpoints', `${status.checkpoints}, ${(status.receivedBytes / 1e6).toFixed(1)} MB`],
+      ['flush', summaryText(status.flushMs, 'ms')],
+      ['load', summaryText(status.loadMs, 'ms')],
+    );
+  }
+  const width = Math.max(...rows.map(([name]) => name.length));
+  return rows.map(([name, value]) => `${name.padEnd(width)}  ${value}`).join('\n');
+}
+
+function summaryText(summary: Summary, unit: string): string {
+  if (summary.last === null) return '-';
+  return `last ${summary.last} ${unit}, p50 ${summary.p50}, p99 ${summary.p99}, max ${summary.max}`;
+}

@@ -1,0 +1,174 @@
+/**
+ * The native addon as TypeScript sees it. Guest memory never becomes a JavaScript buffer: these objects move it between QEMU, staging and
+ * sockets on threads of their own, one asynchronous call a phase.
+ *
+ * Every failure is a `NativeError` (an `Error` with a stable `code`, and `errno` where a system call is behind it). Methods of a
+ * closed object throw ERR_COLO_CLOSED; arguments of a wrong type throw a TypeError with code ERR_COLO_ARGUMENT that names the argument.
+ */
+import { createRequire } from 'node:module';
+import path from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+export interface NativeError extends Error {
+  code: string;
+  errno?: number;
+}
+
+/** A RAM block; addresses are `bigint` because they need all 64 bits. */
+export interface NativeRamBlock {
+  name: string;
+  hostAddress: bigint;
+  sizeBytes: number;
+}
+
+export interface PrimaryEngineOptions {
+  pid: number;
+  blocks: NativeRamBlock[];
+  threads: number;
+  shadow: boolean;
+  tracker: 'auto' | 'userfaultfd' | 'compare';
+  stagingResidentBytes: number;
+}
+
+export interface TrackerInfo {
+  kind: 'userfaultfd' | 'compare';
+  /** Why the fall-back is in use; empty for userfaultfd. */
+  reason: string;
+  access: ('mapped' | 'remote')[];
+}
+
+export interface CaptureResult {
+  pages: number;
+  sealUs: number;
+  scanUs: number;
+  copyUs: number;
+}
+
+export interface TransmitResult {
+  wireBytes: number;
+  rawBytes: number;
+  zeroPages: number;
+  unchangedPages: number;
+  deltaPages: number;
+  rawPages: number;
+  encodeUs: number;
+  totalUs: number;
+}
+
+export interface SyncProgress {
+  doneBytes: number;
+  totalBytes: number;
+}
+
+export interface PrimaryEngine {
+  info(): TrackerInfo;
+  /** The VM is stopped and drained. */
+  protect(): Promise<void>;
+  connect(host: string, port: number, token: Uint8Array, generation: number, connections: number): Promise<void>;
+  disconnect(): void;
+  sync(bytesPerSecond: number, onProgress: (progress: SyncProgress) => void): Promise<void>;
+  /** The VM is stopped and drained. Seals `gate` (null: none) as the end of `epoch`. */
+  capture(epoch: number, gate: OutputGate | null): Promise<CaptureResult>;
+  transmit(epoch: number, vmstateFd: number): Promise<TransmitResult>;
+  abandon(): void;
+  /** Ends all threads and lifts the protection; idempotent. */
+  close(): void;
+}
+
+export interface StandbyEngineOptions {
+  pid: number;
+  blocks: NativeRamBlock[];
+  mailboxFd: number;
+  mailboxStateOffset: number;
+  mailboxStateBytes: number;
+  machine: string;
+  stagingLimitBytes: number;
+  onStaged(checkpoint: StagedCheckpoint): void;
+  onFailed(error: NativeError): void;
+}
+
+export interface StagedCheckpoint {
+  epoch: number;
+  pages: number;
+  wireBytes: number;
+  vmstateBytes: number;
+}
+
+export interface StandbyEngine {
+  openSession(token: Uint8Array, generation: number, connections: number): void;
+  addConnection(fd: number, preface: Uint8Array): void;
+  openEpoch(epoch: number): void;
+  commit(epoch: number): Promise<void>;
+  closeSession(): void;
+  close(): void;
+}
+
+export interface GateOptions {
+  limitBytes: number;
+  pressureBytes: number;
+  onOutputHeld(): void;
+  onPressure(): void;
+  onBroken(reason: string): void;
+}
+
+export interface GateStats {
+  heldFrames: number;
+  heldBytes: number;
+  releasedFrames: number;
+  releasedBytes: number;
+  droppedFrames: number;
+  holding: boolean;
+}
+
+export interface OutputGate {
+  addPort(heldFd: number, releaseFd: number): number;
+  release(epoch: number): void;
+  open(): void;
+  flush(timeoutMs: number): Promise<boolean>;
+  stats(): GateStats;
+  close(): void;
+}
+
+export interface AcceptorOptions {
+  host: string;
+  port: number;
+  /** The descriptor belongs to the callee: hand it to `new net.Socket({ fd })`, to a StandbyEngine, or close it. */
+  onAccepted(link: 'control' | 'bulk', fd: number, preface: Uint8Array, peer: string): void;
+  onRefused(peer: string, reason: string): void;
+}
+
+export interface Acceptor {
+  readonly port: number;
+  close(): void;
+}
+
+export interface ProcessWatch {
+  signal(number: number): void;
+  close(): void;
+}
+
+export interface MemoryFile {
+  readWriteFd: number;
+  writeOnlyFd: number;
+}
+
+export interface NativeBinding {
+  PrimaryEngine: new (options: PrimaryEngineOptions) => PrimaryEngine;
+  StandbyEngine: new (options: StandbyEngineOptions) => StandbyEngine;
+  OutputGate: new (options: GateOptions) => OutputGate;
+  Acceptor: new (options: AcceptorOptions) => Acceptor;
+  ProcessWatch: new (pid: number, onExit: () => void) => ProcessWatch;
+  connectUnix(path: string): number;
+  peerCredentials(fd: number): { pid: number; uid: number; gid: number };
+  sendWithFds(socket: number, bytes: Uint8Array, fds: number[]): void;
+  streamSocketPair(): [number, number];
+  makeMemoryFile(name: string): MemoryFile;
+  /** Truncates the file and rewinds the offset that QEMU shares through `writeOnlyFd`. */
+  rewindMemoryFile(file: MemoryFile): void;
+  closeFd(fd: number): void;
+}
+
+const packageRoot = path.join(path.dirname(fileURLToPath(import.meta.url)), '..', '..');
+
+/** Finds build/Release first (cmake-js, node-gyp), then a prebuild for this platform. */
+export const native = createRequire(import.meta.url)('node-gyp-build')(packageRoot) as NativeBinding;

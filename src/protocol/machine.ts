@@ -1,0 +1,172 @@
+/**
+ * What both machines share. A machine is pure: `step(event)` returns the effects in the order in which they must be carried out. Time comes in
+ * with every event, `nextTimepointMs` says when the machine wants a `tick` at the latest; there is no other timer.
+ */
+import type { ByeReason, Message, Mode } from './messages.ts';
+
+/** The one word that `status` shows (docs/architecture.md, "State"). */
+export type StateWord =
+  | 'STARTING'
+  | 'SYNCING'
+  | 'PROTECTED'
+  | 'EXPOSED'
+  | 'STANDBY'
+  | 'TAKING-OVER'
+  | 'RUNNING'
+  | 'BLOCKED'
+  | 'FENCED'
+  | 'STOPPED';
+
+export interface Timings {
+  /** A checkpoint at the latest every so often. */
+  intervalMs: number;
+  /** And never sooner than this after the last one resumed, even with output waiting. */
+  minIntervalMs: number;
+  /** The guest is never stopped for more than this share of the time (0.2 = 20 %). */
+  pauseShareMax: number;
+  heartbeatMs: number;
+  /** A peer that says nothing for so long is lost. */
+  peerTimeoutMs: number;
+  /** Between attempts to reach a peer. */
+  reconnectMs: number;
+}
+
+export const DEFAULT_TIMINGS: Timings = {
+  intervalMs: 100,
+  minIntervalMs: 5,
+  pauseShareMax: 0.2,
+  heartbeatMs: 500,
+  peerTimeoutMs: 3000,
+  reconnectMs: 1000,
+};
+
+// --- primary -----------------------------------------------------------------------------------------------------------------------
+
+export type PrimaryStep = 'gate' | 'protect' | 'bulk' | 'sync' | 'stop' | 'capture' | 'save' | 'resume' | 'transmit';
+
+export type PrimaryEvent = { nowMs: number } & (
+  | { type: 'start' }
+  | { type: 'tick' }
+  | { type: 'peer-connected' }
+  | { type: 'peer-lost'; reason: string }
+  | { type: 'message'; message: Message }
+  /** The answers to the effects of the same name. */
+  | { type: 'gate-installed' }
+  | { type: 'handed-over' }
+  | { type: 'protected' }
+  | { type: 'bulk-connected' }
+  | { type: 'synced' }
+  /** `stop` has returned: the VM stands and is drained. `wasRunning` false: somebody else had paused it, so it must not be resumed by us. */
+  | { type: 'stopped'; epoch: number; wasRunning: boolean }
+  | { type: 'captured'; epoch: number; pages: number }
+  | { type: 'saved'; epoch: number; vmstateBytes: number }
+  | { type: 'resumed' }
+  | { type: 'transmitted'; epoch: number }
+  | { type: 'step-failed'; step: PrimaryStep; reason: string }
+  /** The gate got the first frame of the open epoch. */
+  | { type: 'output-held' }
+  | { type: 'gate-pressure' }
+  | { type: 'vm-paused' }
+  | { type: 'vm-resumed' }
+  /** The guest reset itself: a checkpoint soon. */
+  | { type: 'vm-reset' }
+  /** The guest shut down (the VM stands, QEMU lives): a last checkpoint. Or somebody quit QEMU: `gone`. */
+  | { type: 'vm-shutdown'; gone: boolean }
+  | { type: 'vm-lost'; reason: string }
+  | { type: 'command'; command: 'stop' | 'checkpoint' }
+);
+
+export type PrimaryEffect =
+  | { type: 'connect' }
+  | { type: 'disconnect'; reason: string }
+  | { type: 'send'; message: Message }
+  /** Put the gate under every NIC, in pass-through. */
+  | { type: 'install-gate' }
+  /** INVARIANT 7: everything held leaves in order, the filters go, the tracker's protection stays or goes: the guest runs on alone. */
+  | { type: 'hand-over' }
+  /** One short stop: protect every page (invariant 5), go on. */
+  | { type: 'protect' }
+  | { type: 'connect-bulk'; bulkToken: string; connections: number }
+  | { type: 'disconnect-bulk' }
+  | { type: 'sync' }
+  /** `stop` and the device state's save, pipelined: answers are `stopped` and then `saved`. */
+  | { type: 'stop-and-save'; epoch: number }
+  /** Seal the gate, collect and copy the dirty pages. Only after `stopped` (invariants 1, 3, 5). */
+  | { type: 'capture'; epoch: number }
+  /** The captured pages are dirty again (invariant 3). */
+  | { type: 'abandon' }
+  | { type: 'resume' }
+  | { type: 'transmit'; epoch: number }
+  /** OUTPUT COMMIT (invariant 1): only on RECEIVED(epoch). */
+  | { type: 'release-output'; epoch: number }
+  | { type: 'quit-vm' }
+  | { type: 'state'; state: StateWord; reason: string }
+  /** The agent is done; `code` is for its exit status. */
+  | { type: 'finished'; outcome: 'stopped' | 'guest-shutdown' | 'vm-lost' | 'fenced'; reason: string };
+
+export interface PrimaryOptions {
+  vmId: string;
+  mode: Mode;
+  connections: number;
+  description: unknown;
+  generation: number;
+  timings: Timings;
+  /** A gate of an earlier agent was found: output is cut off until the peer has said that it didn't take over. */
+  foundClosedGate: boolean;
+}
+
+// --- secondary ---------------------------------------------------------------------------------------------------------------------
+
+export type SecondaryEvent = { nowMs: number } & (
+  | { type: 'start' }
+  | { type: 'tick' }
+  | { type: 'peer-connected' }
+  | { type: 'peer-lost'; reason: string }
+  | { type: 'message'; message: Message }
+  /** The answer to `compare`. */
+  | { type: 'compared'; difference: string | null }
+  | { type: 'session-opened'; bulkToken: string }
+  | { type: 'staged'; epoch: number; pages: number; vmstateBytes: number }
+  | { type: 'stream-failed'; reason: string }
+  | { type: 'flushed'; epoch: number }
+  | { type: 'flush-failed'; epoch: number; reason: string }
+  | { type: 'loaded'; epoch: number }
+  | { type: 'load-failed'; epoch: number; reason: string }
+  | { type: 'promoted' }
+  | { type: 'promote-failed'; reason: string }
+  | { type: 'vm-lost'; reason: string }
+  | { type: 'command'; command: 'stop' | 'failover' }
+);
+
+export type SecondaryEffect =
+  | { type: 'send'; message: Message }
+  | { type: 'disconnect'; reason: string }
+  /** Hold HELLO's description against this VM's. */
+  | { type: 'compare'; description: unknown }
+  /** Forget what an earlier session staged and expect the bulk connections. */
+  | { type: 'open-session'; generation: number; connections: number }
+  | { type: 'open-epoch'; epoch: number }
+  /** INVARIANT 6: RAM first ... */
+  | { type: 'flush'; epoch: number }
+  /** ... then the device state. */
+  | { type: 'load'; epoch: number }
+  /** INVARIANT 2: what is staged and not committed is thrown away whole. */
+  | { type: 'close-session' }
+  /** `cont` and `announce-self`. Never while a flush or a load is in progress (invariant 6). */
+  | { type: 'promote' }
+  | { type: 'quit-vm' }
+  | { type: 'state'; state: StateWord; reason: string }
+  | { type: 'finished'; outcome: 'stopped' | 'guest-shutdown' | 'vm-lost'; reason: string };
+
+export interface SecondaryOptions {
+  vmId: string;
+  generation: number;
+  autoFailover: boolean;
+  timings: Timings;
+}
+
+export interface Machine<Event, Effect> {
+  step(event: Event): Effect[];
+  /** When a `tick` is wanted at the latest, or null for never. */
+  readonly nextTimepointMs: number | null;
+}

@@ -1,0 +1,29 @@
+/** The control messages between a primary (P) and a secondary (S). Their bytes are in docs/protocol.md and codec.ts. */
+
+export const PROTOCOL_VERSION = 1;
+
+export type Mode = 'pipelined' | 'strict';
+
+export type Body =
+  | { type: 'hello'; description: unknown; mode: Mode; connections: number }
+  | { type: 'ready'; bulkToken: string }
+  | { type: 'new' }
+  | { type: 'suspended' }
+  | { type: 'send'; pages: number; vmstateBytes: number }
+  | { type: 'received' }
+  | { type: 'loaded' }
+  | { type: 'error'; code: string; message: string; generation?: number; role?: 'standby' | 'running' }
+  | { type: 'bye'; reason: ByeReason }
+  | { type: 'heartbeat' };
+
+/** Why a side leaves in order: the guest shut down; protection was ended by a person; the primary's QEMU died under a living agent. */
+export type ByeReason = 'shutdown' | 'detach' | 'qemu-lost';
+
+export interface Message {
+  /** 32 hex digits. */
+  vmId: string;
+  generation: number;
+  /** 0 where the type has none. */
+  epoch: number;
+  body: Body;
+}

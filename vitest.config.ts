@@ -1,0 +1,23 @@
+import { defineConfig } from 'vitest/config';
+
+export default defineConfig({
+  test: {
+    projects: [
+      {
+        test: { name: 'unit', include: ['test/unit/**/*.test.ts'], testTimeout: 30_000, hookTimeout: 30_000 },
+      },
+      { test: { name: 'sim', include: ['test/sim/**/*.test.ts'], testTimeout: 300_000 } },
+      {
+        test: {
+          name: 'e2e',
+          include: ['test/e2e/**/*.test.ts'],
+          // Real guests under software emulation on as few as two cores: one file at a time, and generous limits.
+          fileParallelism: false,
+          testTimeout: 300_000,
+          hookTimeout: 180_000,
+          bail: 0,
+        },
+      },
+    ],
+  },
+});
