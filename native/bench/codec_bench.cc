@@ -15,8 +15,7 @@ namespace {
 constexpr std::uint64_t kGuestPages = 65536;  // 256 MiB
 constexpr std::uint64_t kDirtyPages = 16384;  // captured side by side, as in staging
 
-// A shadow, captured pages at random places of it, and `changed_lines` lines of each that differ. Both
-// buffers swap roles with every pass, so that each pass finds the same differences again.
+// A shadow, and captured pages from random places of it of which `changed_lines` lines differ.
 struct World {
   explicit World(std::size_t changed_lines)
       : shadow(kGuestPages * kPageSize), captured(kDirtyPages * kPageSize) {
@@ -40,7 +39,7 @@ struct World {
   std::byte* page(std::uint64_t i) { return captured.data() + i * kPageSize; }
   std::byte* base(std::uint64_t i) { return shadow.data() + places[i] * kPageSize; }
 
-  // Undoes what encoding did to the shadow: one byte a changed line, outside the measured time.
+  // Encoding makes the shadow equal to the captured pages; this changes the same lines of these once more.
   void differ_again(std::size_t changed_lines) {
     for (std::uint64_t i = 0; i < kDirtyPages; ++i) {
       for (std::size_t line = 0; line < changed_lines; ++line)

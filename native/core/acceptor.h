@@ -8,16 +8,17 @@
 
 namespace colo {
 
-// Every connection begins with a preface of 64 bytes (docs/protocol.md): bytes 0-7 "COLOCTL1" or "COLOBLK1"; the rest belongs to whoever takes the
-// connection over. A connection that doesn't send its preface within the time limit, or sends another, is closed; at most `pending_max` wait at once, the
-// oldest goes first.
+// Every connection begins with a preface of 64 bytes (docs/protocol.md): bytes 0-7 "COLOCTL1" or "COLOBLK1";
+// the rest belongs to whoever takes the connection over. A connection that doesn't send its preface within
+// the time limit, or sends another, is closed; at most `pending_max` wait at once, the oldest goes first.
 inline constexpr std::size_t kPrefaceBytes = 64;
 
 class Acceptor {
  public:
   enum class Link { control, bulk };
   struct Events {
-    // From the acceptor's thread. The descriptor (non-blocking, TCP_NODELAY, CLOEXEC) belongs to the receiver; `peer` is "address:port".
+    // From the acceptor's thread. The descriptor (non-blocking, TCP_NODELAY, CLOEXEC) belongs to the
+    // receiver; `peer` is "address:port".
     std::function<void(Link, int fd, std::string preface, std::string peer)> accepted;
     std::function<void(std::string peer, std::string reason)> refused;
   };
@@ -28,6 +29,8 @@ class Acceptor {
   ~Acceptor();
 
   std::uint16_t port() const;
+  // Stops listening and closes what waits; no callback begins after it. Idempotent; not from two threads at
+  // once, nor from a callback.
   void close();
 
  private:

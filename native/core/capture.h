@@ -8,6 +8,7 @@
 
 #include "dirty_bitmap.h"
 #include "guest_memory.h"
+#include "memory_region.h"
 #include "worker_pool.h"
 
 namespace colo {
@@ -20,28 +21,26 @@ struct CapturedRun {
   const std::byte* data = nullptr;
 };
 
-// Preallocated room for captured pages. Address space for all of guest RAM is reserved once (a guest may dirty everything in one epoch),
-// the first `resident_bytes` are populated at once so that no page fault falls into the pause, and trim() gives back what an unusual
-// epoch took beyond that.
+// Preallocated room for captured pages. Address space for all of guest RAM is reserved once (a guest may
+// dirty everything in one epoch), the first `resident_bytes` are populated at once so that no page fault
+// falls into the pause, and trim() gives back what an unusual epoch took beyond that.
 class Staging {
  public:
-  Staging(std::uint64_t capacity_bytes, std::uint64_t resident_bytes);
-  ~Staging();
-  Staging(const Staging&) = delete;
-  Staging& operator=(const Staging&) = delete;
+  Staging(std::uint64_t capacity_bytes, std::uint64_t resident_bytes);  // throws ERR_COLO_MEMORY
 
-  std::byte* data() { return data_; }
-  std::uint64_t capacity_bytes() const { return capacity_bytes_; }
+  std::byte* data() { return region_.data(); }
+  std::uint64_t capacity_bytes() const { return region_.size(); }
   void trim();
 
  private:
-  std::byte* data_;
-  std::uint64_t capacity_bytes_;
+  MemoryRegion region_;
   std::uint64_t resident_bytes_;
 };
 
-// Copies every page of `dirty` (one bitmap a block) into `staging`, shared out over `pool`, and appends where they lie to `out`.
-// Returns the number of pages. The VM is stopped. Throws ERR_COLO_GUEST_MEMORY.
+// Copies every page of `dirty` (one bitmap a block) into `staging` from its beginning on, shared out over
+// `pool`, and appends where they lie to `out`, in the order of blocks and pages. Returns the number of pages.
+// The VM is stopped. Throws ERR_COLO_GUEST_MEMORY and leaves `out` as it was. INVARIANT 3: `dirty` is only
+// read: its pages stay dirty until whoever sends them knows that they have arrived.
 std::uint64_t capture_pages(const GuestMemory& memory, std::span<const DirtyBitmap> dirty, Staging& staging,
                             WorkerPool& pool, std::vector<CapturedRun>& out);
 

@@ -12,10 +12,12 @@
 
 namespace colo {
 
-// Connects to a unix stream socket, non-blocking and CLOEXEC afterwards. Throws ERR_COLO_SOCKET with the path in its text.
+// Connects to a unix stream socket, non-blocking and CLOEXEC. Never waits. Throws ERR_COLO_SOCKET with the
+// path in its text.
 UniqueFd connect_unix(const std::string& path);
 
-// The process that listens on the other end (SO_PEERCRED): for a QMP socket, QEMU itself. Throws ERR_COLO_SOCKET.
+// The process that listens on the other end (SO_PEERCRED): for a QMP socket, QEMU itself. Throws
+// ERR_COLO_SOCKET.
 struct PeerCredentials {
   pid_t pid;
   uid_t uid;
@@ -23,20 +25,26 @@ struct PeerCredentials {
 };
 PeerCredentials peer_credentials(int fd);
 
-// Writes all of `bytes` to the unix socket with `fds` attached to the first byte (SCM_RIGHTS). Waits when the socket is full.
+// Writes all of `bytes` (at least one) to the unix socket with `fds` attached to the first byte (SCM_RIGHTS).
+// Waits when the socket is full, each time for kSendTimeoutMs at most. Throws ERR_COLO_SOCKET.
+inline constexpr int kSendTimeoutMs = 5000;
 void send_with_fds(int socket, std::span<const std::uint8_t> bytes, std::span<const int> fds);
 
-// A connected pair of unix stream sockets, both CLOEXEC and non-blocking, with large buffers.
+// A connected pair of unix stream sockets, both CLOEXEC and non-blocking, with large buffers. Throws
+// ERR_COLO_SOCKET.
 std::pair<UniqueFd, UniqueFd> stream_socket_pair();
 
-// An anonymous file and, since QEMU's xen-save-devices-state opens its target O_WRONLY, a second descriptor of it opened so.
+// An anonymous file and, since QEMU's xen-save-devices-state opens its target O_WRONLY, a second descriptor
+// of it opened so.
 struct MemoryFile {
   UniqueFd read_write;
   UniqueFd write_only;
 };
+// Throws ERR_COLO_MEMORY_FILE.
 MemoryFile make_memory_file(const std::string& name);
 
 // Before each save into a MemoryFile: nothing else truncates it, and its write offset is shared with QEMU.
-void rewind_memory_file(const MemoryFile& file);
+// Throws ERR_COLO_MEMORY_FILE.
+void rewind_memory_file(int read_write, int write_only);
 
 }  // namespace colo

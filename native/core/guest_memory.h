@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -13,8 +14,8 @@ namespace colo {
 
 inline constexpr std::size_t kPageSize = 4096;
 
-// One of QEMU's RAM blocks as `info ramblock` names it: where QEMU has mapped it in its own address space, and how long it is in bytes.
-// A multiple of kPageSize; the address is page-aligned.
+// One of QEMU's RAM blocks as `info ramblock` names it: where QEMU has mapped it in its own address space,
+// and how long it is in bytes. A multiple of kPageSize; the address is page-aligned.
 struct RamBlock {
   std::string name;
   std::uint64_t host_address = 0;
@@ -38,17 +39,21 @@ struct MemoryWrite {
   std::size_t length = 0;
 };
 
-// How a block is reached: `mapped` shares QEMU's own pages (its backend is a memfd or a file mapped MAP_SHARED, opened through
-// /proc/PID/map_files), `remote` goes through process_vm_readv/process_vm_writev (private memory).
+// How a block is reached: `mapped` shares QEMU's own pages (its backend is a memfd or a file mapped
+// MAP_SHARED, opened through /proc/PID/map_files), `remote` goes through process_vm_readv/process_vm_writev
+// (private memory).
 enum class MemoryAccess { mapped, remote };
 
-// Thread rules: after construction, const functions may run on several threads at once on disjoint ranges. Nothing here stops the guest:
-// who reads while it runs reads a moving target.
+// Thread rules: after construction, const functions may run on several threads at once on disjoint ranges.
+// Nothing here stops the guest: who reads while it runs reads a moving target. Reading a page of a shared
+// backend that nothing was written to yet makes the kernel allocate it.
 class GuestMemory {
  public:
-  // Attaches to every block of process `pid`, opening whichever way of access its mapping allows. Throws Error
-  // ERR_COLO_GUEST_MEMORY when an address range isn't mapped read-write in that process, or can't be reached (needs CAP_SYS_PTRACE;
-  // /proc/PID/map_files wants CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE, without it a shared block falls back to `remote`).
+  // Attaches to every block of process `pid`, opening whichever way of access its mapping allows. Throws
+  // Error ERR_COLO_GUEST_MEMORY when an address range isn't mapped read-write in that process,
+  // ERR_COLO_PROCESS when there is no such process or it can't be looked into (needs CAP_SYS_PTRACE). A
+  // shared block whose backend can't be opened here (/proc/PID/map_files wants CAP_SYS_ADMIN or
+  // CAP_CHECKPOINT_RESTORE) falls back to `remote`.
   GuestMemory(pid_t pid, std::vector<RamBlock> blocks);
   ~GuestMemory();
   GuestMemory(const GuestMemory&) = delete;
@@ -60,11 +65,19 @@ class GuestMemory {
   MemoryAccess access(std::size_t index) const;
   std::uint64_t total_bytes() const;
 
+  // The kernel's page size behind the block, in bytes: kPageSize, or a huge page's with hugetlbfs.
+  std::uint64_t page_size_bytes(std::size_t index) const;
+
   // The block's bytes in our own address space, or nullptr for `remote` access.
   const std::byte* mapped(std::size_t index) const;
 
-  // Copies the pages of `runs` one after the other into `out` (room for all of them). Throws ERR_COLO_GUEST_MEMORY (ESRCH or EFAULT once
-  // QEMU is gone).
+  // Throws ERR_COLO_GUEST_MEMORY (ESRCH) when QEMU is gone. Its memory and page tables can be looked at for longer
+  // than that, but what they say means nothing then.
+  void require_alive() const;
+
+  // Copies the pages of `runs` one after the other into `out` (room for all of them). Throws
+  // ERR_COLO_GUEST_MEMORY: ESRCH once QEMU is gone, also for a mapped block; EFAULT where QEMU has unmapped
+  // something.
   void read_pages(std::size_t index, std::span<const PageRun> runs, std::byte* out) const;
 
   // Copies bytes [offset, offset + out.size()) of the block. Throws as read_pages.
@@ -75,7 +88,7 @@ class GuestMemory {
 
  private:
   struct State;
-  State* state_;
+  std::unique_ptr<State> state_;
 };
 
 }  // namespace colo

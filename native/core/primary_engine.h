@@ -1,4 +1,5 @@
-// Everything native that the primary does to one VM: tracking, capture, the first copy, and the checkpoint stream out.
+// Everything native that the primary does to one VM: tracking, capture, the first copy, and the checkpoint
+// stream out.
 #pragma once
 
 #include <cstdint>
@@ -18,15 +19,15 @@ namespace colo {
 struct PrimaryOptions {
   pid_t pid = 0;
   std::vector<RamBlock> blocks;
-  unsigned threads = 1;                              // for scan and capture
-  bool shadow = true;                                // false: no deltas on the wire, no compare tracker
+  unsigned threads = 1;  // for scan and capture
+  bool shadow = true;    // false: no deltas on the wire, no compare tracker
   enum class Tracker { automatic, userfaultfd, compare } tracker = Tracker::automatic;
   std::uint64_t staging_resident_bytes = 64u << 20;  // see Staging
 };
 
 struct TrackerInfo {
   TrackerKind kind;
-  std::string reason;  // why the fall-back is in use; empty for userfaultfd
+  std::string reason;                // why the fall-back is in use; empty for userfaultfd
   std::vector<MemoryAccess> access;  // one a block
 };
 
@@ -45,10 +46,11 @@ struct SyncProgress {
   std::uint64_t done_bytes = 0, total_bytes = 0;
 };
 
-// One job at a time (asserted) runs on the engine's own thread; `done` is called on that thread with nullptr or the Error. close() may be called
-// at any time from any thread, fails the job in progress with ERR_COLO_CLOSED, and returns when no thread is left.
-// The order of jobs within a session is: protect, connect, sync, then (capture, transmit | abandon) again and again; a new session starts with
-// `protect` or `connect` after disconnect().
+// One job at a time (asserted) runs on the engine's own thread; `done` is called on that thread with nullptr
+// or the Error. close() may be called at any time from any thread, fails the job in progress with
+// ERR_COLO_CLOSED, and returns when no thread is left. The order of jobs within a session is: protect,
+// connect, sync, then (capture, transmit | abandon) again and again; a new session starts with `protect` or
+// `connect` after disconnect().
 class PrimaryEngine {
  public:
   using Done = std::function<void(const Error*)>;
@@ -63,26 +65,28 @@ class PrimaryEngine {
   void protect(Done done);
 
   // Opens `connections` bulk connections and sends each one's preface with the session's token (16 bytes).
-  void connect(const std::string& host, std::uint16_t port, const std::string& token, std::uint64_t generation,
-               unsigned connections, Done done);
+  void connect(const std::string& host, std::uint16_t port, const std::string& token,
+               std::uint64_t generation, unsigned connections, Done done);
 
   // Shuts the bulk connections down; a running sync or transmit fails with ERR_COLO_LINK. From any thread.
   void disconnect();
 
-  // Copies all of RAM to the secondary as epoch 0 while the guest runs; `bytes_per_second` 0 = no limit. `progress` is called on the
-  // engine's thread some times a second.
+  // Copies all of RAM to the secondary as epoch 0 while the guest runs; `bytes_per_second` 0 = no limit.
+  // `progress` is called on the engine's thread some times a second.
   void sync(std::uint64_t bytes_per_second, std::function<void(SyncProgress)> progress, Done done);
 
-  // Inside the pause, the VM stopped and drained: seals the gate (nullptr: none), collects the dirty pages, copies them into staging.
-  // INVARIANT 3: until transmit() succeeds, the pages stay in the epoch's bitmap; a failed capture leaves them dirty.
+  // Inside the pause, the VM stopped and drained: seals the gate (nullptr: none), collects the dirty pages,
+  // copies them into staging. INVARIANT 3: until transmit() succeeds, the pages stay in the epoch's bitmap; a
+  // failed capture leaves them dirty.
   void capture(std::uint64_t epoch, OutputGate* gate, std::function<void(const Error*, CaptureResult)> done);
 
-  // Encodes the captured pages against the shadow and sends them and the device state (all of `vmstate_fd` from offset 0) as `epoch`.
-  // Ends when everything is with the kernel. ERR_COLO_LINK ends the session: the shadow is then unknown and sync() must come first.
-  void transmit(std::uint64_t epoch, int vmstate_fd,
-                std::function<void(const Error*, TransmitResult)> done);
+  // Encodes the captured pages against the shadow and sends them and the device state (all of `vmstate_fd`
+  // from offset 0) as `epoch`. Ends when everything is with the kernel. ERR_COLO_LINK ends the session: the
+  // shadow is then unknown and sync() must come first.
+  void transmit(std::uint64_t epoch, int vmstate_fd, std::function<void(const Error*, TransmitResult)> done);
 
-  // The captured checkpoint won't be sent: its pages are dirty again (invariant 3). Synchronous, no job running.
+  // The captured checkpoint won't be sent: its pages are dirty again (invariant 3). Synchronous, no job
+  // running.
   void abandon();
 
   void close();

@@ -8,7 +8,8 @@
 
 namespace colo {
 
-// pidfd_open(2) and a thread that polls it. `exited` is called once, from that thread. Throws ERR_COLO_PROCESS (ESRCH: already gone).
+// pidfd_open(2) and a thread that polls it. `exited` is called once, from that thread. Throws
+// ERR_COLO_PROCESS (ESRCH: already gone).
 class ProcessWatch {
  public:
   ProcessWatch(pid_t pid, std::function<void()> exited);

@@ -6,24 +6,23 @@
 #include <vector>
 
 #include "guest_memory.h"
+#include "memory_region.h"
 
 namespace colo {
 
-// Costs one guest RAM of memory, taken from the kernel page by page as it is first written (anonymous, MAP_NORESERVE), all zero at the
-// start. Threads may use disjoint pages at once.
+// Costs one guest RAM of memory, taken from the kernel page by page as it is first written (anonymous,
+// MAP_NORESERVE), all zero at the start. Threads may use disjoint pages at once.
 class Shadow {
  public:
-  explicit Shadow(const GuestMemory& memory);
-  ~Shadow();
-  Shadow(const Shadow&) = delete;
-  Shadow& operator=(const Shadow&) = delete;
+  explicit Shadow(const GuestMemory& memory);  // throws ERR_COLO_MEMORY
 
-  std::byte* page(std::size_t block, std::uint64_t page) { return bases_[block] + page * kPageSize; }
-  const std::byte* page(std::size_t block, std::uint64_t page) const { return bases_[block] + page * kPageSize; }
+  std::byte* page(std::size_t block, std::uint64_t page) { return blocks_[block].data() + page * kPageSize; }
+  const std::byte* page(std::size_t block, std::uint64_t page) const {
+    return blocks_[block].data() + page * kPageSize;
+  }
 
  private:
-  std::vector<std::byte*> bases_;
-  std::vector<std::size_t> sizes_;
+  std::vector<MemoryRegion> blocks_;
 };
 
 }  // namespace colo

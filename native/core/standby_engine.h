@@ -1,4 +1,5 @@
-// Everything native that the secondary does to one VM: receive, stage, verify, flush, and the vmstate mailbox.
+// Everything native that the secondary does to one VM: receive, stage, verify, flush, and the vmstate
+// mailbox.
 #pragma once
 
 #include <cstdint>
@@ -12,14 +13,22 @@
 
 namespace colo {
 
+// Bytes that loading a device state overwrites: it resets the machine, and a reset puts boot images into RAM
+// again.
+struct PreservedRange {
+  std::uint32_t block = 0;
+  std::uint64_t offset = 0, size = 0;  // in bytes
+};
+
 struct StandbyOptions {
   pid_t pid = 0;
-  std::vector<RamBlock> blocks;              // in the primary's order: an index on the wire is an index here
-  int mailbox_fd = -1;                       // the qcow2 file (usually a memfd) that QEMU has open; not owned
-  std::uint64_t mailbox_state_offset = 0;    // where its VM state area begins, in bytes
-  std::uint64_t mailbox_state_bytes = 0;     // and how long it is: a longer vmstate is refused
-  std::string machine;                       // versioned machine name for the stream's configuration section
-  std::uint64_t staging_limit_bytes = 0;     // 0: two guest RAMs and 64 MiB; more than that from a peer is an error
+  std::vector<RamBlock> blocks;            // in the primary's order: an index on the wire is an index here
+  int mailbox_fd = -1;                     // the qcow2 file (usually a memfd) that QEMU has open; not owned
+  std::uint64_t mailbox_state_offset = 0;  // where its VM state area begins, in bytes
+  std::uint64_t mailbox_state_bytes = 0;   // and how long it is: a longer vmstate is refused
+  std::string machine;                     // versioned machine name for the stream's configuration section
+  std::vector<PreservedRange> preserved;   // remembered by commit(), put back by restore_preserved()
+  std::uint64_t staging_limit_bytes = 0;   // 0: two guest RAMs and 64 MiB; a peer that sends more is refused
 };
 
 struct StagedCheckpoint {
@@ -27,37 +36,48 @@ struct StagedCheckpoint {
   std::uint64_t pages = 0, wire_bytes = 0, vmstate_bytes = 0;
 };
 
-// A session's life: open_session, add_connection (as many as announced), then per epoch: open_epoch -> `staged` event -> commit.
-// Epoch 0 (the first copy) is applied to guest RAM as it arrives: there is no checkpoint to protect yet.
-// ATOMICITY (invariant 2): nothing of an epoch >= 1 touches guest RAM or the mailbox before commit(), and every frame was checked whole
-// (ranges, lengths, checksum) before `staged` is reported, so that a commit has nothing left to refuse.
+// A session's life: open_session, add_connection (as many as announced), then per epoch: open_epoch ->
+// `staged` event -> commit. Epoch 0 (the first copy) is applied to guest RAM as it arrives: there is no
+// checkpoint to protect yet. ATOMICITY (invariant 2): nothing of an epoch >= 1 touches guest RAM or the
+// mailbox before commit(), and every frame was checked whole (ranges, lengths, checksum) before `staged` is
+// reported, so that a commit has nothing left to refuse.
 class StandbyEngine {
  public:
   using Done = std::function<void(const Error*)>;
   struct Events {
     std::function<void(StagedCheckpoint)> staged;  // from a receiver thread
-    std::function<void(const Error&)> failed;      // the session's stream is unusable; once per session, from a receiver thread
+    // The session's stream is unusable. Once a session, from a receiver thread; nothing is staged after it.
+    std::function<void(const Error&)> failed;
   };
 
   StandbyEngine(const StandbyOptions& options, Events events);
   ~StandbyEngine();
 
-  // Drops whatever an earlier session staged (never a committed epoch) and expects `connections` bulk connections whose preface carries
-  // this token (16 bytes) and generation. Epoch 0 is open from here on.
+  // Drops whatever an earlier session staged (never a committed epoch) and expects `connections` bulk
+  // connections whose preface carries this token (16 bytes) and generation. Epoch 0 is open from here on.
   void open_session(const std::string& token, std::uint64_t generation, unsigned connections);
 
-  // Takes over a bulk connection whose preface the acceptor has read (acceptor.h). Throws ERR_COLO_PEER for a wrong token, generation or a
-  // connection too many; the descriptor is closed then.
+  // Takes over a bulk connection whose preface the acceptor has read (acceptor.h). Throws ERR_COLO_PEER for a
+  // wrong token, generation or a connection too many; the descriptor is closed then.
   void add_connection(int fd, const std::string& preface);
 
-  // Frames of `epoch` may come from now on; they are staged. At most one committed epoch may be waiting to be flushed beside it.
+  // Frames of `epoch` may come from now on; they are staged. The epoch before has been reported as staged
+  // (asserted).
   void open_epoch(std::uint64_t epoch);
 
-  // Flushes a staged epoch: RAM first, then the device state into the mailbox (invariant 6). Runs on the engine's own thread, `done`
-  // comes from there. It can fail only when QEMU is gone (ERR_COLO_GUEST_MEMORY).
+  // Flushes a staged epoch: RAM first, then the device state into the mailbox (invariant 6). Runs on the
+  // engine's own thread, `done` comes from there, with ERR_COLO_GUEST_MEMORY when QEMU is gone or
+  // ERR_COLO_MAILBOX. One at a time (asserted). The last committed epoch can be committed again, which
+  // flushes it once more; any other throws ERR_COLO_STATE.
   void commit(std::uint64_t epoch, Done done);
 
-  // Throws away everything staged and not committed, and closes the session's connections. A commit in progress is not touched.
+  // After the device state has been loaded: puts the preserved ranges back as the last commit left them
+  // (invariant 2). No commit is in progress (asserted). Throws ERR_COLO_GUEST_MEMORY when QEMU is gone.
+  void restore_preserved();
+
+  // Throws away everything staged and not committed, and closes the session's connections. A commit in
+  // progress is not touched. No event of the session begins after it; it waits for one in progress, so an
+  // event must not call it.
   void close_session();
 
   // close_session(), waits for a commit in progress, ends all threads.

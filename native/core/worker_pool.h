@@ -6,8 +6,9 @@
 
 namespace colo {
 
-// run() calls job(0) .. job(parts - 1), the calling thread taking part, and returns when all are done; the first exception is rethrown in
-// the caller after every part has ended. One run() at a time. Threads sleep on a condition variable between jobs.
+// run() calls job(0) .. job(parts - 1), the calling thread taking part, and returns when all are done; the
+// first exception is rethrown in the caller after every part has ended. One run() at a time. Threads sleep on
+// a condition variable between jobs.
 class WorkerPool {
  public:
   explicit WorkerPool(unsigned threads);  // 1 = no extra thread, everything in the caller

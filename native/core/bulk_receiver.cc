@@ -1,0 +1,212 @@
+#include "bulk_receiver.h"
+
+#include <sys/socket.h>
+
+#include <array>
+#include <utility>
+
+namespace colo {
+namespace {
+
+[[noreturn]] void refuse_frame(const Error& why, unsigned lane) {
+  throw Error(why.code(), why.sys_errno(), "bulk connection " + std::to_string(lane) + ": " + why.what());
+}
+
+// In a time that doesn't depend on where they differ.
+bool equal_secrets(const std::string& a, const std::string& b) {
+  if (a.size() != b.size()) return false;
+  unsigned difference = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) difference |= static_cast<unsigned char>(a[i] ^ b[i]);
+  return difference == 0;
+}
+
+std::vector<std::uint64_t> lengths_of_blocks(const GuestMemory& memory) {
+  std::vector<std::uint64_t> pages;
+  for (std::size_t i = 0; i < memory.block_count(); ++i) pages.push_back(memory.block(i).pages());
+  return pages;
+}
+
+Error stream_error(const std::string& what) { return {"ERR_COLO_STREAM", 0, what}; }
+
+}  // namespace
+
+BulkReceiver::BulkReceiver(Destination destination, const StandbyEngine::Events& events, std::string token,
+                           std::uint64_t generation, unsigned connections)
+    : destination_(std::move(destination)),
+      events_(events),
+      token_(std::move(token)),
+      generation_(generation),
+      block_pages_(lengths_of_blocks(destination_.memory)),
+      lanes_(connections) {}
+
+BulkReceiver::~BulkReceiver() {
+  {
+    const std::lock_guard lock(mutex_);
+    silent_ = true;
+    for (const auto& lane : lanes_) {
+      if (lane) ::shutdown(lane->fd.get(), SHUT_RDWR);
+    }
+  }
+  for (const auto& lane : lanes_) {
+    if (lane) lane->thread.join();
+  }
+}
+
+void BulkReceiver::add_connection(UniqueFd fd, const BulkPreface& preface) {
+  const auto refuse = [](const char* what) {
+    throw Error("ERR_COLO_PEER", 0, std::string("bulk connection refused: ") + what);
+  };
+  if (!equal_secrets(preface.token, token_)) refuse("wrong token");
+  if (preface.generation != generation_) refuse("wrong generation");
+  const std::lock_guard lock(mutex_);
+  if (preface.connections != lanes_.size()) refuse("wrong number of connections");
+  if (lanes_[preface.index]) refuse("its index has been taken");
+  auto lane = std::make_unique<Lane>(destination_.memory);
+  lane->index = preface.index;
+  lane->fd = std::move(fd);
+  if (silent_) ::shutdown(lane->fd.get(), SHUT_RDWR);  // the session has failed on another connection
+  lane->thread = std::thread([this, served = lane.get()] { serve(*served); });
+  lanes_[preface.index] = std::move(lane);
+}
+
+void BulkReceiver::open_epoch(std::uint64_t epoch) {
+  const std::lock_guard lock(mutex_);
+  COLO_ASSERT(lanes_ended_ == lanes_.size() && epoch == open_.epoch + 1);
+  destination_.cache.open(epoch, static_cast<unsigned>(lanes_.size()));
+  open_ = {.epoch = epoch};
+  lanes_ended_ = 0;
+}
+
+void BulkReceiver::serve(Lane& lane) {
+  try {
+    for (;;) receive_frame(lane);
+  } catch (const Error& error) {
+    fail(error);
+  } catch (const std::bad_alloc&) {
+    fail(Error("ERR_COLO_MEMORY", ENOMEM, "no memory left to stage a checkpoint"));
+  }
+}
+
+void BulkReceiver::fail(const Error& error) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (std::exchange(silent_, true)) return;
+    for (const auto& lane : lanes_) {
+      if (lane) ::shutdown(lane->fd.get(), SHUT_RDWR);
+    }
+  }
+  events_.failed(error);
+}
+
+void BulkReceiver::receive_frame(Lane& lane) {
+  try {
+    const FrameHeader header = receive_frame_header(system_socket_calls(), lane.fd.get(), generation_);
+    enter_epoch(lane, header.epoch);
+    lane.wire_bytes += kFrameHeaderBytes + header.length;
+    switch (header.type) {
+      case FrameType::pages:
+        return receive_pages(lane, header.length);
+      case FrameType::vmstate:
+        return receive_vmstate(lane, header.length);
+      case FrameType::end:
+        return receive_end(lane);
+    }
+  } catch (const Error& error) {
+    refuse_frame(error, lane.index);
+  }
+}
+
+void BulkReceiver::enter_epoch(Lane& lane, std::uint64_t epoch) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (epoch != open_.epoch) {
+      throw stream_error("frame of epoch " + std::to_string(epoch) + " while " + std::to_string(open_.epoch) +
+                         " is open");
+    }
+  }
+  if (lane.epoch != epoch) {
+    // The epoch before is complete, or this one would not be open.
+    COLO_ASSERT(lane.ended);
+    lane.epoch = epoch;
+    lane.wire_bytes = lane.vmstate_bytes = 0;
+    lane.ended = false;
+    lane.digest.reset();
+    lane.first_copy = std::vector<std::byte>();
+  }
+  if (lane.ended) throw stream_error("frame after the END of epoch " + std::to_string(epoch));
+}
+
+void BulkReceiver::receive_pages(Lane& lane, std::size_t length) {
+  const bool first_copy = lane.epoch == 0;
+  std::span<std::byte> payload;
+  if (first_copy) {
+    lane.first_copy.resize(kPagesBytesMax);
+    payload = std::span(lane.first_copy).first(length);
+  } else {
+    payload = destination_.cache.reserve(lane.index, length);
+  }
+  receive_all(system_socket_calls(), lane.fd.get(), payload);
+  lane.digest.add_payload(payload);
+  const std::uint64_t pages = validate_entries(payload, block_pages_, !first_copy);
+  lane.digest.add_pages(pages);
+  count_pages(pages);
+  if (first_copy) {
+    destination_.wait_until_flushed();
+    lane.applier.apply_first_copy(payload);
+  } else {
+    destination_.cache.add_pages(lane.index, payload);  // INVARIANT 2: guest RAM isn't touched before commit
+  }
+}
+
+// Without this, sixteen bytes could ask for the clearing of a whole block, again and again.
+void BulkReceiver::count_pages(std::uint64_t pages) {
+  const std::lock_guard lock(mutex_);
+  if (pages > destination_.memory.total_bytes() / kPageSize - open_.pages) {
+    throw stream_error("epoch " + std::to_string(open_.epoch) + " has more pages than the guest");
+  }
+  open_.pages += pages;
+}
+
+void BulkReceiver::receive_vmstate(Lane& lane, std::size_t length) {
+  if (lane.epoch == 0) throw stream_error("device state in epoch 0");
+  if (lane.index != 0) throw stream_error("device state belongs on connection 0");
+  if (lane.vmstate_bytes != 0)
+    throw stream_error("device state twice in epoch " + std::to_string(lane.epoch));
+  if (length > destination_.mailbox.vmstate_bytes_max()) {
+    throw stream_error("device state of " + std::to_string(length) + " bytes doesn't fit in the mailbox");
+  }
+  const std::span<std::byte> payload = destination_.cache.reserve(lane.index, length);
+  receive_all(system_socket_calls(), lane.fd.get(), payload);
+  lane.digest.add_payload(payload);
+  destination_.mailbox.check(payload);
+  destination_.cache.set_vmstate(payload);
+  lane.vmstate_bytes = length;
+}
+
+void BulkReceiver::receive_end(Lane& lane) {
+  std::array<std::byte, kEndBytes> bytes;
+  receive_all(system_socket_calls(), lane.fd.get(), bytes);
+  const EpochSummary announced = parse_end(bytes), counted = lane.digest.summary();
+  if (announced.pages != counted.pages || announced.payload_bytes != counted.payload_bytes) {
+    throw stream_error("epoch " + std::to_string(lane.epoch) +
+                       " is incomplete: END announces other numbers than have come");
+  }
+  if (announced.hash != counted.hash)
+    throw stream_error("checksum of epoch " + std::to_string(lane.epoch) + " is wrong");
+  if (lane.epoch != 0 && lane.index == 0 && lane.vmstate_bytes == 0) {
+    throw stream_error("epoch " + std::to_string(lane.epoch) + " ends without device state");
+  }
+  lane.ended = true;
+  StagedCheckpoint staged;
+  {
+    const std::lock_guard lock(mutex_);
+    open_.wire_bytes += lane.wire_bytes;
+    open_.vmstate_bytes += lane.vmstate_bytes;
+    if (++lanes_ended_ < lanes_.size() || silent_) return;
+    staged = open_;
+  }
+  if (staged.epoch != 0) destination_.cache.complete();
+  events_.staged(staged);
+}
+
+}  // namespace colo

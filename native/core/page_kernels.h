@@ -1,0 +1,28 @@
+// The two inner loops over a guest page, one version for each instruction set.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace colo {
+
+inline constexpr std::size_t kLineSize = 64;
+inline constexpr std::size_t kLinesPerPage = 64;  // one bit each in a mask of changed lines
+
+// Every version gives the same results as the scalar one, which is built everywhere and serves the tests as
+// oracle. Pages are kPageSize bytes and may lie at any address.
+struct PageKernel {
+  const char* name;
+  // Bit i is set when bytes [64 i, 64 i + 64) of `page` and `base` differ.
+  std::uint64_t (*changed_lines)(const std::byte* page, const std::byte* base);
+  bool (*is_zero)(const std::byte* page);
+};
+
+// Those that this CPU and its operating system can run, from the scalar one up to the widest.
+const std::vector<PageKernel>& page_kernels();
+
+// The widest of them.
+const PageKernel& best_page_kernel();
+
+}  // namespace colo

@@ -1,0 +1,301 @@
+#include "primary_engine.h"
+
+#include <sys/stat.h>
+
+#include <chrono>
+#include <condition_variable>
+#include <cstring>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <thread>
+#include <utility>
+
+#include "bulk_sender.h"
+#include "capture.h"
+#include "checkpoint_stream.h"
+#include "shadow.h"
+
+namespace colo {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// Microseconds since the last call or the construction.
+class Laps {
+ public:
+  std::uint64_t lap_us() {
+    const auto now = Clock::now();
+    const auto spent = std::chrono::duration_cast<std::chrono::microseconds>(now - std::exchange(last_, now));
+    return static_cast<std::uint64_t>(spent.count());
+  }
+
+ private:
+  Clock::time_point last_ = Clock::now();
+};
+
+std::unique_ptr<DirtyTracker> make_tracker(const PrimaryOptions& options, const GuestMemory& memory,
+                                           const Shadow* shadow, std::string& reason) {
+  using Wanted = PrimaryOptions::Tracker;
+  if (options.tracker == Wanted::compare) {
+    if (shadow == nullptr) throw Error("ERR_COLO_ARGUMENT", 0, "the compare tracker needs the shadow");
+    reason = "asked for";
+    return make_compare_tracker(memory, *shadow);
+  }
+  try {
+    return make_userfaultfd_tracker(memory);
+  } catch (const Error& error) {
+    const bool unavailable = std::strncmp(error.code(), "ERR_COLO_UFFD_", 14) == 0;
+    if (!unavailable || options.tracker == Wanted::userfaultfd || shadow == nullptr) throw;
+    reason = error.what();
+    return make_compare_tracker(memory, *shadow);
+  }
+}
+
+void read_vmstate(int fd, std::vector<std::byte>& out) {
+  struct stat status = {};
+  if (::fstat(fd, &status) != 0) throw_errno("ERR_COLO_VMSTATE", "looking at the saved device state");
+  if (status.st_size == 0 || status.st_size > kVmstateBytesMax) {
+    throw Error("ERR_COLO_VMSTATE", 0, "saved device state of " + std::to_string(status.st_size) + " bytes");
+  }
+  out.resize(static_cast<std::size_t>(status.st_size));
+  for (std::size_t done = 0; done < out.size();) {
+    const ssize_t got = ::pread(fd, out.data() + done, out.size() - done, static_cast<off_t>(done));
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) throw_errno("ERR_COLO_VMSTATE", "reading the saved device state");
+    if (got == 0)
+      throw Error("ERR_COLO_VMSTATE", 0, "the saved device state became shorter while it was read");
+    done += static_cast<std::size_t>(got);
+  }
+}
+
+}  // namespace
+
+// Everything below `mutex` is guarded by it; everything above belongs to the job in progress, or to the
+// caller while there is none.
+struct PrimaryEngine::State {
+  explicit State(const PrimaryOptions& options)
+      : memory(options.pid, options.blocks),
+        shadow(options.shadow ? std::make_unique<Shadow>(memory) : nullptr),
+        tracker(make_tracker(options, memory, shadow.get(), info.reason)),
+        pool(std::in_place, options.threads),
+        staging(memory.total_bytes(), options.staging_resident_bytes) {
+    info.kind = tracker->kind();
+    for (std::size_t i = 0; i < memory.block_count(); ++i) {
+      info.access.push_back(memory.access(i));
+      dirty.emplace_back(memory.block(i).pages());
+    }
+    thread = std::thread([this] { run_jobs(); });
+  }
+
+  void run_jobs();
+  void start(std::function<void()> work, Done report);
+  Error describe(const std::exception& failure);
+  BulkSender& link() const;
+  void forget_captured();
+  CaptureResult capture(std::uint64_t epoch, OutputGate* gate);
+  TransmitResult transmit(std::uint64_t epoch, int vmstate_fd);
+
+  TrackerInfo info;
+  GuestMemory memory;
+  std::unique_ptr<Shadow> shadow;
+  std::unique_ptr<DirtyTracker> tracker;
+  std::optional<WorkerPool> pool;
+  Staging staging;
+  std::vector<DirtyBitmap>
+      dirty;  // INVARIANT 3: every page that the secondary doesn't have and the tracker has told of
+  std::vector<CapturedRun> captured;
+  std::optional<std::uint64_t> captured_epoch;
+  std::vector<std::byte> vmstate;
+  bool synced = false;  // the shadow equals what the secondary has
+
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::shared_ptr<BulkSender> sender;
+  std::function<void()> job;  // not yet taken up
+  bool busy = false;
+  bool closing = false;
+  std::once_flag ended;
+  std::thread thread;
+};
+
+void PrimaryEngine::State::run_jobs() {
+  std::unique_lock lock(mutex);
+  for (;;) {
+    changed.wait(lock, [this] { return job || closing; });
+    if (!job) return;
+    const auto taken = std::exchange(job, nullptr);
+    lock.unlock();
+    taken();
+    lock.lock();
+  }
+}
+
+void PrimaryEngine::State::start(std::function<void()> work, Done report) {
+  {
+    const std::lock_guard lock(mutex);
+    if (closing) throw Error("ERR_COLO_CLOSED", 0, "the engine is closed");
+    COLO_ASSERT(!busy);
+    busy = true;
+    job = [this, work = std::move(work), report = std::move(report)] {
+      std::optional<Error> failure;
+      try {
+        work();
+      } catch (const std::exception& thrown) {
+        failure = describe(thrown);
+      }
+      {
+        // Before the report: whoever gets it may start the next job at once.
+        const std::lock_guard done(mutex);
+        busy = false;
+      }
+      report(failure ? &*failure : nullptr);
+    };
+  }
+  changed.notify_all();
+}
+
+Error PrimaryEngine::State::describe(const std::exception& failure) {
+  {
+    const std::lock_guard lock(mutex);
+    if (closing) return {"ERR_COLO_CLOSED", 0, "the engine was closed"};
+  }
+  if (const auto* error = dynamic_cast<const Error*>(&failure)) return *error;
+  // INVARIANT 7: the agent goes on, to hand the guest over in order, even when it has no memory or no thread
+  // left.
+  return {"ERR_COLO_RESOURCES", 0, failure.what()};
+}
+
+BulkSender& PrimaryEngine::State::link() const {
+  if (!sender) throw Error("ERR_COLO_LINK", 0, "there is no bulk connection");
+  return *sender;
+}
+
+void PrimaryEngine::State::forget_captured() {
+  captured.clear();
+  captured_epoch.reset();
+  staging.trim();
+}
+
+CaptureResult PrimaryEngine::State::capture(std::uint64_t epoch, OutputGate* gate) {
+  COLO_ASSERT(!captured_epoch);
+  CaptureResult result;
+  Laps laps;
+  if (gate != nullptr) gate->seal(epoch);
+  result.seal_us = laps.lap_us();
+  tracker->collect(dirty, *pool);
+  result.scan_us = laps.lap_us();
+  captured.clear();
+  result.pages = capture_pages(memory, dirty, staging, *pool, captured);
+  result.copy_us = laps.lap_us();
+  captured_epoch = epoch;
+  return result;
+}
+
+TransmitResult PrimaryEngine::State::transmit(std::uint64_t epoch, int vmstate_fd) {
+  COLO_ASSERT(captured_epoch == epoch);
+  captured_epoch.reset();
+  if (!synced) throw Error("ERR_COLO_LINK", 0, "the secondary has no first copy in this session");
+  read_vmstate(vmstate_fd, vmstate);
+  synced = false;  // until it has gone well: half an epoch leaves the shadow unknown
+  const TransmitResult result = link().send_epoch(epoch, captured, vmstate);
+  synced = true;
+  for (DirtyBitmap& block : dirty) block.clear();  // INVARIANT 3: nowhere else but in protect()
+  forget_captured();
+  return result;
+}
+
+PrimaryEngine::PrimaryEngine(const PrimaryOptions& options) : state_(std::make_unique<State>(options)) {}
+
+PrimaryEngine::~PrimaryEngine() { close(); }
+
+TrackerInfo PrimaryEngine::info() const { return state_->info; }
+
+void PrimaryEngine::protect(Done done) {
+  state_->start(
+      [state = state_.get()] {
+        // INVARIANT 5: the caller has stopped the VM. From here to the end of the next sync() only the
+        // tracker knows what the secondary lacks, and that sync sends everything else.
+        state->synced = false;
+        state->tracker->protect_all();
+        for (DirtyBitmap& block : state->dirty) block.clear();
+        state->forget_captured();
+      },
+      std::move(done));
+}
+
+void PrimaryEngine::connect(const std::string& host, std::uint16_t port, const std::string& token,
+                            std::uint64_t generation, unsigned connections, Done done) {
+  const auto sender = std::make_shared<BulkSender>(
+      state_->memory, state_->shadow.get(), BulkSender::Target{host, port, token, generation, connections});
+  std::shared_ptr<BulkSender> replaced;
+  {
+    const std::lock_guard lock(state_->mutex);
+    COLO_ASSERT(!state_->busy);
+    replaced = std::exchange(state_->sender,
+                             sender);  // before the job begins, so that disconnect() reaches it from now on
+  }
+  state_->start(
+      [state = state_.get(), sender] {
+        state->synced = false;
+        sender->connect();
+      },
+      std::move(done));
+}
+
+void PrimaryEngine::disconnect() {
+  const std::lock_guard lock(state_->mutex);
+  if (state_->sender) state_->sender->cut();
+}
+
+void PrimaryEngine::sync(std::uint64_t bytes_per_second, std::function<void(SyncProgress)> progress,
+                         Done done) {
+  state_->start(
+      [state = state_.get(), bytes_per_second, progress = std::move(progress)] {
+        state->synced = false;
+        state->link().send_first_copy(bytes_per_second, progress);
+        state->synced = true;
+      },
+      std::move(done));
+}
+
+void PrimaryEngine::capture(std::uint64_t epoch, OutputGate* gate,
+                            std::function<void(const Error*, CaptureResult)> done) {
+  const auto result = std::make_shared<CaptureResult>();
+  state_->start([state = state_.get(), epoch, gate, result] { *result = state->capture(epoch, gate); },
+                [result, done = std::move(done)](const Error* error) { done(error, *result); });
+}
+
+void PrimaryEngine::transmit(std::uint64_t epoch, int vmstate_fd,
+                             std::function<void(const Error*, TransmitResult)> done) {
+  const auto result = std::make_shared<TransmitResult>();
+  state_->start(
+      [state = state_.get(), epoch, vmstate_fd, result] { *result = state->transmit(epoch, vmstate_fd); },
+      [result, done = std::move(done)](const Error* error) { done(error, *result); });
+}
+
+void PrimaryEngine::abandon() {
+  {
+    const std::lock_guard lock(state_->mutex);
+    COLO_ASSERT(!state_->busy);
+  }
+  state_->forget_captured();  // INVARIANT 3: `dirty` keeps the pages
+}
+
+void PrimaryEngine::close() {
+  {
+    const std::lock_guard lock(state_->mutex);
+    state_->closing = true;
+    if (state_->sender) state_->sender->cut();
+  }
+  state_->changed.notify_all();
+  std::call_once(state_->ended, [this] {
+    state_->thread.join();
+    state_->tracker.reset();  // lifts the protection
+    state_->pool.reset();
+    const std::lock_guard lock(state_->mutex);
+    state_->sender.reset();
+  });
+}
+
+}  // namespace colo

@@ -1,0 +1,15 @@
+#include "shadow.h"
+
+#include <sys/mman.h>
+
+namespace colo {
+
+Shadow::Shadow(const GuestMemory& memory) {
+  blocks_.reserve(memory.block_count());
+  for (std::size_t block = 0; block < memory.block_count(); ++block) {
+    blocks_.emplace_back(memory.block(block).size, PROT_READ | PROT_WRITE);
+    blocks_.back().seal();
+  }
+}
+
+}  // namespace colo

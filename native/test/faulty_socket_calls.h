@@ -1,0 +1,57 @@
+// Socket calls that do what the kernel may do at any time: transfer less than asked, be interrupted, have no
+// room.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <cerrno>
+#include <random>
+
+#include "../core/socket_io.h"
+
+namespace colo::testing {
+
+class FaultySocketCalls : public SocketCalls {
+ public:
+  explicit FaultySocketCalls(unsigned seed) : random_(seed) {}
+
+  ssize_t sendmsg(int fd, const msghdr* message, int flags) override {
+    EXPECT_TRUE(flags & MSG_NOSIGNAL);
+    EXPECT_LE(message->msg_iovlen, 1024u);  // IOV_MAX
+    if (fault()) return -1;
+    // A part of one piece at most: every boundary is met.
+    iovec piece = message->msg_iov[0];
+    piece.iov_len = shortened(piece.iov_len);
+    msghdr less = *message;
+    less.msg_iov = &piece;
+    less.msg_iovlen = 1;
+    return SocketCalls::sendmsg(fd, &less, flags);
+  }
+  ssize_t recv(int fd, void* into, std::size_t length, int flags) override {
+    return fault() ? -1 : SocketCalls::recv(fd, into, shortened(length), flags);
+  }
+  int poll(pollfd* fds, nfds_t count, int timeout_ms) override {
+    ++polls;
+    if (random_() % 4 == 0) {
+      errno = EINTR;
+      return -1;
+    }
+    return SocketCalls::poll(fds, count, timeout_ms);
+  }
+
+  unsigned polls = 0;
+
+ private:
+  bool fault() {
+    const auto kind = random_() % 6;
+    errno = kind == 0 ? EINTR : EAGAIN;
+    return kind < 2;
+  }
+  std::size_t shortened(std::size_t length) {
+    return length == 0 || random_() % 3 == 0 ? length : random_() % length + 1;
+  }
+
+  std::mt19937_64 random_;
+};
+
+}  // namespace colo::testing

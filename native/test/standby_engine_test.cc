@@ -1,0 +1,350 @@
+#include "../core/standby_engine.h"
+
+#include <gtest/gtest.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+
+#include "../core/checkpoint_stream.h"
+#include "engine_harness.h"
+
+namespace colo {
+namespace {
+
+using testing::Bytes;
+using testing::kTestToken;
+using testing::ModelledGuest;
+using testing::ram_of;
+using testing::TestStandby;
+using testing::vmstate_of;
+
+constexpr std::uint64_t kGeneration = 7, kPages = 12;
+constexpr std::size_t kVmstateBytes = 150;
+
+class Recorder : public SocketCalls {
+ public:
+  ssize_t sendmsg(int, const msghdr* message, int) override {
+    ssize_t sent = 0;
+    for (std::size_t i = 0; i < message->msg_iovlen; ++i) {
+      const auto* from = static_cast<const std::byte*>(message->msg_iov[i].iov_base);
+      bytes.insert(bytes.end(), from, from + message->msg_iov[i].iov_len);
+      sent += static_cast<ssize_t>(message->msg_iov[i].iov_len);
+    }
+    return sent;
+  }
+  Bytes bytes;
+};
+
+// One epoch's bytes of one connection: page 1 zero, page 2 one changed line of `value`, page 3 whole (no
+// delta in epoch 0).
+Bytes epoch_bytes(std::uint64_t epoch, unsigned value, bool with_vmstate = true) {
+  Recorder recorder;
+  StreamWriter writer(recorder, -1, kGeneration);
+  const std::string vmstate = vmstate_of(epoch, kVmstateBytes);
+  const Bytes page(kPageSize, std::byte(value));
+  writer.begin_epoch(epoch);
+  if (epoch != 0 && with_vmstate) writer.send_vmstate(std::as_bytes(std::span(vmstate)));
+  writer.entries().add_zero(0, 1);
+  if (epoch != 0) writer.entries().add_delta(0, 2, page.data(), 1 << 5);
+  writer.entries().add_raw(1, 3, page.data());
+  writer.end_epoch(epoch == 0 ? 2 : 3);
+  return recorder.bytes;
+}
+
+// The test's end of a bulk connection.
+class Connection {
+ public:
+  Connection(StandbyEngine& engine, std::uint16_t index, std::uint16_t connections,
+             std::uint64_t generation = kGeneration, const std::string& token = kTestToken) {
+    int fds[2];
+    if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, fds) != 0) std::abort();
+    fd_.reset(fds[0]);
+    const auto preface = encode_preface({token, generation, index, connections});
+    engine.add_connection(fds[1], {reinterpret_cast<const char*>(preface.data()), preface.size()});
+  }
+
+  // Whole, or as far as the engine reads.
+  void send(std::span<const std::byte> bytes) {
+    iovec piece = {const_cast<std::byte*>(bytes.data()), bytes.size()};
+    try {
+      send_all(system_socket_calls(), fd_.get(), {&piece, 1});
+    } catch (const Error& error) {
+      EXPECT_EQ(error.sys_errno(), EPIPE);
+    }
+  }
+  void close() { fd_.reset(); }
+
+ private:
+  UniqueFd fd_;
+};
+
+class StandbyEngineTest : public ::testing::Test {
+ protected:
+  StandbyEngineTest() {
+    guest_.scribble(0, kPageSize, 2 * kPageSize, 3);  // so that zeros show
+  }
+
+  // A session on one connection whose first copy has come.
+  Connection begin() {
+    standby_.forget_events();
+    standby_.engine->open_session(kTestToken, kGeneration, 1);
+    Connection connection(*standby_.engine, 0, 1);
+    connection.send(epoch_bytes(0, 1));
+    EXPECT_TRUE(standby_.wait_staged(0));
+    before_ = ram_of(guest_);
+    standby_.engine->open_epoch(1);
+    return connection;
+  }
+  void expect_unchanged() { ASSERT_EQ(ram_of(guest_), before_); }
+
+  ModelledGuest guest_{{{kPages, true}, {kPages, false}}};
+  TestStandby standby_{guest_};
+  std::vector<Bytes> before_;
+};
+
+TEST_F(StandbyEngineTest, StagesThenCommitsRamAndDeviceState) {
+  Connection connection = begin();
+  const Bytes bytes = epoch_bytes(1, 9);
+  connection.send(bytes);
+  ASSERT_TRUE(standby_.wait_staged(1));
+  const StagedCheckpoint staged = standby_.staged().back();
+  EXPECT_EQ(staged.pages, 3u);
+  EXPECT_EQ(staged.wire_bytes, bytes.size());
+  EXPECT_EQ(staged.vmstate_bytes, kVmstateBytes);
+  expect_unchanged();  // INVARIANT 2
+  EXPECT_TRUE(standby_.mailbox_untouched());
+  ASSERT_EQ(standby_.commit(1), "");
+  std::vector<Bytes> expected = before_;
+  std::memset(expected[0].data() + 2 * kPageSize + 5 * kLineSize, 9, kLineSize);
+  std::memset(expected[1].data() + 3 * kPageSize, 9, kPageSize);
+  EXPECT_EQ(ram_of(guest_), expected);
+  EXPECT_EQ(standby_.mailbox_vmstate(kVmstateBytes), vmstate_of(1, kVmstateBytes));
+  EXPECT_EQ(standby_.failures(), 0u);
+}
+
+TEST_F(StandbyEngineTest, EpochCutAnywhereChangesNothing) {
+  const Bytes bytes = epoch_bytes(1, 9);
+  const unsigned seed = std::random_device{}();
+  SCOPED_TRACE("seed " + std::to_string(seed));
+  std::mt19937_64 random(seed);
+  std::vector<std::size_t> lengths = {
+      0, 1, 31, 32, 33, bytes.size() - 33, bytes.size() - 32, bytes.size() - 1};
+  for (int i = 0; i < 150; ++i) lengths.push_back(random() % bytes.size());
+  for (const std::size_t length : lengths) {
+    Connection connection = begin();
+    connection.send(std::span(bytes).first(length));
+    connection.close();
+    EXPECT_EQ(standby_.wait_failure().substr(0, 13), "ERR_COLO_LINK") << length;
+    standby_.engine->close_session();
+    EXPECT_FALSE(standby_.wait_staged(1));
+    EXPECT_EQ(standby_.failures(), 1u);
+    expect_unchanged();
+    EXPECT_TRUE(standby_.mailbox_untouched());
+    EXPECT_THROW(standby_.engine->commit(1, nullptr), Error);
+  }
+}
+
+TEST_F(StandbyEngineTest, EveryFlippedBitIsNoticed) {
+  const Bytes good = epoch_bytes(1, 9);
+  const unsigned seed = std::random_device{}();
+  SCOPED_TRACE("seed " + std::to_string(seed));
+  std::mt19937_64 random(seed);
+  // One bit of each byte, except for the whole page, where ten must do.
+  std::vector<std::size_t> bits;
+  const std::size_t page_begin = good.size() - 64 - kPageSize;
+  for (std::size_t at = 0; at < good.size(); ++at) {
+    if (at < page_begin || at >= page_begin + kPageSize || random() % (kPageSize / 10) == 0)
+      bits.push_back(at * 8 + random() % 8);
+  }
+  for (const std::size_t bit : bits) {
+    Bytes bad = good;
+    bad[bit / 8] ^= std::byte(1 << bit % 8);
+    Connection connection = begin();
+    connection.send(bad);
+    connection.close();
+    const std::string failure = standby_.wait_failure();
+    ASSERT_NE(failure, "no failure") << "bit " << bit;
+    ASSERT_FALSE(standby_.wait_staged(1)) << "bit " << bit << ": " << failure;
+    if (bit % 64 == 0) expect_unchanged();
+  }
+  expect_unchanged();
+}
+
+TEST_F(StandbyEngineTest, FlippedBitInTheFirstCopyIsNoticedAtItsEnd) {
+  Bytes bad = epoch_bytes(0, 1);
+  bad[bad.size() - 100] ^= std::byte{1};
+  standby_.engine->open_session(kTestToken, kGeneration, 1);
+  Connection connection(*standby_.engine, 0, 1);
+  connection.send(bad);
+  EXPECT_NE(standby_.wait_failure().find("checksum"), std::string::npos);
+  EXPECT_TRUE(standby_.staged().empty());
+}
+
+// What a frame says that no honest primary sends: each ends the session, with the reason.
+TEST_F(StandbyEngineTest, RefusesFramesThatDoNotBelongHere) {
+  const auto frame = [](FrameType type, std::uint64_t epoch, std::uint32_t length,
+                        std::uint64_t generation = kGeneration) {
+    const auto header = encode_frame_header({type, generation, epoch, length});
+    Bytes bytes(header.begin(), header.end());
+    bytes.resize(bytes.size() + length);
+    return bytes;
+  };
+  const auto expect_refused = [&](const Bytes& bytes, const char* why) {
+    Connection connection = begin();
+    connection.send(bytes);
+    EXPECT_NE(standby_.wait_failure().find(why), std::string::npos)
+        << standby_.wait_failure() << " / " << why;
+    expect_unchanged();
+  };
+  expect_refused(frame(FrameType::pages, 2, 16), "frame of epoch 2 while 1 is open");
+  expect_refused(frame(FrameType::pages, 0, 16), "frame of epoch 0 while 1 is open");
+  expect_refused(frame(FrameType::pages, 1, 16, kGeneration + 1),
+                 "generation 8 in a session of generation 7");
+  expect_refused(frame(FrameType::vmstate, 1, kVmstateBytesMax), "doesn't fit in the mailbox");
+  expect_refused(frame(FrameType::vmstate, 1, 100), "not a QEMU stream");
+  expect_refused(frame(FrameType::pages, 1, 16), "it has no pages");
+  expect_refused(epoch_bytes(1, 9, false), "ends without device state");
+  Bytes twice = epoch_bytes(1, 9);
+  twice.resize(kFrameHeaderBytes + kVmstateBytes);
+  const Bytes again = twice;
+  twice.insert(twice.end(), again.begin(), again.end());
+  expect_refused(twice, "device state twice");
+  Bytes over = epoch_bytes(1, 9);
+  const Bytes more = epoch_bytes(1, 9);
+  over.insert(over.end(), more.begin(), more.end());
+  Connection connection = begin();
+  connection.send(over);
+  EXPECT_NE(standby_.wait_failure().find("after the END"), std::string::npos);
+}
+
+TEST_F(StandbyEngineTest, DeviceStateInTheFirstCopyIsRefused) {
+  standby_.engine->open_session(kTestToken, kGeneration, 1);
+  Connection connection(*standby_.engine, 0, 1);
+  const auto header = encode_frame_header({FrameType::vmstate, kGeneration, 0, 100});
+  connection.send(header);
+  EXPECT_NE(standby_.wait_failure().find("device state in epoch 0"), std::string::npos);
+}
+
+TEST_F(StandbyEngineTest, MorePagesThanTheGuestHasAreRefused) {
+  Recorder recorder;
+  StreamWriter writer(recorder, -1, kGeneration);
+  writer.begin_epoch(1);
+  for (std::uint64_t i = 0; i <= 2 * kPages; ++i) writer.entries().add_zero(0, i % 2);
+  writer.send_pages();
+  Connection connection = begin();
+  connection.send(recorder.bytes);
+  EXPECT_NE(standby_.wait_failure().find("more pages than the guest"), std::string::npos);
+}
+
+TEST(StandbyEngine, PeerThatExceedsTheStagingLimitIsRefused) {
+  const ModelledGuest guest({{kPages, true}, {kPages, false}});
+  TestStandby standby(guest, 5000);
+  standby.engine->open_session(kTestToken, kGeneration, 1);
+  Connection connection(*standby.engine, 0, 1);
+  connection.send(epoch_bytes(0, 1));
+  ASSERT_TRUE(standby.wait_staged(0));
+  standby.engine->open_epoch(1);
+  connection.send(epoch_bytes(1, 9));
+  ASSERT_TRUE(standby.wait_staged(1));
+  EXPECT_EQ(standby.commit(1), "");
+  standby.engine->open_epoch(2);
+  connection.send(epoch_bytes(2, 9));
+  EXPECT_EQ(standby.wait_failure().substr(0, 22), "ERR_COLO_STAGING_LIMIT");
+}
+
+TEST_F(StandbyEngineTest, ConnectionsAreHeldAgainstTheSession) {
+  StandbyEngine& engine = *standby_.engine;
+  const auto refused = [&](std::uint16_t index, std::uint16_t connections, std::uint64_t generation,
+                           const std::string& token) {
+    try {
+      Connection connection(engine, index, connections, generation, token);
+    } catch (const Error& error) {
+      EXPECT_STREQ(error.code(), "ERR_COLO_PEER");
+      return std::string(error.what());
+    }
+    return std::string();
+  };
+  EXPECT_NE(refused(0, 2, kGeneration, kTestToken).find("no session"), std::string::npos);
+  engine.open_session(kTestToken, kGeneration, 2);
+  EXPECT_NE(refused(0, 2, kGeneration, "0123456789abcdeF").find("wrong token"), std::string::npos);
+  EXPECT_NE(refused(0, 2, kGeneration - 1, kTestToken).find("wrong generation"), std::string::npos);
+  EXPECT_NE(refused(0, 3, kGeneration, kTestToken).find("wrong number"), std::string::npos);
+  Connection first(engine, 1, 2);
+  EXPECT_NE(refused(1, 2, kGeneration, kTestToken).find("taken"), std::string::npos);
+  EXPECT_THROW(engine.add_connection(-1, "short"), Error);
+  Connection second(engine, 0, 2);
+  first.send(epoch_bytes(0, 1));
+  second.send(epoch_bytes(0, 1));
+  EXPECT_TRUE(standby_.wait_staged(0));
+}
+
+TEST_F(StandbyEngineTest, EpochIsCompleteOnlyWithTheEndOfEveryConnection) {
+  standby_.engine->open_session(kTestToken, kGeneration, 2);
+  Connection zero(*standby_.engine, 0, 2), one(*standby_.engine, 1, 2);
+  one.send(epoch_bytes(0, 1));
+  zero.send(epoch_bytes(0, 1));
+  ASSERT_TRUE(standby_.wait_staged(0));
+  standby_.engine->open_epoch(1);
+  zero.send(epoch_bytes(1, 9));
+  const Bytes rest = epoch_bytes(1, 9, false);
+  one.send(std::span(rest).first(rest.size() - 1));
+  EXPECT_THROW(standby_.engine->commit(1, nullptr), Error);
+  EXPECT_EQ(standby_.staged().size(), 1u);
+  one.send(std::span(rest).last(1));
+  ASSERT_TRUE(standby_.wait_staged(1));
+  EXPECT_EQ(standby_.staged().back().pages, 6u);
+  EXPECT_EQ(standby_.staged().back().vmstate_bytes, kVmstateBytes);
+}
+
+TEST_F(StandbyEngineTest, OneFailedConnectionEndsTheOthersAndIsReportedOnce) {
+  standby_.engine->open_session(kTestToken, kGeneration, 3);
+  Connection zero(*standby_.engine, 0, 3), one(*standby_.engine, 1, 3);
+  one.close();
+  EXPECT_NE(standby_.wait_failure().find("bulk connection 1: the peer closed"), std::string::npos);
+  Connection late(*standby_.engine, 2, 3);
+  standby_.engine->close_session();
+  EXPECT_EQ(standby_.failures(), 1u);
+}
+
+TEST_F(StandbyEngineTest, ClosingASessionIsNoFailureAndTheNextOneStartsAfresh) {
+  for (int round = 0; round < 20; ++round) {
+    Connection connection = begin();
+    const Bytes bytes = epoch_bytes(1, 9);
+    connection.send(std::span(bytes).first(static_cast<std::size_t>(round) * 10));
+    standby_.engine->close_session();
+    EXPECT_EQ(standby_.failures(), 0u);
+    expect_unchanged();
+  }
+}
+
+TEST_F(StandbyEngineTest, CommittedEpochOutlivesItsSessionAndCanBeFlushedAgain) {
+  Connection connection = begin();
+  connection.send(epoch_bytes(1, 9));
+  ASSERT_TRUE(standby_.wait_staged(1));
+  testing::Outcome<> outcome;
+  standby_.engine->commit(1, outcome.plain_done());
+  standby_.engine->close_session();
+  ASSERT_EQ(outcome.wait(), "");
+  const std::vector<Bytes> committed = ram_of(guest_);
+  EXPECT_NE(committed, before_);
+  guest_.scribble(1, 3 * kPageSize, 10, 4);
+  ASSERT_EQ(standby_.commit(1), "");
+  EXPECT_EQ(ram_of(guest_), committed);
+}
+
+TEST_F(StandbyEngineTest, CommitOfALostGuestFails) {
+  Connection connection = begin();
+  connection.send(epoch_bytes(1, 9));
+  ASSERT_TRUE(standby_.wait_staged(1));
+  guest_.kill();
+  EXPECT_EQ(standby_.commit(1), "ERR_COLO_GUEST_MEMORY");
+}
+
+TEST_F(StandbyEngineTest, OrderOfCallsIsAsserted) {
+  EXPECT_DEATH(standby_.engine->open_epoch(1), "assertion failed");
+  Connection connection = begin();
+  EXPECT_DEATH(standby_.engine->open_epoch(2), "assertion failed");
+}
+
+}  // namespace
+}  // namespace colo
