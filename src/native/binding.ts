@@ -64,7 +64,13 @@ export interface PrimaryEngine {
   info(): TrackerInfo;
   /** The VM is stopped and drained. */
   protect(): Promise<void>;
-  connect(host: string, port: number, token: Uint8Array, generation: number, connections: number): Promise<void>;
+  connect(
+    host: string,
+    port: number,
+    token: Uint8Array,
+    generation: number,
+    connections: number,
+  ): Promise<void>;
   disconnect(): void;
   sync(bytesPerSecond: number, onProgress: (progress: SyncProgress) => void): Promise<void>;
   /** The VM is stopped and drained. Seals `gate` (null: none) as the end of `epoch`. */
@@ -75,6 +81,14 @@ export interface PrimaryEngine {
   close(): void;
 }
 
+/** Bytes that loading a device state overwrites: see src/vm/load-overwrites.ts. */
+export interface PreservedRange {
+  /** Index into `blocks`. */
+  block: number;
+  offsetBytes: number;
+  sizeBytes: number;
+}
+
 export interface StandbyEngineOptions {
   pid: number;
   blocks: NativeRamBlock[];
@@ -82,6 +96,7 @@ export interface StandbyEngineOptions {
   mailboxStateOffset: number;
   mailboxStateBytes: number;
   machine: string;
+  preserved: PreservedRange[];
   stagingLimitBytes: number;
   onStaged(checkpoint: StagedCheckpoint): void;
   onFailed(error: NativeError): void;
@@ -99,6 +114,8 @@ export interface StandbyEngine {
   addConnection(fd: number, preface: Uint8Array): void;
   openEpoch(epoch: number): void;
   commit(epoch: number): Promise<void>;
+  /** After the device state has been loaded: puts the preserved ranges back as the last commit left them. */
+  restorePreserved(): void;
   closeSession(): void;
   close(): void;
 }

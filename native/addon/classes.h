@@ -1,0 +1,24 @@
+// What the addon exports, one function per class and one for the descriptor services.
+#pragma once
+
+#include <napi.h>
+
+#include <memory>
+
+#include "../core/output_gate.h"
+#include "arguments.h"
+
+namespace colo::addon {
+
+Napi::Function define_acceptor(Napi::Env env);
+Napi::Function define_output_gate(Napi::Env env);
+Napi::Function define_primary_engine(Napi::Env env);
+Napi::Function define_process_watch(Napi::Env env);
+Napi::Function define_standby_engine(Napi::Env env);
+void define_descriptors(Napi::Env env, Napi::Object exports);
+
+// The gate behind an argument; nullptr for null. Whoever holds it may use it on any thread: once JavaScript
+// has closed it, it throws ERR_COLO_CLOSED.
+std::shared_ptr<OutputGate> gate_or_null(const Argument& argument);
+
+}  // namespace colo::addon

@@ -1,0 +1,74 @@
+#include "results.h"
+
+#include <initializer_list>
+#include <utility>
+
+#include "../core/error.h"
+#include "arguments.h"
+
+namespace colo::addon {
+namespace {
+
+Napi::Object numbers(Napi::Env env, std::initializer_list<std::pair<const char*, std::uint64_t>> members) {
+  const Napi::Object result = Napi::Object::New(env);
+  for (const auto& [name, value] : members) {
+    COLO_ASSERT(value <= kIntegerMax);
+    result.Set(name, Napi::Number::New(env, static_cast<double>(value)));
+  }
+  return result;
+}
+
+}  // namespace
+
+Napi::Value to_js(Napi::Env env, const GateStats& stats) {
+  const Napi::Object result = numbers(env, {{"heldFrames", stats.held_frames},
+                                            {"heldBytes", stats.held_bytes},
+                                            {"releasedFrames", stats.released_frames},
+                                            {"releasedBytes", stats.released_bytes},
+                                            {"droppedFrames", stats.dropped_frames}});
+  result.Set("holding", stats.holding);
+  return result;
+}
+
+Napi::Value to_js(Napi::Env env, const TrackerInfo& info) {
+  const Napi::Object result = Napi::Object::New(env);
+  result.Set("kind", info.kind == TrackerKind::userfaultfd ? "userfaultfd" : "compare");
+  result.Set("reason", info.reason);
+  const Napi::Array access = Napi::Array::New(env, info.access.size());
+  for (std::uint32_t i = 0; i < info.access.size(); ++i) {
+    access.Set(i, info.access[i] == MemoryAccess::mapped ? "mapped" : "remote");
+  }
+  result.Set("access", access);
+  return result;
+}
+
+Napi::Value to_js(Napi::Env env, const CaptureResult& result) {
+  return numbers(env, {{"pages", result.pages},
+                       {"sealUs", result.seal_us},
+                       {"scanUs", result.scan_us},
+                       {"copyUs", result.copy_us}});
+}
+
+Napi::Value to_js(Napi::Env env, const TransmitResult& result) {
+  return numbers(env, {{"wireBytes", result.wire_bytes},
+                       {"rawBytes", result.raw_bytes},
+                       {"zeroPages", result.zero_pages},
+                       {"unchangedPages", result.unchanged_pages},
+                       {"deltaPages", result.delta_pages},
+                       {"rawPages", result.raw_pages},
+                       {"encodeUs", result.encode_us},
+                       {"totalUs", result.total_us}});
+}
+
+Napi::Value to_js(Napi::Env env, const SyncProgress& progress) {
+  return numbers(env, {{"doneBytes", progress.done_bytes}, {"totalBytes", progress.total_bytes}});
+}
+
+Napi::Value to_js(Napi::Env env, const StagedCheckpoint& checkpoint) {
+  return numbers(env, {{"epoch", checkpoint.epoch},
+                       {"pages", checkpoint.pages},
+                       {"wireBytes", checkpoint.wire_bytes},
+                       {"vmstateBytes", checkpoint.vmstate_bytes}});
+}
+
+}  // namespace colo::addon
