@@ -1,8 +1,16 @@
 /**
  * What both machines share. A machine is pure: `step(event)` returns the effects in the order in which they must be carried out. Time comes in
  * with every event, `nextTimepointMs` says when the machine wants a `tick` at the latest; there is no other timer.
+ *
+ * What the shell promises, on both sides:
+ * - Effects are carried out in order. What was sent before a `disconnect` still leaves; after it nothing more of that connection is told (a
+ *   message or a `peer-lost` that was already queued does no harm while there is no new connection). A failed `connect` is a `peer-lost`.
+ * - Every step is answered once, by its event or by a failure, also after its session has ended: machines wait for all answers before they
+ *   begin the next session. `disconnect-bulk` makes `connect-bulk`, `sync` and `transmit` end soon.
+ * - One control connection at a time: a secondary's shell refuses a second one until the first is gone.
+ * - `staged` and `stream-failed` are told only of the session that is open.
  */
-import type { ByeReason, Message, Mode } from './messages.ts';
+import type { Message, Mode } from './messages.ts';
 
 /** The one word that `status` shows (docs/architecture.md, "State"). */
 export type StateWord =
@@ -42,13 +50,24 @@ export const DEFAULT_TIMINGS: Timings = {
 
 // --- primary -----------------------------------------------------------------------------------------------------------------------
 
-export type PrimaryStep = 'gate' | 'protect' | 'bulk' | 'sync' | 'stop' | 'capture' | 'save' | 'resume' | 'transmit';
+export type PrimaryStep =
+  | 'gate'
+  | 'protect'
+  | 'bulk'
+  | 'sync'
+  | 'stop'
+  | 'capture'
+  | 'save'
+  | 'resume'
+  | 'transmit';
 
 export type PrimaryEvent = { nowMs: number } & (
   | { type: 'start' }
   | { type: 'tick' }
   | { type: 'peer-connected' }
   | { type: 'peer-lost'; reason: string }
+  /** What came isn't the protocol. The connection is still open: the machine answers with ERROR and disconnects. */
+  | { type: 'peer-malformed'; reason: string }
   | { type: 'message'; message: Message }
   /** The answers to the effects of the same name. */
   | { type: 'gate-installed' }
@@ -62,10 +81,12 @@ export type PrimaryEvent = { nowMs: number } & (
   | { type: 'saved'; epoch: number; vmstateBytes: number }
   | { type: 'resumed' }
   | { type: 'transmitted'; epoch: number }
+  /** Two may also come unasked: `gate` when the gate has broken, `resume` when a hand-over left the VM standing. */
   | { type: 'step-failed'; step: PrimaryStep; reason: string }
   /** The gate got the first frame of the open epoch. */
   | { type: 'output-held' }
   | { type: 'gate-pressure' }
+  /** Somebody else paused or resumed the VM: our own `stop` and `cont` are not told. */
   | { type: 'vm-paused' }
   | { type: 'vm-resumed' }
   /** The guest reset itself: a checkpoint soon. */
@@ -89,12 +110,19 @@ export type PrimaryEffect =
   | { type: 'connect-bulk'; bulkToken: string; connections: number }
   | { type: 'disconnect-bulk' }
   | { type: 'sync' }
-  /** `stop` and the device state's save, pipelined: answers are `stopped` and then `saved`. */
+  /**
+   * `stop` and the device state's save, pipelined: answers are `stopped` and then `saved`. A failed `stop` answers for both. Never while a
+   * `transmit` still reads the last device state.
+   */
   | { type: 'stop-and-save'; epoch: number }
-  /** Seal the gate, collect and copy the dirty pages. Only after `stopped` (invariants 1, 3, 5). */
+  /**
+   * Seal the gate, collect and copy the dirty pages. Only after `stopped` (invariants 1, 3, 5). After a failed attempt the same epoch is captured
+   * again: its seal then moves to the new place.
+   */
   | { type: 'capture'; epoch: number }
-  /** The captured pages are dirty again (invariant 3). */
+  /** The captured pages are dirty again (invariant 3). No answer. Also after a capture that failed. */
   | { type: 'abandon' }
+  /** Only if it was we who stopped the VM: after a failure the machine asks to be sure. */
   | { type: 'resume' }
   | { type: 'transmit'; epoch: number }
   /** OUTPUT COMMIT (invariant 1): only on RECEIVED(epoch). */
@@ -122,6 +150,8 @@ export type SecondaryEvent = { nowMs: number } & (
   | { type: 'tick' }
   | { type: 'peer-connected' }
   | { type: 'peer-lost'; reason: string }
+  /** What came isn't the protocol. The connection is still open: the machine answers with ERROR and disconnects. */
+  | { type: 'peer-malformed'; reason: string }
   | { type: 'message'; message: Message }
   /** The answer to `compare`. */
   | { type: 'compared'; difference: string | null }

@@ -2,6 +2,9 @@
 
 export const PROTOCOL_VERSION = 1;
 
+/** Neither side adopts a generation from here on: below 2^53 there must be room to take the next one, again and again. */
+export const GENERATION_MAX = 2 ** 52;
+
 export type Mode = 'pipelined' | 'strict';
 
 export type Body =

@@ -1,0 +1,349 @@
+/** The secondary's machine: one session after the other, and the take-over. docs/protocol.md, docs/architecture.md. */
+import { invalidTransition } from './errors.ts';
+import type { Machine, SecondaryEffect, SecondaryEvent, SecondaryOptions, StateWord } from './machine.ts';
+import { type Body, GENERATION_MAX, type Message } from './messages.ts';
+import { SecondaryContext } from './secondary-context.ts';
+import { type SecondaryEnd, SecondarySession } from './secondary-session.ts';
+import { Standby } from './standby.ts';
+
+type Outcome = (SecondaryEffect & { type: 'finished' })['outcome'];
+
+export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect> {
+  private readonly context: SecondaryContext;
+  private readonly standby: Standby;
+  private session: SecondarySession | null = null;
+  /** When the control connection came, while there is one. */
+  private connectedAtMs: number | null = null;
+  /** Whether the VM is a standby, on its way to run, running, or in an unknown state because `cont` failed. */
+  private life: 'standby' | 'taking-over' | 'running' | 'unclear' = 'standby';
+  /** A failed load may be tried once more in this take-over. */
+  private retryLeft = false;
+  private started = false;
+  private finished = false;
+  private word: StateWord = 'STARTING';
+  private cause = '';
+  private shown = '';
+
+  constructor(options: SecondaryOptions) {
+    this.context = new SecondaryContext(options);
+    this.standby = new Standby(this.context);
+  }
+
+  get state(): StateWord {
+    return this.word;
+  }
+
+  get reason(): string {
+    return this.cause;
+  }
+
+  get generation(): number {
+    return this.context.generation;
+  }
+
+  /** The last committed epoch, the one that a failover would resume; 0 while there is none. */
+  get epoch(): number {
+    return this.standby.epoch ?? 0;
+  }
+
+  get lastCommittedAtMs(): number | null {
+    return this.standby.committedAtMs;
+  }
+
+  get nextTimepointMs(): number | null {
+    if (this.finished || this.connectedAtMs === null) return null;
+    return this.session?.nextTimepointMs ?? this.connectedAtMs + this.context.options.timings.peerTimeoutMs;
+  }
+
+  /** Throws "invalid transition [state -> event]" for an event that the shell can't rightly have sent. After `finished` nothing matters. */
+  step(event: SecondaryEvent): SecondaryEffect[] {
+    if (this.finished) return [];
+    this.context.nowMs = event.nowMs;
+    this.session?.observe();
+    this.handle(event);
+    if (!this.finished) this.advance();
+    return this.context.takeEffects();
+  }
+
+  // --- events ----------------------------------------------------------------------------------------------------------------------
+
+  private handle(event: SecondaryEvent): void {
+    switch (event.type) {
+      case 'start':
+        if (this.started) invalidTransition(this.word, 'start');
+        this.started = true;
+        this.setState('STARTING', 'waiting for a primary');
+        break;
+      case 'tick':
+        return;
+      case 'peer-connected':
+        if (this.connectedAtMs !== null) invalidTransition('connected', 'peer-connected');
+        this.connectedAtMs = event.nowMs;
+        return;
+      case 'peer-lost':
+        this.connectedAtMs = null;
+        if (this.session !== null) this.session.end ??= { cause: 'lost', reason: event.reason, tell: null };
+        return;
+      case 'peer-malformed':
+        this.refuse('protocol', event.reason);
+        break;
+      case 'message':
+        this.onMessage(event.message);
+        break;
+      case 'stream-failed':
+        this.session?.fail('stream-failed', event.reason);
+        break;
+      case 'vm-lost':
+        this.onVmLost(event.reason);
+        break;
+      case 'command':
+        if (event.command === 'stop') this.onStopCommand();
+        else this.onFailoverCommand();
+        break;
+      default:
+        this.onAnswer(event);
+        break;
+    }
+  }
+
+  private onMessage(message: Message): void {
+    // One that was under way when we disconnected has no connection any more.
+    if (this.connectedAtMs === null) return;
+    const { body } = message;
+    if (message.vmId !== this.context.options.vmId) {
+      this.refuse('wrong-vm', `this is not VM ${message.vmId}`);
+    } else if (this.session !== null) {
+      this.session.onMessage(message);
+    } else if (body.type === 'hello') {
+      this.onHello(body, message.generation);
+    } else {
+      this.refuse('protocol', `${body.type} before HELLO`);
+    }
+  }
+
+  private onHello(hello: Body & { type: 'hello' }, generation: number): void {
+    const own = this.context.generation;
+    if (this.life === 'taking-over') {
+      this.refuse('taking-over', 'this standby is taking over');
+    } else if (this.life === 'unclear') {
+      this.refuse('blocked', this.cause);
+    } else if (this.life === 'running') {
+      // INVARIANT 4: the newest generation runs; an older primary learns here that it was superseded.
+      this.refuseStale('this VM runs', own, 'running');
+    } else if (generation < own) {
+      this.refuseStale(`generation ${generation} is older than ${own}`, own, 'standby');
+    } else if (generation >= GENERATION_MAX) {
+      this.refuse('protocol', `generation ${generation} leaves no room for the next ones`);
+    } else {
+      this.context.generation = generation;
+      this.session = new SecondarySession(this.context, this.standby, hello);
+    }
+  }
+
+  private refuse(code: string, message: string): void {
+    this.refuseWith({ type: 'error', code, message: message.slice(0, 512) }, message);
+  }
+
+  private refuseStale(message: string, generation: number, role: 'standby' | 'running'): void {
+    this.refuseWith({ type: 'error', code: 'stale-generation', message, generation, role }, message);
+  }
+
+  /** ERROR and the end of the connection; a session in progress ends with it. */
+  private refuseWith(tell: Body, reason: string): void {
+    if (this.session !== null) {
+      this.session.end ??= { cause: 'alive', reason, tell };
+    } else {
+      this.context.send(tell);
+      this.disconnect(reason);
+    }
+  }
+
+  private onVmLost(reason: string): void {
+    if (this.session !== null) {
+      this.context.send({ type: 'error', code: 'vm-lost', message: reason.slice(0, 512) });
+    }
+    this.finish('vm-lost', reason);
+  }
+
+  private onStopCommand(): void {
+    if (this.session !== null) this.context.send({ type: 'bye', reason: 'detach' });
+    this.finish('stopped', 'stopped by command');
+  }
+
+  private onFailoverCommand(): void {
+    if (this.life === 'running' || this.life === 'taking-over') return;
+    if (this.session !== null) {
+      this.setState(this.word, 'failover refused: the primary is connected');
+      return;
+    }
+    this.takeOver('ordered by a person');
+  }
+
+  private onAnswer(event: SecondaryEvent): void {
+    const { steps } = this.context;
+    switch (event.type) {
+      case 'compared':
+        steps.end('compare');
+        this.session?.onCompared(event.difference);
+        break;
+      case 'session-opened':
+        steps.end('open-session');
+        this.session?.onOpened(event.bulkToken);
+        break;
+      case 'staged':
+        this.session?.onStaged(event.epoch, event.pages, event.vmstateBytes);
+        break;
+      case 'flushed':
+        this.standby.onFlushed(event.epoch);
+        break;
+      case 'loaded':
+        this.standby.onLoaded(event.epoch);
+        this.session?.onLoaded(event.epoch);
+        break;
+      case 'flush-failed':
+        this.onApplyFailed('flush', event.epoch, event.reason);
+        break;
+      case 'load-failed':
+        this.onApplyFailed('load', event.epoch, event.reason);
+        break;
+      case 'promoted':
+        steps.end('promote');
+        this.life = 'running';
+        this.context.generation++;
+        this.setState('RUNNING', 'took over');
+        break;
+      case 'promote-failed':
+        steps.end('promote');
+        this.life = 'unclear';
+        this.setState('BLOCKED', `the VM could not be started: ${event.reason}`);
+        break;
+    }
+  }
+
+  private onApplyFailed(step: 'flush' | 'load', epoch: number, reason: string): void {
+    this.standby.onFailed(step, epoch, reason);
+    this.session?.fail('load-failed', `${step} of epoch ${epoch}: ${reason}`);
+  }
+
+  // --- progress --------------------------------------------------------------------------------------------------------------------
+
+  private advance(): void {
+    this.session?.advance();
+    if (this.session !== null) this.follow(this.session);
+    else this.checkSilentConnection();
+    if (this.life === 'taking-over' && this.context.steps.size === 0) this.takeNextStep();
+    this.showState();
+  }
+
+  private follow(session: SecondarySession): void {
+    if (session.end !== null) this.endSession(session, session.end);
+    else if (session.phase === 'failing')
+      this.setState(this.word, `waiting for the primary: ${session.failure}`);
+    else if (session.epoch > 0) this.followStandby();
+    else if (session.touched) this.setState('SYNCING', 'the first copy is coming in');
+    else this.setState('STARTING', 'comparing with the primary');
+  }
+
+  private endSession(session: SecondarySession, end: SecondaryEnd): void {
+    if (end.tell !== null) this.context.send(end.tell);
+    this.disconnect(end.reason);
+    // INVARIANT 2: what is staged and not committed goes, whole. One that was failing has closed it already.
+    if (session.phase === 'open' || session.phase === 'opening') this.context.emit({ type: 'close-session' });
+    this.session = null;
+    if (end.cause === 'shutdown') {
+      this.context.emit({ type: 'quit-vm' });
+      this.finish('guest-shutdown', end.reason);
+      return;
+    }
+    if (end.cause === 'detached') {
+      this.standby.discard();
+      this.setState('STARTING', 'primary detached; waiting for a primary');
+      return;
+    }
+    const lost = end.cause === 'lost' || end.cause === 'qemu-lost';
+    // Only a checkpoint of this very session is the newest state that the world has seen.
+    if (lost && session.epoch > 0 && this.context.options.autoFailover) {
+      this.takeOver(end.reason);
+      return;
+    }
+    this.waitAfter(end, lost);
+  }
+
+  private waitAfter(end: SecondaryEnd, lost: boolean): void {
+    const what = lost ? 'primary lost' : 'the primary goes on alone';
+    if (this.standby.epoch !== null) {
+      this.setState('STANDBY', `${what} (${end.reason}); failover waits for a person`);
+    } else if (lost) {
+      this.setState('BLOCKED', `${what} (${end.reason}); there is no complete checkpoint to take over`);
+    } else {
+      this.setState('STARTING', `waiting for a primary; the last session ended: ${end.reason}`);
+    }
+  }
+
+  private checkSilentConnection(): void {
+    if (this.connectedAtMs === null) return;
+    if (this.context.nowMs >= this.connectedAtMs + this.context.options.timings.peerTimeoutMs) {
+      this.disconnect('no HELLO came');
+    }
+  }
+
+  // --- take-over -------------------------------------------------------------------------------------------------------------------
+
+  private takeOver(reason: string): void {
+    if (this.standby.epoch === null) {
+      this.setState('BLOCKED', 'failover refused: there is no complete checkpoint to take over');
+      return;
+    }
+    this.life = 'taking-over';
+    this.retryLeft = true;
+    this.setState('TAKING-OVER', `at epoch ${this.standby.epoch}: ${reason}`);
+  }
+
+  /** Nothing touches the SVM now (INVARIANT 6): run it if its checkpoint is loaded, else bring it there. */
+  private takeNextStep(): void {
+    if (this.standby.loaded) {
+      this.context.steps.begin('promote');
+      this.context.emit({ type: 'promote' });
+    } else if (this.retryLeft && this.standby.retry()) {
+      this.retryLeft = false;
+    } else {
+      this.life = 'standby';
+      this.setState('BLOCKED', `failover impossible: ${this.standby.failure}`);
+    }
+  }
+
+  // --- endings and state -----------------------------------------------------------------------------------------------------------
+
+  private followStandby(): void {
+    if (this.word !== 'STANDBY') this.setState('STANDBY', 'holds the last checkpoint');
+  }
+
+  private disconnect(reason: string): void {
+    if (this.connectedAtMs !== null) this.context.emit({ type: 'disconnect', reason });
+    this.connectedAtMs = null;
+  }
+
+  private finish(outcome: Outcome, reason: string): void {
+    this.disconnect(reason);
+    if (this.session?.phase === 'open' || this.session?.phase === 'opening') {
+      this.context.emit({ type: 'close-session' });
+    }
+    this.session = null;
+    this.finished = true;
+    this.setState('STOPPED', reason);
+    this.showState();
+    this.context.emit({ type: 'finished', outcome, reason });
+  }
+
+  private setState(word: StateWord, cause: string): void {
+    this.word = word;
+    this.cause = cause;
+  }
+
+  private showState(): void {
+    const shown = `${this.word} ${this.cause}`;
+    if (shown === this.shown) return;
+    this.shown = shown;
+    this.context.emit({ type: 'state', state: this.word, reason: this.cause });
+  }
+}

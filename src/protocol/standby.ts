@@ -1,0 +1,77 @@
+/** The checkpoint that the SVM holds: committed, then flushed, then loaded. It outlives the session that brought it. */
+import type { SecondaryContext } from './secondary-context.ts';
+
+export class Standby {
+  /** The last committed epoch; null: RAM is a mixture (a first copy is on its way) or nothing ever came. */
+  epoch: number | null = null;
+  committedAtMs: number | null = null;
+  loaded = false;
+  private flushed = false;
+  /** Why the last flush or load failed. */
+  failure: string | null = null;
+  private readonly context: SecondaryContext;
+
+  constructor(context: SecondaryContext) {
+    this.context = context;
+  }
+
+  /** A flush or a load touches the SVM right now. */
+  get busy(): boolean {
+    return this.context.steps.has('flush', 'load');
+  }
+
+  /** Nothing committed waits to be loaded: the next epoch may be committed. */
+  get settled(): boolean {
+    return !this.busy && (this.epoch === null || this.loaded);
+  }
+
+  /** INVARIANT 2: what was held is no checkpoint any more; nothing can be promoted until the next commit. */
+  discard(): void {
+    this.epoch = null;
+    this.committedAtMs = null;
+    this.loaded = false;
+    this.failure = null;
+  }
+
+  /** The commit point. From here on the SVM goes to this epoch and never back. */
+  commit(epoch: number): void {
+    this.epoch = epoch;
+    this.committedAtMs = this.context.nowMs;
+    this.flushed = false;
+    this.loaded = false;
+    this.failure = null;
+    // INVARIANT 6: RAM first ...
+    this.context.steps.begin('flush', epoch);
+    this.context.emit({ type: 'flush', epoch });
+  }
+
+  onFlushed(epoch: number): void {
+    this.context.steps.end('flush', epoch);
+    this.flushed = true;
+    this.load(epoch);
+  }
+
+  /** A load that failed may be tried again: RAM and the mailbox still hold the epoch. A flush that failed has lost its pages. */
+  retry(): boolean {
+    if (this.epoch === null || !this.flushed || this.loaded || this.busy) return false;
+    this.load(this.epoch);
+    return true;
+  }
+
+  onLoaded(epoch: number): void {
+    this.context.steps.end('load', epoch);
+    this.loaded = epoch === this.epoch;
+  }
+
+  onFailed(step: 'flush' | 'load', epoch: number, reason: string): void {
+    this.context.steps.end(step, epoch);
+    this.failure = `${step} of epoch ${epoch}: ${reason}`;
+  }
+
+  private load(epoch: number): void {
+    // ... then the device state.
+    if (!this.flushed) throw new Error(`epoch ${epoch} is not flushed`);
+    this.context.steps.begin('load', epoch);
+    this.context.emit({ type: 'load', epoch });
+  }
+}

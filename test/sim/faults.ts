@@ -1,0 +1,142 @@
+/** What goes wrong in a world, when, and what a person does about it. */
+import type { Victim, World } from './world.ts';
+
+const RESTART_MS = [20, 600] as const;
+
+/** One run: faults at random moments, then calm, in which everything must come back to what it should be. */
+export function live(world: World): void {
+  const { random, clock } = world;
+  const menu = world.options.autoFailover ? WITHOUT_WITNESS : EVERYTHING;
+  for (let faults = random.below(4); faults > 0; faults--) {
+    const fault = random.pick(menu);
+    clock.after(random.between(20, 700), () => fault(world));
+  }
+  employPerson(world);
+  keepAgentsRunning(world);
+  world.runUntil(() => false, 750);
+  world.calm = true;
+  if (!world.runUntil(() => settled(world), 60_000)) {
+    const { primary, secondary } = world;
+    const p = `${primary?.machine.state} (${primary?.machine.reason})`;
+    throw new Error(
+      `the world doesn't settle: P ${p}, S ${secondary?.machine.state} (${secondary?.machine.reason})`,
+    );
+  }
+}
+
+type Fault = (world: World) => void;
+
+const kill =
+  (victim: Victim): Fault =>
+  (world) =>
+    world.kill(victim);
+
+const pause: Fault = (world) => {
+  const { pvm, primary } = world;
+  if (!pvm.running) return;
+  pvm.running = false;
+  world.trace('* somebody pauses the VM');
+  primary?.dispatch({ type: 'vm-paused' });
+  world.clock.after(world.random.between(10, 200), () => resume(world));
+};
+
+/** Also in the middle of a pause of ours. */
+const resume: Fault = (world) => {
+  const { pvm, primary } = world;
+  if (!pvm.alive || pvm.running || pvm.shutDown) return;
+  world.trace('* somebody resumes the VM');
+  if (primary?.stopped) world.resumedByOthers = true;
+  if (primary !== null) primary.stopped = false;
+  pvm.running = true;
+  primary?.dispatch({ type: 'vm-resumed' });
+};
+
+const shutDown: Fault = (world) => {
+  const { pvm, primary } = world;
+  // A guest whose agent is dead shuts down as QEMU was told to: it ends.
+  if (!pvm.running || !primary?.alive || primary.finished) return;
+  world.trace('* the guest shuts down');
+  pvm.running = false;
+  pvm.shutDown = true;
+  primary.dispatch({ type: 'vm-shutdown', gone: false });
+};
+
+const breakBulk: Fault = (world) => {
+  for (const channel of world.bulk) channel.reset();
+};
+
+const ORDERLY: Fault[] = [
+  pause,
+  resume,
+  shutDown,
+  (world) => world.primary?.dispatch({ type: 'vm-reset' }),
+  (world) => world.primary?.dispatch({ type: 'gate-pressure' }),
+  (world) => world.primary?.dispatch({ type: 'command', command: 'checkpoint' }),
+  (world) => world.primary?.dispatch({ type: 'command', command: 'stop' }),
+  breakBulk,
+];
+
+const DEATHS: Fault[] = (['P-agent', 'P-qemu', 'P-host', 'S-agent', 'S-qemu', 'S-host'] as const).map(kill);
+
+/** What a standby that takes over by itself can tell from the primary's death. */
+const WITHOUT_WITNESS: Fault[] = [...ORDERLY, ...DEATHS, ...DEATHS];
+
+const EVERYTHING: Fault[] = [
+  ...WITHOUT_WITNESS,
+  (world) => world.control?.reset(),
+  (world) => {
+    world.control?.reset();
+    breakBulk(world);
+  },
+  (world) => {
+    world.trace('* the network is cut');
+    world.control?.blackhole();
+    for (const channel of world.bulk) channel.blackhole();
+    world.partitioned = true;
+    world.clock.after(world.random.between(50, 800), () => {
+      world.partitioned = false;
+    });
+  },
+  (world) => world.primary?.stall(world.random.between(50, 600)),
+  (world) => world.secondary?.stall(world.random.between(50, 600)),
+];
+
+/** Orders a failover when the primary is really out of action and nobody has seen more than the standby knows. */
+export function employPerson(world: World): void {
+  world.clock.after(world.random.between(20, 150), () => {
+    const { secondary, pvm, gate } = world;
+    const cutOff = !pvm.alive || gate?.dead === true;
+    if (cutOff && secondary?.alive && secondary.heldDevice >= world.newestSeen) {
+      secondary.dispatch({ type: 'command', command: 'failover' });
+    }
+    employPerson(world);
+  });
+}
+
+/** Agents (and the standby's QEMU) that have died are started again; a protected VM that has died is not. */
+export function keepAgentsRunning(world: World): void {
+  const { clock, random } = world;
+  clock.after(random.between(...RESTART_MS), () => {
+    const { primary, secondary, pvm } = world;
+    if (primary !== null && !primary.alive && pvm.alive) {
+      // A VM that the dead agent had stopped: only a person can know that it should run.
+      pvm.running = !pvm.shutDown;
+      world.startPrimary();
+    }
+    const standbyGone = secondary !== null && (!secondary.alive || secondary.finished);
+    if (standbyGone && !world.svm.running && !pvm.shutDown) world.startSecondary();
+    keepAgentsRunning(world);
+  });
+}
+
+export function settled(world: World): boolean {
+  const { primary, secondary, pvm, svm } = world;
+  if (primary === null || secondary === null) return false;
+  // Nobody is left to tell the primary that it was superseded; it stays cut off.
+  if (svm.running && !secondary.alive && primary.machine.state === 'BLOCKED') return true;
+  if (pvm.shutDown && pvm.alive) return false;
+  if (!pvm.alive) return svm.running || secondary.finished || secondary.heldDevice < world.newestSeen;
+  if (!primary.alive) return false;
+  if (primary.finished) return pvm.running && world.gate === null;
+  return primary.machine.state === 'PROTECTED' && secondary.machine.state === 'STANDBY' && pvm.running;
+}

@@ -1,0 +1,141 @@
+/** The world has teeth: each of these machines breaks one invariant, and some seed shows it. */
+import { describe, expect, test } from 'vitest';
+import type {
+  PrimaryEffect,
+  PrimaryEvent,
+  SecondaryEffect,
+  SecondaryEvent,
+} from '../../src/protocol/machine.ts';
+import { PrimaryMachine } from '../../src/protocol/primary.ts';
+import { SecondaryMachine } from '../../src/protocol/secondary.ts';
+import { simulate, worldOf } from './simulate.ts';
+import { InvariantViolation, type WorldOptions } from './world.ts';
+
+const SEEDS_MAX = 400;
+
+type Twist<Event, Effect> = (effects: Effect[], event: Event) => Effect[];
+
+function primary(twist: Twist<PrimaryEvent, PrimaryEffect>): Partial<WorldOptions> {
+  class Mutant extends PrimaryMachine {
+    override step(event: PrimaryEvent): PrimaryEffect[] {
+      return twist(super.step(event), event);
+    }
+  }
+  return { makePrimary: (options) => new Mutant(options) };
+}
+
+function secondary(twist: Twist<SecondaryEvent, SecondaryEffect>): Partial<WorldOptions> {
+  class Mutant extends SecondaryMachine {
+    override step(event: SecondaryEvent): SecondaryEffect[] {
+      return twist(super.step(event), event);
+    }
+  }
+  return { makeSecondary: (options) => new Mutant(options) };
+}
+
+const without =
+  <Effect extends { type: string }>(type: Effect['type']) =>
+  (effects: Effect[]) =>
+    effects.filter((effect) => effect.type !== type);
+
+/** The invariant that the first world in which the mutant is caught names. */
+function caught(change: Partial<WorldOptions>): number | null {
+  for (let seed = 0; seed < SEEDS_MAX; seed++) {
+    try {
+      simulate(worldOf(seed, { stepFailures: 0.03, corruption: 0, ...change }));
+    } catch (error) {
+      if (error instanceof InvariantViolation) return error.invariant;
+    }
+  }
+  return null;
+}
+
+describe('a machine is caught that', () => {
+  test('releases output when the checkpoint is sent', () => {
+    const mutant = primary((effects) =>
+      effects.flatMap((effect): PrimaryEffect[] =>
+        effect.type === 'transmit' ? [effect, { type: 'release-output', epoch: effect.epoch }] : [effect],
+      ),
+    );
+    expect(caught(mutant)).toBe(1);
+  });
+
+  test('confirms a checkpoint before the one before is loaded', () => {
+    const mutant = secondary((effects) =>
+      effects.flatMap((effect): SecondaryEffect[] =>
+        effect.type === 'load' ? [effect, { ...effect, type: 'flush' }] : [effect],
+      ),
+    );
+    expect([2, 6]).toContain(caught(mutant));
+  });
+
+  test('forgets the pages of a checkpoint that failed', () => {
+    expect(caught(primary(without('abandon')))).toBe(3);
+  });
+
+  test('captures before the VM stands', () => {
+    const mutant = primary((effects) =>
+      effects
+        .filter((effect) => effect.type !== 'capture')
+        .flatMap((effect): PrimaryEffect[] =>
+          effect.type === 'stop-and-save' ? [effect, { type: 'capture', epoch: effect.epoch }] : [effect],
+        ),
+    );
+    expect(caught(mutant)).toBe(5);
+  });
+
+  test('takes over before the load has ended', () => {
+    const mutant = secondary((effects) =>
+      effects.flatMap((effect): SecondaryEffect[] => {
+        const takesOver = effect.type === 'state' && effect.state === 'TAKING-OVER';
+        return takesOver && !effects.some(({ type }) => type === 'promote')
+          ? [effect, { type: 'promote' }]
+          : [effect];
+      }),
+    );
+    expect(caught(mutant)).toBe(6);
+  });
+
+  test('takes over with a half copied RAM', () => {
+    const mutant = secondary((effects, event) =>
+      event.type === 'peer-lost' &&
+      effects.some((effect) => effect.type === 'state' && effect.state === 'BLOCKED')
+        ? [...effects, { type: 'promote' }]
+        : effects,
+    );
+    expect(caught(mutant)).toBe(2);
+  });
+
+  test('loads the device state before the RAM', () => {
+    const mutant = secondary((effects) =>
+      effects.flatMap((effect): SecondaryEffect[] =>
+        effect.type === 'flush' ? [{ ...effect, type: 'load' }, effect] : [effect],
+      ),
+    );
+    expect([2, 6]).toContain(caught(mutant));
+  });
+
+  test('opens the gate of an earlier agent by itself', () => {
+    const mutant = {
+      makePrimary: (options: ConstructorParameters<typeof PrimaryMachine>[0]) => {
+        const machine = new PrimaryMachine({ ...options, foundClosedGate: false });
+        const step = machine.step.bind(machine);
+        machine.step = (event) =>
+          event.type === 'start' && options.foundClosedGate
+            ? [...step(event), { type: 'hand-over' }]
+            : step(event);
+        return machine;
+      },
+    };
+    expect(caught(mutant)).toBe(4);
+  });
+
+  test('leaves the VM standing when the peer is lost', () => {
+    const mutant = primary((effects) =>
+      effects.some((effect) => effect.type === 'disconnect-bulk' || effect.type === 'abandon')
+        ? without<PrimaryEffect>('resume')(effects)
+        : effects,
+    );
+    expect(caught(mutant)).toBe(7);
+  });
+});

@@ -1,0 +1,261 @@
+/** The secondary's shell as a model: staging that is filled frame by frame, RAM that is flushed in two halves, a load that takes time. */
+import type { SecondaryEffect, SecondaryEvent } from '../../src/protocol/machine.ts';
+import { Agent, type EventBody, type ObservedMachine } from './agent.ts';
+import type { Guest } from './guest.ts';
+import type { Connection } from './network.ts';
+import { violated, type World } from './world.ts';
+
+export type SecondaryObserved = ObservedMachine<SecondaryEvent, SecondaryEffect>;
+
+export type BulkFrame =
+  | { kind: 'pages'; epoch: number; pages: [number, number][] }
+  | { kind: 'vmstate'; epoch: number; device: number }
+  | { kind: 'end'; epoch: number };
+
+interface Staging {
+  pages: Map<number, number>;
+  device: number;
+  ends: number;
+}
+
+const TORN = Number.NaN;
+
+export class SecondaryAgent extends Agent<SecondaryEvent, SecondaryEffect> {
+  private readonly guest: Guest;
+  private session: { token: string; generation: number; connections: number; opened: number } | null = null;
+  private channels: Connection<BulkFrame>[] = [];
+  private staged = new Map<number, Staging>();
+  private mailbox = 0;
+  /** The checkpoint that RAM and device state are at: null while neither is. */
+  private at: { generation: number; epoch: number } | null = null;
+  private committed: { generation: number; epoch: number } | null = null;
+  private busy: 'flush' | 'load' | null = null;
+  private tokens = 0;
+
+  constructor(world: World, guest: Guest, machine: SecondaryObserved) {
+    super(world, 1, machine);
+    this.guest = guest;
+  }
+
+  /** The state that a failover would resume; below every state when there is none. */
+  get heldDevice(): number {
+    const { committed, world } = this;
+    return committed === null
+      ? Number.NEGATIVE_INFINITY
+      : world.snapshotOf(committed.generation, committed.epoch).device;
+  }
+
+  accept(link: Connection<Uint8Array>): boolean {
+    if (!this.alive || this.finished) return false;
+    this.whenAwake(() => {
+      if (this.link !== null) {
+        link.close(1);
+        return;
+      }
+      this.takeLink(link);
+      this.dispatch({ type: 'peer-connected' });
+    });
+    return true;
+  }
+
+  acceptBulk(channels: Connection<BulkFrame>[], token: string): boolean {
+    if (!this.alive || this.session?.token !== token || this.session.connections !== channels.length)
+      return false;
+    this.channels = channels;
+    for (const channel of channels) {
+      channel.attach(
+        1,
+        (frame) => this.onFrame(frame),
+        () => this.streamFailed('the peer closed a bulk connection'),
+      );
+    }
+    return true;
+  }
+
+  protected perform(effect: SecondaryEffect): void {
+    switch (effect.type) {
+      case 'send':
+        this.observe(effect.message.body.type, effect.message.generation, effect.message.epoch);
+        this.send(effect.message);
+        break;
+      case 'disconnect':
+        this.closeLink();
+        break;
+      case 'compare':
+        this.later(() => ({ type: 'compared', difference: null }));
+        break;
+      case 'open-session':
+        this.later(() => this.openSession(effect.generation, effect.connections));
+        break;
+      case 'open-epoch':
+        if (this.session !== null) this.session.opened = effect.epoch;
+        return;
+      case 'flush':
+        this.flush(effect.epoch);
+        break;
+      case 'load':
+        this.load(effect.epoch);
+        break;
+      case 'close-session':
+        this.closeSession();
+        break;
+      case 'promote':
+        this.promote();
+        break;
+      case 'quit-vm':
+        this.world.killGuest('S');
+        return;
+      case 'finished':
+        this.finished = true;
+        this.closeLink();
+        this.closeSession();
+        return;
+      case 'state':
+        return;
+    }
+  }
+
+  guestDied(): void {
+    this.world.clock.after(this.world.random.between(0, 5), () =>
+      this.dispatch({ type: 'vm-lost', reason: 'the QEMU process ended' }),
+    );
+  }
+
+  override kill(withHost: boolean): void {
+    super.kill(withHost);
+    for (const channel of this.channels) channel.kill(1, withHost);
+  }
+
+  /** The oracle of INVARIANT 1: what the secondary has promised. */
+  private observe(type: string, generation: number, epoch: number): void {
+    // Whoever has got READY may go on alone with an open gate: what is held here is not the newest state any more.
+    if (type === 'ready') this.committed = null;
+    if (type !== 'received') return;
+    this.world.committed(generation, epoch);
+    this.committed = { generation, epoch };
+  }
+
+  // --- staging ---------------------------------------------------------------------------------------------------------------------
+
+  private openSession(generation: number, connections: number): EventBody<SecondaryEvent> {
+    if (this.busy !== null) violated(6, `a session is opened during a ${this.busy}`);
+    this.staged.clear();
+    const token = String(++this.tokens).padStart(32, '0');
+    this.session = { token, generation, connections, opened: 0 };
+    return { type: 'session-opened', bulkToken: token };
+  }
+
+  private onFrame(frame: BulkFrame): void {
+    const { session } = this;
+    if (session === null || this.channels.length === 0 || !this.alive) return;
+    if (frame.epoch > session.opened) {
+      this.streamFailed(`epoch ${frame.epoch} is not open`);
+      return;
+    }
+    const staging = this.staged.get(frame.epoch) ?? { pages: new Map(), device: 0, ends: 0 };
+    this.staged.set(frame.epoch, staging);
+    if (frame.kind === 'end') this.onEnd(frame.epoch, staging);
+    else if (frame.kind === 'vmstate') staging.device = frame.device;
+    else for (const [page, value] of frame.pages) this.onPage(frame.epoch, staging, page, value);
+  }
+
+  private onPage(epoch: number, staging: Staging, page: number, value: number): void {
+    staging.pages.set(page, value);
+    if (epoch > 0) return;
+    if (this.guest.running) violated(2, 'the first copy writes into a running VM');
+    this.at = null;
+    this.committed = null;
+    this.guest.ram[page] = value;
+  }
+
+  private onEnd(epoch: number, staging: Staging): void {
+    staging.ends++;
+    if (staging.ends < this.channels.length) return;
+    this.dispatch({ type: 'staged', epoch, pages: staging.pages.size, vmstateBytes: epoch === 0 ? 0 : 1000 });
+  }
+
+  /** Reported once; what is staged whole stays until the session is closed, as in native/core/standby_engine.cc. */
+  private streamFailed(reason: string): void {
+    if (this.session === null || this.channels.length === 0) return;
+    this.closeChannels();
+    this.dispatch({ type: 'stream-failed', reason });
+  }
+
+  private closeSession(): void {
+    this.session = null;
+    this.closeChannels();
+    for (const epoch of this.staged.keys()) if (epoch !== this.committed?.epoch) this.staged.delete(epoch);
+  }
+
+  private closeChannels(): void {
+    for (const channel of this.channels) channel.close(1);
+    this.channels = [];
+  }
+
+  // --- the SVM ---------------------------------------------------------------------------------------------------------------------
+
+  private flush(epoch: number): void {
+    const staging = this.staged.get(epoch);
+    if (staging === undefined) violated(2, `flush of epoch ${epoch}, which is not staged`);
+    this.begin('flush');
+    const pages = [...staging.pages];
+    const half = pages.length >> 1;
+    for (const [page, value] of pages.slice(0, half)) this.guest.ram[page] = value;
+    this.later(() => {
+      this.busy = null;
+      if (this.fails()) {
+        // native/core/standby_engine.h: a flush fails only when QEMU is gone.
+        this.world.kill('S-qemu');
+        return { type: 'flush-failed', epoch, reason: 'the QEMU process is gone' };
+      }
+      for (const [page, value] of pages.slice(half)) this.guest.ram[page] = value;
+      this.mailbox = staging.device;
+      return { type: 'flushed', epoch };
+    });
+  }
+
+  private load(epoch: number): void {
+    this.begin('load');
+    this.guest.device = TORN;
+    const { committed } = this;
+    this.later(() => {
+      this.busy = null;
+      if (this.fails()) return { type: 'load-failed', epoch, reason: 'the world is bad' };
+      this.guest.device = this.mailbox;
+      this.at = committed;
+      if (committed !== null)
+        this.world.compare(committed.generation, committed.epoch, this.guest.snapshot());
+      return { type: 'loaded', epoch };
+    });
+  }
+
+  private begin(what: 'flush' | 'load'): void {
+    if (this.busy !== null) violated(6, `${what} during a ${this.busy}`);
+    if (this.guest.running) violated(6, `${what} into a running VM`);
+    this.busy = what;
+    this.at = null;
+  }
+
+  private promote(): void {
+    if (this.busy !== null) violated(6, `promoted during a ${this.busy}`);
+    const { at } = this;
+    if (at === null) violated(2, 'promoted without a whole checkpoint');
+    this.world.compare(at.generation, at.epoch, this.guest.snapshot());
+    this.later(() => {
+      if (this.fails()) return { type: 'promote-failed', reason: 'the world is bad' };
+      this.world.promoted(this.guest.device);
+      this.guest.running = true;
+      return { type: 'promoted' };
+    });
+  }
+
+  private later(work: () => EventBody<SecondaryEvent>): void {
+    this.world.clock.after(this.world.random.between(0.2, 8), () => {
+      if (this.alive && !this.finished && this.guest.alive) this.dispatch(work());
+    });
+  }
+
+  private fails(): boolean {
+    return this.world.random.chance(this.world.options.stepFailures * (this.world.calm ? 0 : 1));
+  }
+}

@@ -1,0 +1,53 @@
+import { live } from './faults.ts';
+import { InvariantViolation, QUIET, World, type WorldOptions } from './world.ts';
+
+/** The world of a seed: half of them strict, half of them with a standby that takes over by itself, some without any failing step. */
+export function worldOf(seed: number, change: Partial<WorldOptions> = {}): WorldOptions {
+  return {
+    ...QUIET,
+    seed,
+    mode: seed % 2 === 0 ? 'pipelined' : 'strict',
+    autoFailover: seed % 4 < 2,
+    connections: 1 + (seed % 3),
+    stepFailures: [0, 0.01, 0.05][seed % 5] ?? 0,
+    corruption: seed % 7 === 0 ? 0.005 : 0,
+    lossyCrashes: seed % 4 >= 2,
+    ...change,
+  };
+}
+
+/** Runs one world. A failure carries the seed and the last things that happened. */
+export function simulate(options: WorldOptions, scenario: (world: World) => void = live): World {
+  const world = new World(options);
+  try {
+    scenario(world);
+    return world;
+  } catch (error) {
+    throw explain(options, scenario, error as Error);
+  }
+}
+
+function tail(world: World): string {
+  return world.log
+    .filter((line) => !line.includes('heartbeat'))
+    .slice(-100)
+    .join('\n');
+}
+
+/** The same world once more, written down this time. */
+function explain(options: WorldOptions, scenario: (world: World) => void, error: Error): Error {
+  const world = new World(options);
+  world.tracing = true;
+  try {
+    scenario(world);
+  } catch {
+    const text = `seed ${options.seed}: ${error.message}\nSIM_SEED=${options.seed} replays it.\n${tail(world)}`;
+    const explained =
+      error instanceof InvariantViolation ? new InvariantViolation(error.invariant, text) : new Error(text);
+    explained.stack = `${explained.message}\n${error.stack}`;
+    return explained;
+  }
+  return new Error(
+    `seed ${options.seed} fails once and not again (${error.message}): something in the world is not seeded`,
+  );
+}

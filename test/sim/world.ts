@@ -1,0 +1,257 @@
+/**
+ * A world of two hosts, one guest and a network, in which both machines run against model shells. Everything that happens follows from the seed.
+ * The invariants are those of docs/architecture.md; each is checked by an oracle that knows more than the machines do.
+ */
+import {
+  DEFAULT_TIMINGS,
+  type PrimaryOptions,
+  type SecondaryOptions,
+  type Timings,
+} from '../../src/protocol/machine.ts';
+import { PrimaryMachine } from '../../src/protocol/primary.ts';
+import { SecondaryMachine } from '../../src/protocol/secondary.ts';
+import { Clock, Random } from './clock.ts';
+import { type Gate, Guest, type Snapshot } from './guest.ts';
+import type { Connection } from './network.ts';
+import { PrimaryAgent, type PrimaryObserved } from './primary-host.ts';
+import { type BulkFrame, SecondaryAgent, type SecondaryObserved } from './secondary-host.ts';
+
+export class InvariantViolation extends Error {
+  readonly invariant: number;
+
+  constructor(invariant: number, text: string) {
+    super(`INVARIANT ${invariant}: ${text}`);
+    this.invariant = invariant;
+  }
+}
+
+export function violated(invariant: number, text: string): never {
+  throw new InvariantViolation(invariant, text);
+}
+
+export type Victim = 'P-agent' | 'P-qemu' | 'P-host' | 'S-agent' | 'S-qemu' | 'S-host';
+
+export interface WorldOptions {
+  seed: number;
+  mode: 'pipelined' | 'strict';
+  autoFailover: boolean;
+  connections: number;
+  /** How often a step of the shells fails. */
+  stepFailures: number;
+  /** How often a control message arrives damaged. */
+  corruption: number;
+  /** A host that dies takes with it what is under way. */
+  lossyCrashes: boolean;
+  /** The victim dies when this side has carried out so many effects. */
+  crash?: { side: 0 | 1; effects: number; victim: Victim };
+  makePrimary(options: PrimaryOptions): PrimaryObserved;
+  makeSecondary(options: SecondaryOptions): SecondaryObserved;
+}
+
+export const QUIET: Omit<WorldOptions, 'seed'> = {
+  mode: 'pipelined',
+  autoFailover: false,
+  connections: 2,
+  stepFailures: 0,
+  corruption: 0,
+  lossyCrashes: false,
+  makePrimary: (options) => new PrimaryMachine(options),
+  makeSecondary: (options) => new SecondaryMachine(options),
+};
+
+const TIMINGS: Timings = {
+  ...DEFAULT_TIMINGS,
+  intervalMs: 40,
+  heartbeatMs: 50,
+  peerTimeoutMs: 300,
+  reconnectMs: 60,
+};
+const VM_ID = 'ab'.repeat(16);
+/** Longer than every time-out that a stopped VM may wait for. */
+const STANDING_MAX_MS = 15_000;
+
+const TRACED_MS = 2500;
+
+export class World {
+  readonly options: WorldOptions;
+  readonly random: Random;
+  readonly clock = new Clock();
+  readonly pvm: Guest;
+  svm: Guest;
+  gate: Gate | null = null;
+  primary: PrimaryAgent | null = null;
+  secondary: SecondaryAgent | null = null;
+  control: Connection<Uint8Array> | null = null;
+  bulk: Connection<BulkFrame>[] = [];
+  partitioned = false;
+  /** Somebody resumed the VM in the middle of a pause of ours. */
+  resumedByOthers = false;
+  /** No step fails by itself any more. */
+  calm = false;
+  /** The crash of the options has happened. */
+  crashed = false;
+  /** How many epochs the standby has confirmed. */
+  commits = 0;
+  readonly log: string[] = [];
+  tracing = false;
+  private readonly snapshots = new Map<string, Snapshot>();
+  /** The newest state that the standby has promised, and the newest that the outside has seen a frame of. */
+  private promised = 0;
+  private seen = 0;
+  private effects: [number, number] = [0, 0];
+  private standingSinceMs: number | null = null;
+
+  constructor(options: WorldOptions) {
+    this.options = options;
+    this.random = new Random(options.seed);
+    this.pvm = new Guest(this);
+    this.pvm.running = true;
+    this.pvm.onFrame = (device) =>
+      this.gate === null ? this.leaveUnprotected(device) : this.gate.frame(device);
+    this.svm = new Guest(this);
+    this.startSecondary();
+    this.startPrimary();
+  }
+
+  // --- agents ----------------------------------------------------------------------------------------------------------------------
+
+  startPrimary(): void {
+    const { mode, connections } = this.options;
+    const machine = this.options.makePrimary({
+      vmId: VM_ID,
+      mode,
+      connections,
+      description: { machine: 'model' },
+      generation: 1,
+      timings: TIMINGS,
+      foundClosedGate: this.gate !== null,
+    });
+    this.primary = new PrimaryAgent(this, this.pvm, machine);
+    this.primary.dispatch({ type: 'start' });
+  }
+
+  startSecondary(): void {
+    if (!this.svm.alive) this.svm = new Guest(this);
+    const { autoFailover } = this.options;
+    const machine = this.options.makeSecondary({
+      vmId: VM_ID,
+      generation: 0,
+      autoFailover,
+      timings: TIMINGS,
+    });
+    this.secondary = new SecondaryAgent(this, this.svm, machine);
+    this.secondary.dispatch({ type: 'start' });
+  }
+
+  kill(victim: Victim): void {
+    this.trace(`* ${victim} dies`);
+    const primary = victim.startsWith('P');
+    if (!victim.endsWith('agent')) this.killGuest(primary ? 'P' : 'S', victim.endsWith('host'));
+    if (victim.endsWith('qemu')) return;
+    (primary ? this.primary : this.secondary)?.kill(victim.endsWith('host'));
+    // The gate is a part of the agent: it fails closed.
+    if (primary && this.gate !== null) this.gate.dead = true;
+  }
+
+  killGuest(which: 'P' | 'S', withHost = false): void {
+    const guest = which === 'P' ? this.pvm : this.svm;
+    if (!guest.alive) return;
+    guest.die();
+    if (!withHost) (which === 'P' ? this.primary : this.secondary)?.guestDied();
+  }
+
+  effectDone(side: 0 | 1): void {
+    const { crash } = this.options;
+    this.effects[side]++;
+    if (crash?.side !== side || crash.effects !== this.effects[side]) return;
+    this.crashed = true;
+    this.kill(crash.victim);
+  }
+
+  effectsOf(side: 0 | 1): number {
+    return this.effects[side];
+  }
+
+  // --- what the oracles know -------------------------------------------------------------------------------------------------------
+
+  captured(generation: number, epoch: number, snapshot: Snapshot): void {
+    this.snapshots.set(`${generation}/${epoch}`, snapshot);
+  }
+
+  committed(generation: number, epoch: number): void {
+    this.commits++;
+    this.promised = this.snapshotOf(generation, epoch).device;
+  }
+
+  /** INVARIANT 1, from the outside: a frame of a protected guest leaves only if the standby knows the state that sent it. */
+  leaveCommitted(device: number): void {
+    if (device > this.promised)
+      violated(1, `a frame of state ${device} left, the standby knows ${this.promised}`);
+    this.seen = Math.max(this.seen, device);
+  }
+
+  leaveUnprotected(device: number): void {
+    this.seen = Math.max(this.seen, device);
+  }
+
+  get newestSeen(): number {
+    return this.seen;
+  }
+
+  /** INVARIANTS 2 and 3: what the standby holds is exactly one state of the primary, page for page. */
+  compare(generation: number, epoch: number, actual: Snapshot): void {
+    const expected = this.snapshotOf(generation, epoch);
+    const page = expected.ram.findIndex((value, index) => value !== actual.ram[index]);
+    if (page >= 0)
+      violated(
+        3,
+        `generation ${generation}, epoch ${epoch}: page ${page} is ${actual.ram[page]}, was ${expected.ram[page]}`,
+      );
+    if (expected.device !== actual.device)
+      violated(2, `device state ${actual.device} instead of ${expected.device}`);
+  }
+
+  snapshotOf(generation: number, epoch: number): Snapshot {
+    const snapshot = this.snapshots.get(`${generation}/${epoch}`);
+    if (snapshot === undefined) violated(2, `generation ${generation}, epoch ${epoch} was never captured`);
+    return snapshot;
+  }
+
+  promoted(device: number): void {
+    if (this.seen > device)
+      violated(1, `the world has seen state ${this.seen}, the standby resumes at ${device}`);
+  }
+
+  handOver(): void {
+    if (this.gate !== null && !this.gate.dead) this.gate.open();
+    this.gate = null;
+  }
+
+  /** After every event. */
+  check(): void {
+    const { pvm, svm, clock } = this;
+    const open = this.gate === null || this.gate.passes;
+    if (svm.running && pvm.running && open) violated(4, 'two VMs run with an open gate');
+    const standing = this.primary?.alive && pvm.alive && this.primary.stopped && !pvm.running;
+    this.standingSinceMs = standing ? (this.standingSinceMs ?? clock.nowMs) : null;
+    if (this.standingSinceMs !== null && clock.nowMs - this.standingSinceMs > STANDING_MAX_MS) {
+      violated(7, `the VM has stood for ${STANDING_MAX_MS} ms`);
+    }
+  }
+
+  trace(line: string): void {
+    // What goes on for ever in a world that doesn't settle would push out what led to it.
+    if (this.tracing && this.clock.nowMs < TRACED_MS)
+      this.log.push(`${this.clock.nowMs.toFixed(2).padStart(9)} ${line}`);
+  }
+
+  /** Lets time pass until `done`, or `limitMs` from now: then false. */
+  runUntil(done: () => boolean, limitMs: number): boolean {
+    const endMs = this.clock.nowMs + limitMs;
+    while (this.clock.nowMs < endMs) {
+      if (done()) return true;
+      if (!this.clock.fire()) return done();
+    }
+    return done();
+  }
+}

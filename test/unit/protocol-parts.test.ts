@@ -1,0 +1,85 @@
+import fc from 'fast-check';
+import { describe, expect, test } from 'vitest';
+import { Liveness } from '../../src/protocol/liveness.ts';
+import { DEFAULT_TIMINGS } from '../../src/protocol/machine.ts';
+import { Outstanding } from '../../src/protocol/outstanding.ts';
+import { nextCheckpointMs, type Pace } from '../../src/protocol/schedule.ts';
+
+const timings = DEFAULT_TIMINGS; // interval 100, min 5, share 0.2
+const pace: Pace = {
+  lastStartedMs: 1000,
+  lastResumedMs: 1002,
+  lastPauseMs: 2,
+  outputHeld: false,
+  urgency: 'none',
+  notBeforeMs: 0,
+};
+
+describe('when the next checkpoint is due', () => {
+  test.each<[string, Partial<Pace>, number]>([
+    ['the interval after the last one began', {}, 1100],
+    ['earlier when output waits, but not before the guest has had its share', { outputHeld: true }, 1010],
+    ['and not before minInterval', { outputHeld: true, lastPauseMs: 0.5 }, 1007],
+    ['held output never makes it later', { outputHeld: true, lastStartedMs: 905, lastPauseMs: 0 }, 1005],
+    ['soon when asked for: only the share counts', { urgency: 'soon' }, 1010],
+    ['now when the gate is nearly full', { urgency: 'now', lastPauseMs: 500 }, 1002],
+    ['a long pause makes the epoch longer than the interval', { lastPauseMs: 50 }, 1202],
+    ['not before a failed attempt is an interval old', { urgency: 'now', notBeforeMs: 1050 }, 1050],
+  ])('%s', (_, change, expected) => {
+    expect(nextCheckpointMs(timings, { ...pace, ...change })).toBe(expected);
+  });
+
+  test('the guest stands for no more than its share, unless the gate is nearly full', () => {
+    fc.assert(
+      fc.property(
+        fc.nat(1000),
+        fc.boolean(),
+        fc.constantFrom('none' as const, 'soon' as const),
+        (pauseMs, outputHeld, urgency) => {
+          const lastResumedMs = 1000 + pauseMs;
+          const next = nextCheckpointMs(timings, {
+            ...pace,
+            lastPauseMs: pauseMs,
+            lastResumedMs,
+            outputHeld,
+            urgency,
+          });
+          expect(pauseMs / (next - 1000)).toBeLessThanOrEqual(timings.pauseShareMax + 1e-9);
+        },
+      ),
+    );
+  });
+});
+
+describe('liveness', () => {
+  test('a heartbeat is due once per interval', () => {
+    const live = new Liveness(timings, 0);
+    expect([499, 500, 501, 999, 1000].map((at) => live.beat(at))).toEqual([false, true, false, false, true]);
+  });
+
+  test('silence is counted from the last word', () => {
+    const live = new Liveness(timings, 0);
+    for (let at = 0; at <= 2000; at += 500) live.observe(at);
+    live.heard(2000);
+    for (let at = 2000; at <= 4999; at += 500) live.observe(at);
+    expect(live.lostAtMs).toBe(5000);
+  });
+
+  test('the time in which we ourselves stood still is not the silence of the peer', () => {
+    const live = new Liveness(timings, 0);
+    live.observe(60_000);
+    expect(live.lostAtMs).toBeGreaterThan(60_000);
+  });
+});
+
+describe('outstanding steps', () => {
+  test('an answer that nobody waits for is a programming error', () => {
+    const steps = new Outstanding<'capture' | 'save'>();
+    steps.begin('capture', 2);
+    expect(() => steps.end('save')).toThrow('invalid transition [waiting for capture 2 -> save]');
+    expect(() => steps.end('capture', 3)).toThrow('invalid transition [waiting for capture 2 -> capture 3]');
+    expect(() => steps.begin('capture')).toThrow('invalid transition [capture in progress -> capture again]');
+    steps.end('capture', 2);
+    expect(() => steps.end('capture', 2)).toThrow('invalid transition [waiting for nothing -> capture 2]');
+  });
+});
