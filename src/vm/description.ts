@@ -1,0 +1,134 @@
+/** What a VM is, as HELLO carries it: everything that must be equal on both sides before one's state can be loaded into the other. */
+import { readFileSync } from 'node:fs';
+import type { QmpClient } from '../qmp/client.ts';
+import type { PciDevice } from '../qmp/commands.ts';
+import type { Json } from '../qmp/json.ts';
+import { listDevices } from './device-tree.ts';
+import { findDisks } from './disks.ts';
+import { findNics } from './nics.ts';
+import type { RamBlock } from './ram-blocks.ts';
+import type { VmstateFile } from './vmstate.ts';
+import { parseSections, type Section } from './vmstate-sections.ts';
+
+export interface DescribedPciDevice {
+  /** `BUS:SLOT.FUNCTION`, behind a bridge `BRIDGE/SLOT.FUNCTION`: bus numbers there are given by firmware. */
+  address: string;
+  class: number;
+  vendor: number;
+  device: number;
+  subsystemVendor: number;
+  subsystem: number;
+  irqPin: number;
+}
+
+export interface VmDescription {
+  qemu: { major: number; minor: number; micro: number };
+  /** With its version: `pc-q35-7.2`. */
+  machine: string;
+  accelerator: 'kvm' | 'tcg';
+  /** The blocks' order here is what an index on the wire refers to. */
+  ramBlocks: { name: string; sizeBytes: number }[];
+  cpus: {
+    count: number;
+    types: string[];
+    topology: Record<string, number>;
+    /** CPUID words by register and leaf; empty where the architecture has none. */
+    features: Record<string, number>;
+  };
+  nics: { id: string; model: string; mac: string }[];
+  pci: DescribedPciDevice[];
+  /** QOM paths and types. */
+  devices: { path: string; type: string }[];
+  /** Without removable ones: what lies in a drive is not part of the machine. */
+  disks: { id: string; sizeBytes: number; readOnly: boolean }[];
+  /** What the device state holds; null when nobody looked. */
+  sections: Section[] | null;
+}
+
+/** With a `vmstate` file, the device state is saved once to see its sections; a running VM stands for the milliseconds that takes. */
+export async function describeVm(
+  qmp: QmpClient,
+  pid: number,
+  blocks: readonly RamBlock[],
+  vmstate: VmstateFile | null = null,
+): Promise<VmDescription> {
+  const [machineType, kvm, buses] = await qmp.executeAll([
+    ['qom-get', { path: '/machine', property: 'type' }],
+    ['query-kvm'],
+    ['query-pci'],
+  ]);
+  const [nics, devices, disks] = await Promise.all([findNics(qmp, pid), listDevices(qmp), findDisks(qmp)]);
+  await vmstate?.save(qmp);
+  return {
+    qemu: qmp.version,
+    machine: String(machineType).replace(/-machine$/, ''),
+    accelerator: kvm.enabled ? 'kvm' : 'tcg',
+    ramBlocks: blocks.map(({ name, sizeBytes }) => ({ name, sizeBytes })),
+    cpus: await describeCpus(qmp),
+    nics: nics.map(({ id, model, mac }) => ({ id, model, mac })),
+    pci: buses.flatMap(({ bus, devices: onBus }) => flatten(`${bus}:`, onBus)),
+    devices: devices.map(({ path, type }) => ({ path, type })),
+    disks: disks
+      .filter((disk) => !disk.removable)
+      .map(({ id, sizeBytes, readOnly }) => ({ id, sizeBytes, readOnly })),
+    sections: vmstate && parseSections(readFileSync(`/proc/self/fd/${vmstate.fd}`)),
+  };
+}
+
+async function describeCpus(qmp: QmpClient): Promise<VmDescription['cpus']> {
+  const [cpus, topology] = await qmp.executeAll([
+    ['query-cpus-fast'],
+    ['qom-get', { path: '/machine', property: 'smp' }],
+  ]);
+  const types = await qmp.executeAll(
+    cpus.map((cpu) => ['qom-get', { path: cpu['qom-path'], property: 'type' }] as const),
+  );
+  return {
+    count: cpus.length,
+    types: [...new Set(types.map(String))].sort(),
+    topology: topology as Record<string, number>,
+    features: await cpuFeatures(qmp, cpus[0]?.['qom-path']),
+  };
+}
+
+interface FeatureWord {
+  'cpuid-input-eax': number;
+  'cpuid-input-ecx'?: number;
+  'cpuid-register': string;
+  features: number;
+}
+
+/** All CPUs of a VM are alike. `feature-words` exists on x86 only. */
+async function cpuFeatures(qmp: QmpClient, cpuPath: string | undefined): Promise<Record<string, number>> {
+  if (cpuPath === undefined) return {};
+  const properties = await qmp.execute('qom-list', { path: cpuPath });
+  if (!properties.some(({ name }) => name === 'feature-words')) return {};
+  const words = (await qmp.execute('qom-get', {
+    path: cpuPath,
+    property: 'feature-words',
+  })) as Json as unknown as FeatureWord[];
+  const features: Record<string, number> = {};
+  for (const word of words) {
+    const leaf = `0x${word['cpuid-input-eax'].toString(16)}`;
+    const key = `${leaf}.${word['cpuid-input-ecx'] ?? 0} ${word['cpuid-register']}`;
+    // QEMU keeps some registers in several words. Bitwise operators would make a negative number of bit 31.
+    features[key] = ((features[key] ?? 0) | word.features) >>> 0;
+  }
+  return features;
+}
+
+function flatten(prefix: string, devices: readonly PciDevice[]): DescribedPciDevice[] {
+  return devices.flatMap((device) => {
+    const address = `${prefix}${device.slot}.${device.function}`;
+    const described = {
+      address,
+      class: device.class_info.class,
+      vendor: device.id.vendor,
+      device: device.id.device,
+      subsystemVendor: device.id['subsystem-vendor'] ?? 0,
+      subsystem: device.id.subsystem ?? 0,
+      irqPin: device.irq_pin,
+    };
+    return [described, ...flatten(`${address}/`, device.pci_bridge?.devices ?? [])];
+  });
+}

@@ -1,0 +1,179 @@
+/** Everything that stands against protecting a VM, found before anything is touched. */
+import type { QmpClient } from '../qmp/client.ts';
+import type { CommandName, RunStateName } from '../qmp/commands.ts';
+import { QmpSchema } from '../qmp/schema.ts';
+import { type Device, listDevices } from './device-tree.ts';
+import { findDisks } from './disks.ts';
+import { HostProcess } from './host-process.ts';
+import { findNics, isUngated } from './nics.ts';
+
+export interface Problem {
+  what: string;
+  /** The part of the VM: `NIC net0`, `disk vda`, `QEMU`. */
+  where: string;
+  /** What a person can do about it. */
+  remedy: string;
+}
+
+/** What the user accepts to go unprotected, by id (NICs also by MAC address). */
+export interface AcceptedExceptions {
+  ungatedNics: readonly string[];
+  ungatedDisks: readonly string[];
+}
+
+export class PreflightError extends Error {
+  readonly problems: readonly Problem[];
+
+  constructor(problems: readonly Problem[]) {
+    super(problems.map(({ what, where, remedy }) => `${where}: ${what} (${remedy})`).join('; '));
+    this.name = 'PreflightError';
+    this.problems = problems;
+  }
+}
+
+const NEWER_QEMU = 'use QEMU 7.2 or newer';
+
+/** What each side asks of QEMU beyond what every version since 6.0 has. */
+const PRIMARY_COMMANDS: readonly CommandName[] = [
+  'xen-save-devices-state',
+  'add-fd',
+  'getfd',
+  'chardev-add',
+  'object-add',
+  'set-action',
+  'human-monitor-command',
+];
+const STANDBY_COMMANDS: readonly CommandName[] = [
+  'snapshot-load',
+  'blockdev-add',
+  'add-fd',
+  'announce-self',
+  'human-monitor-command',
+];
+
+/** Throws PreflightError with every problem at once. Changes nothing. */
+export async function assertProtectable(
+  qmp: QmpClient,
+  pid: number,
+  exceptions: AcceptedExceptions,
+  process = new HostProcess(pid),
+): Promise<void> {
+  // One after the other, so that the first problem named is the one to solve first.
+  const problems = [
+    ...(await missingCommands(qmp, PRIMARY_COMMANDS)),
+    ...(await wrongRunState(qmp)),
+    ...(await busy(qmp)),
+    ...(await uncopiedDevices(qmp, process)),
+    ...(await ungateableNics(qmp, process, exceptions)),
+    ...(await writableDisks(qmp, exceptions)),
+  ];
+  if (problems.length > 0) throw new PreflightError(problems);
+}
+
+/** As assertProtectable, for a VM that is to be a standby. That it stands is the caller's to see. */
+export async function assertUsableAsStandby(
+  qmp: QmpClient,
+  pid: number,
+  process = new HostProcess(pid),
+): Promise<void> {
+  const problems = [
+    ...(await missingCommands(qmp, STANDBY_COMMANDS)),
+    ...(await busy(qmp)),
+    ...(await uncopiedDevices(qmp, process)),
+  ];
+  if (problems.length > 0) throw new PreflightError(problems);
+}
+
+async function missingCommands(qmp: QmpClient, commands: readonly CommandName[]): Promise<Problem[]> {
+  const schema = await QmpSchema.query(qmp);
+  return commands
+    .filter((command) => !schema.hasCommand(command))
+    .map((command) => ({ where: 'QEMU', what: `it lacks the QMP command ${command}`, remedy: NEWER_QEMU }));
+}
+
+const FIT_TO_PROTECT: ReadonlySet<RunStateName> = new Set(['running', 'paused', 'prelaunch', 'suspended']);
+
+async function wrongRunState(qmp: QmpClient): Promise<Problem[]> {
+  const { status } = await qmp.execute('query-status');
+  if (FIT_TO_PROTECT.has(status)) return [];
+  return [
+    { where: 'VM', what: `it is in state ${status}`, remedy: 'bring it to state running or paused first' },
+  ];
+}
+
+const MIGRATION_AT_REST: ReadonlySet<string> = new Set(['none', 'completed', 'cancelled', 'failed']);
+
+async function busy(qmp: QmpClient): Promise<Problem[]> {
+  const [migration, jobs] = await qmp.executeAll([['query-migrate'], ['query-jobs']]);
+  const { status = 'none', 'blocked-reasons': blockers = [] } = migration;
+  const problems = blockers.map((reason) => ({
+    where: 'VM',
+    what: `its state can't be moved: ${reason}`,
+    remedy: 'take the device away that blocks migration',
+  }));
+  if (!MIGRATION_AT_REST.has(status)) {
+    problems.push({
+      where: 'VM',
+      what: `a migration is ${status}`,
+      remedy: 'wait for its end, or cancel it',
+    });
+  }
+  for (const { id, type, status: state } of jobs) {
+    // A mailbox's job that an agent left concluded is taken away when the next mailbox is attached.
+    if (state !== 'concluded')
+      problems.push({
+        where: `job ${id}`,
+        what: `a ${type} job is ${state}`,
+        remedy: 'wait for its end, or cancel it',
+      });
+  }
+  return problems;
+}
+
+/** Devices that write guest RAM past QEMU's page tables, or keep state or do output where nothing here sees it. */
+const OUTSIDE_TYPES = /^(vfio-|vhost-)/;
+const VFIO_FILES = /^(\/dev\/vfio\/|anon_inode:\[vfio-device\])/;
+
+async function uncopiedDevices(qmp: QmpClient, process: HostProcess): Promise<Problem[]> {
+  const devices = (await listDevices(qmp)).filter(({ type }) => OUTSIDE_TYPES.test(type));
+  const problems = devices.map((device) => ({
+    where: `device ${nameOf(device)}`,
+    what: `${device.type} works outside QEMU: neither its state nor what it writes can be copied`,
+    remedy: 'use an emulated or a virtio device instead',
+  }));
+  const usesVfio = (await process.openFiles()).some((file) => VFIO_FILES.test(file));
+  if (usesVfio && !devices.some(({ type }) => type.startsWith('vfio-'))) {
+    problems.push({
+      where: 'QEMU',
+      what: 'it has a VFIO device open',
+      remedy: 'take the host device away from the VM',
+    });
+  }
+  return problems;
+}
+
+function nameOf({ path }: Device): string {
+  return path.slice(path.lastIndexOf('/') + 1);
+}
+
+async function ungateableNics(
+  qmp: QmpClient,
+  process: HostProcess,
+  { ungatedNics }: AcceptedExceptions,
+): Promise<Problem[]> {
+  const nics = await findNics(qmp, process.pid, process);
+  return nics.flatMap((nic) => {
+    if (nic.ungateable === null || isUngated(nic, ungatedNics)) return [];
+    const remedy = `or leave its output unprotected: --ungated ${nic.id}`;
+    return [{ where: `NIC ${nic.id}`, what: `its output can't be held: ${nic.ungateable}`, remedy }];
+  });
+}
+
+async function writableDisks(qmp: QmpClient, { ungatedDisks }: AcceptedExceptions): Promise<Problem[]> {
+  const disks = (await findDisks(qmp)).filter(({ id, readOnly }) => !readOnly && !ungatedDisks.includes(id));
+  return disks.map(({ id, file }) => ({
+    where: `disk ${id}`,
+    what: `the guest can write ${file}, and disks are not copied yet`,
+    remedy: `if the standby reaches the same disk, or can do without it: --ungated-disk ${id}`,
+  }));
+}
