@@ -1,0 +1,67 @@
+#!/bin/sh
+# Fetches a kernel for the test guest from the distribution, without installing it.
+# Usage: kernel.sh DIR      leaves DIR/vmlinuz, DIR/modules/*.ko (uncompressed) and DIR/modules/order, the order in which to load them
+set -eu
+export LC_ALL=C
+mkdir -p "$1/modules"
+out=$(cd "$1" && pwd)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cd "$work"
+
+# Debian's cloud kernel: small, and it has the drivers of virtual machines and no others.
+fetch_debian() {
+  package=$(apt-cache depends linux-image-cloud-amd64 2>/dev/null | awk '/Depends:/ { print $2; exit }')
+  if [ -z "$package" ]; then
+    apt-get update
+    package=$(apt-cache depends linux-image-cloud-amd64 | awk '/Depends:/ { print $2; exit }')
+  fi
+  # The lists may be older than the archive, where a security update replaces the file that they name.
+  apt-get download "$package" || { apt-get update && apt-get download "$package"; }
+  dpkg -x ./*.deb root
+  cp root/boot/vmlinuz-* "$out/vmlinuz.new"
+}
+
+fetch_fedora() {
+  dnf download kernel-core kernel-modules-core
+  mkdir root
+  for package in ./*.rpm; do rpm2cpio "$package" | (cd root && cpio -idm --quiet); done
+  cp root/lib/modules/*/vmlinuz "$out/vmlinuz.new"
+}
+
+if command -v apt-get >/dev/null; then
+  fetch_debian
+elif command -v dnf >/dev/null; then
+  fetch_fedora
+else
+  echo "The test guest needs a Linux kernel from apt-get (Debian) or dnf (Fedora); neither is here." >&2
+  exit 1
+fi
+
+modules=$(find root -path '*/lib/modules/*/modules.builtin')
+modules=${modules%/*}
+rm -f "$out"/modules/*
+: >"$out/modules/order"
+
+# add_module NAME: the module and before it what it depends on, as the module itself says (modinfo's `depends`).
+add_module() {
+  target=$out/modules/$1.ko
+  [ ! -f "$target" ] || return 0
+  file=$(find "$modules" -name "$(echo "$1" | sed 's/_/[-_]/g').ko*")
+  case $file in
+    *.ko) cp "$file" "$target" ;;
+    *.ko.xz) xz -dc "$file" >"$target" ;;
+    *.ko.zst) zstd -qdc "$file" >"$target" ;;
+    *.ko.gz) gzip -dc "$file" >"$target" ;;
+    *)
+      grep -q "/$1\.ko$" "$modules/modules.builtin" || { echo "The kernel has no $1." >&2; exit 1; }
+      return 0
+      ;;
+  esac
+  for dependency in $(tr '\0' '\n' <"$target" | sed -n 's/^depends=//p' | tr , ' '); do add_module "$dependency"; done
+  echo "$1.ko" >>"$out/modules/order"
+}
+add_module virtio_pci
+add_module virtio_net
+# Last, because it is what says that the kernel is complete.
+mv "$out/vmlinuz.new" "$out/vmlinuz"

@@ -1,0 +1,118 @@
+/** colo-agent as a child process, and its control socket. */
+import { existsSync, mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
+import { sendCommand } from '../agent/control-client.ts';
+import type { ControlCommand } from '../agent/control-server.ts';
+import { Child, type ExitStatus, tail } from './child.ts';
+import { packageRoot } from './guest.ts';
+import { waitFor } from './wait.ts';
+
+/** What `status --json` shows; only what every test relies on has a type here. */
+export interface AgentStatus {
+  state: string;
+  reason: string;
+  epoch: number;
+  [field: string]: unknown;
+}
+
+export class TestAgent {
+  readonly controlPath: string;
+  readonly exited: Promise<ExitStatus>;
+  readonly #child: Child;
+  readonly #directory: string;
+  readonly #role: string;
+
+  private constructor(role: string, child: Child, directory: string) {
+    this.#role = role;
+    this.#child = child;
+    this.#directory = directory;
+    this.exited = child.exited;
+    this.controlPath = controlPathIn(directory);
+  }
+
+  /** `args` are the command's own options, without --control. Resolves when the control socket is there. */
+  static async start(
+    role: 'primary' | 'secondary',
+    args: string[],
+    env: NodeJS.ProcessEnv = {},
+  ): Promise<TestAgent> {
+    const directory = mkdtempSync(path.join(tmpdir(), 'colo-agent-'));
+    const main = path.join(packageRoot, 'dist', 'cli', 'main.js');
+    const command = [process.execPath, main, role, ...args, '--control', controlPathIn(directory)];
+    const child = await Child.start(command, {
+      stderrPath: path.join(directory, 'stderr'),
+      env: { ...process.env, ...env },
+    });
+    const agent = new TestAgent(role, child, directory);
+    try {
+      await waitFor(`control socket of the ${role} agent`, 20_000, () => {
+        child.assertRunning();
+        return existsSync(agent.controlPath);
+      });
+    } catch (error) {
+      await agent.destroy();
+      throw error;
+    }
+    return agent;
+  }
+
+  get pid(): number {
+    return this.#child.pid;
+  }
+
+  get running(): boolean {
+    return this.#child.running;
+  }
+
+  /** What the agent logged. */
+  log(): string {
+    return tail(path.join(this.#directory, 'stderr'), 16 << 20);
+  }
+
+  async status(): Promise<AgentStatus> {
+    return (await this.command('status')) as AgentStatus;
+  }
+
+  /** One request, one line of answer. */
+  async command(command: ControlCommand): Promise<unknown> {
+    return sendCommand(this.controlPath, command);
+  }
+
+  /** Resolves with the first status in which `state` is reached. Rejects with the last status, or with the agent's log if it ends. */
+  async waitState(state: string, timeoutMs: number): Promise<AgentStatus> {
+    return this.waitStatus(`state ${state}`, timeoutMs, (status) => status.state === state);
+  }
+
+  async waitStatus(
+    what: string,
+    timeoutMs: number,
+    accept: (status: AgentStatus) => boolean,
+  ): Promise<AgentStatus> {
+    let last: AgentStatus | undefined;
+    return waitFor(
+      `${what} of the ${this.#role} agent`,
+      timeoutMs,
+      async () => {
+        this.#child.assertRunning();
+        last = await this.status();
+        return accept(last) && last;
+      },
+      () => `; it says ${JSON.stringify(last)}\n${tail(path.join(this.#directory, 'stderr'))}`,
+    );
+  }
+
+  kill(signal: NodeJS.Signals = 'SIGKILL'): void {
+    this.#child.kill(signal);
+  }
+
+  async destroy(): Promise<void> {
+    await this.#child.stop();
+    rmSync(this.#directory, { recursive: true });
+  }
+}
+
+/** Short, because the path of a UNIX socket has at most 107 bytes. */
+function controlPathIn(directory: string): string {
+  return path.join(directory, 'control');
+}

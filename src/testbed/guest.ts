@@ -1,0 +1,24 @@
+/** The test guests' files, built on first use by guest/build.sh. */
+import path from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { run } from './child.ts';
+
+export const packageRoot = path.join(path.dirname(fileURLToPath(import.meta.url)), '..', '..');
+
+export interface GuestFiles {
+  /** The Linux guest's kernel and initial RAM disk (guest/init explains its command line). */
+  kernel: string;
+  initrd: string;
+  /** The multiboot guest (guest/baremetal.c). */
+  baremetal: string;
+}
+
+/** Safe when several processes call it at once. Takes milliseconds when nothing has changed; the first time downloads a kernel. */
+export async function buildGuest(directory = path.join(packageRoot, '.cache', 'guest')): Promise<GuestFiles> {
+  await run('sh', path.join(packageRoot, 'guest', 'build.sh'), directory);
+  return {
+    kernel: path.join(directory, 'vmlinuz'),
+    initrd: path.join(directory, 'initrd'),
+    baremetal: path.join(directory, 'baremetal.elf'),
+  };
+}
