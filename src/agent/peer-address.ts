@@ -1,6 +1,6 @@
 import { createConnection } from 'node:net';
 import type { Message } from '../protocol/messages.ts';
-import { controlPreface } from '../protocol/preface.ts';
+import { encodePreface } from '../protocol/preface.ts';
 import { PeerLink } from './peer-link.ts';
 
 export interface HostPort {
@@ -51,7 +51,7 @@ export function connectPeer(peer: HostPort, events: PeerConnectEvents): () => vo
   socket.once('connect', () => {
     clearTimeout(timer);
     socket.off('error', onError);
-    socket.write(controlPreface());
+    socket.write(encodePreface({ link: 'control' }));
     events.onConnected(new PeerLink(socket, { onMessage: events.onMessage, onLost: events.onLost }));
   });
   return () => {

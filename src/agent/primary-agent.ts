@@ -2,8 +2,8 @@
 
 import type { PrimaryEffect, PrimaryEvent, StateWord, Timings } from '../protocol/machine.ts';
 import type { Mode } from '../protocol/messages.ts';
-import { vmIdOf } from '../protocol/preface.ts';
 import { PrimaryMachine } from '../protocol/primary.ts';
+import { vmIdOf } from '../protocol/vm-id.ts';
 import type { AcceptedExceptions } from '../vm/preflight.ts';
 import { Driver, monotonicMs } from './driver.ts';
 import type { Log } from './log.ts';

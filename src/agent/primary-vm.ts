@@ -11,7 +11,7 @@ import type { PrimaryEffect, PrimaryEvent, PrimaryStep } from '../protocol/machi
 import { QmpClient } from '../qmp/client.ts';
 import { describeVm, type VmDescription } from '../vm/description.ts';
 import { findLeftovers, type GateWiring, handOver, install, removeLeftovers } from '../vm/gate-wiring.ts';
-import { findNics, type Nic } from '../vm/nics.ts';
+import { findNics, isUngated, type Nic } from '../vm/nics.ts';
 import { assertProtectable } from '../vm/preflight.ts';
 import { findRamBlocks } from '../vm/ram-blocks.ts';
 import { ShutdownAction } from '../vm/shutdown-action.ts';
@@ -50,10 +50,10 @@ export async function attachPrimary(options: PrimaryAgentOptions): Promise<Prima
     const pid = qmp.peer.pid;
     await assertProtectable(qmp, pid, options.exceptions);
     const foundClosedGate = (await findLeftovers(qmp)).gate;
-    const nics = (await findNics(qmp, pid)).filter((nic) => !options.exceptions.ungatedNics.includes(nic.id));
+    const nics = (await findNics(qmp, pid)).filter((nic) => !isUngated(nic, options.exceptions.ungatedNics));
     const blocks = await findRamBlocks(qmp, pid);
     const description = await describeVm(qmp, pid, blocks);
-    const shutdownAction = await ShutdownAction.of(qmp, pid);
+    const shutdownAction = ShutdownAction.of(pid);
     const vmstate = await VmstateFile.attach(qmp);
     engine = new native.PrimaryEngine({
       pid,

@@ -2,8 +2,8 @@
 import { Socket } from 'node:net';
 import { type Acceptor, native } from '../native/binding.ts';
 import type { SecondaryEffect, SecondaryEvent, StateWord, Timings } from '../protocol/machine.ts';
-import { vmIdOf } from '../protocol/preface.ts';
 import { SecondaryMachine } from '../protocol/secondary.ts';
+import { vmIdOf } from '../protocol/vm-id.ts';
 import { ControlError } from './control-server.ts';
 import { Driver, monotonicMs } from './driver.ts';
 import type { Log } from './log.ts';

@@ -5,7 +5,9 @@ import type { SecondaryEffect, SecondaryEvent } from '../protocol/machine.ts';
 import { QmpClient } from '../qmp/client.ts';
 import { compare } from '../vm/compatibility.ts';
 import { describeVm, type VmDescription } from '../vm/description.ts';
+import { findOverwrittenRanges, type OverwrittenRange } from '../vm/load-overwrites.ts';
 import { Mailbox } from '../vm/mailbox.ts';
+import { assertUsableAsStandby } from '../vm/preflight.ts';
 import { findRamBlocks, type RamBlock } from '../vm/ram-blocks.ts';
 import { monotonicMs } from './driver.ts';
 import type { Log } from './log.ts';
@@ -26,10 +28,13 @@ interface Parts {
   qmp: QmpClient;
   mailbox: Mailbox;
   blocks: RamBlock[];
+  overwritten: OverwrittenRange[];
   description: VmDescription;
 }
 
-export class NotAStandbyError extends Error {}
+export class NotAStandbyError extends Error {
+  override readonly name = 'NotAStandbyError';
+}
 
 /** Attaches to a VM that was started with -S and has not run. Throws NotAStandbyError when it runs. */
 export async function attachStandby(qmpPath: string, log: Log): Promise<StandbyVm> {
@@ -42,10 +47,12 @@ export async function attachStandby(qmpPath: string, log: Log): Promise<StandbyV
       );
     }
     const pid = qmp.peer.pid;
+    await assertUsableAsStandby(qmp, pid);
     const blocks = await findRamBlocks(qmp, pid);
     const description = await describeVm(qmp, pid, blocks);
+    const overwritten = await findOverwrittenRanges(qmp, blocks);
     const mailbox = await Mailbox.attach(qmp);
-    return new StandbyVm({ qmp, mailbox, blocks, description }, log);
+    return new StandbyVm({ qmp, mailbox, blocks, overwritten, description }, log);
   } catch (error) {
     qmp.close();
     throw error;
@@ -151,6 +158,11 @@ export class StandbyVm {
       mailboxStateOffset: mailbox.stateOffset,
       mailboxStateBytes: mailbox.stateBytes,
       machine: description.machine,
+      preserved: this.#parts.overwritten.map(({ block, offsetBytes, sizeBytes }) => ({
+        block: this.#blockNames.indexOf(block),
+        offsetBytes,
+        sizeBytes,
+      })),
       stagingLimitBytes: 0,
       onStaged: (checkpoint) => {
         this.receivedBytes += checkpoint.wireBytes;
@@ -180,6 +192,7 @@ export class StandbyVm {
     const beganAtMs = monotonicMs();
     try {
       await this.#parts.mailbox.load(this.#parts.qmp);
+      this.#engine?.restorePreserved();
     } catch (error) {
       this.#onEvent({ type: 'load-failed', epoch, reason: (error as Error).message });
       return;

@@ -39,8 +39,8 @@ export interface PrimaryStatus extends CommonStatus {
   heldBytes: number;
   tracker: 'userfaultfd' | 'compare' | null;
   trackerReason: string;
-  ungated: string[];
-  ungatedDisks: string[];
+  ungated: readonly string[];
+  ungatedDisks: readonly string[];
 }
 
 export interface SecondaryStatus extends CommonStatus {
