@@ -1,0 +1,117 @@
+/** A protected VM on this machine: two QEMUs, two agents, and, when asked for, a network with a client's view. */
+import { createServer } from 'node:net';
+import { type AgentStatus, TestAgent } from '../../../src/testbed/agents.ts';
+import type { Cleanup } from '../../../src/testbed/cleanup.ts';
+import { TestVm, type VmOptions } from '../../../src/testbed/vm.ts';
+
+export const VM_NAME = 'e2e';
+export const BOOT_MS = 120_000;
+export const PROTECT_MS = 120_000;
+
+/** Everything that must be the same for both VMs of a protection. */
+export type GuestOptions = Omit<VmOptions, 'name' | 'paused' | 'nics'>;
+
+export async function startVm(
+  cleanup: Cleanup,
+  name: string,
+  options: GuestOptions,
+  paused: boolean,
+): Promise<TestVm> {
+  const { network } = options;
+  const tap = network ? await network.addTap(options.nobody ? { uid: 65534 } : {}) : null;
+  const vm = await TestVm.start({ ...options, name, paused, ...(tap && { nics: [{ tap }] }) });
+  return cleanup.own(vm);
+}
+
+export function waitBooted(vm: TestVm, options: GuestOptions): Promise<string> {
+  return vm.waitConsole(options.guest === 'linux' ? 'GUEST-READY' : 'ABCD', BOOT_MS);
+}
+
+export async function startSecondary(
+  cleanup: Cleanup,
+  vm: TestVm,
+  args: string[] = [],
+  listen = '127.0.0.1:0',
+): Promise<{ agent: TestAgent; listen: string }> {
+  const agent = cleanup.own(
+    await TestAgent.start('secondary', [
+      '--vm',
+      VM_NAME,
+      '--qmp',
+      vm.qmpPath,
+      '--listen',
+      listen,
+      '--log-level',
+      'debug',
+      ...args,
+    ]),
+  );
+  return { agent, listen: String((await agent.status())['listen']) };
+}
+
+export async function startPrimary(
+  cleanup: Cleanup,
+  vm: TestVm,
+  peer: string,
+  args: string[] = [],
+): Promise<TestAgent> {
+  return cleanup.own(
+    await TestAgent.start('primary', [
+      '--vm',
+      VM_NAME,
+      '--qmp',
+      vm.qmpPath,
+      '--peer',
+      peer,
+      '--log-level',
+      'debug',
+      ...args,
+    ]),
+  );
+}
+
+export interface Protection {
+  primaryVm: TestVm;
+  standbyVm: TestVm;
+  primary: TestAgent;
+  secondary: TestAgent;
+  listen: string;
+}
+
+export interface ProtectionOptions {
+  guest: GuestOptions;
+  primaryArgs?: string[];
+  secondaryArgs?: string[];
+  /** What the primary is told to connect to, when it isn't the secondary itself. */
+  via?: (listen: string) => Promise<string>;
+}
+
+/** Boots, attaches, and resolves when the first checkpoint is committed. */
+export async function protect(cleanup: Cleanup, options: ProtectionOptions): Promise<Protection> {
+  const primaryVm = await startVm(cleanup, 'primary', options.guest, false);
+  await waitBooted(primaryVm, options.guest);
+  const standbyVm = await startVm(cleanup, 'standby', options.guest, true);
+  const { agent: secondary, listen } = await startSecondary(cleanup, standbyVm, options.secondaryArgs);
+  const peer = options.via ? await options.via(listen) : listen;
+  const primary = await startPrimary(cleanup, primaryVm, peer, options.primaryArgs);
+  await primary.waitState('PROTECTED', PROTECT_MS);
+  return { primaryVm, standbyVm, primary, secondary, listen };
+}
+
+/** Waits until `more` further checkpoints have been committed. */
+export async function moreCheckpoints(primary: TestAgent, more: number): Promise<AgentStatus> {
+  const { epoch } = await primary.waitState('PROTECTED', PROTECT_MS);
+  return primary.waitStatus(`epoch ${epoch + more}`, PROTECT_MS, (status) => status.epoch >= epoch + more);
+}
+
+/** A port that was free a moment ago: for a standby that must come back under the same address. */
+export async function freePort(): Promise<number> {
+  return new Promise((resolve, reject) => {
+    const server = createServer();
+    server.on('error', reject);
+    server.listen(0, '127.0.0.1', () => {
+      const address = server.address();
+      server.close(() => resolve(typeof address === 'object' && address ? address.port : 0));
+    });
+  });
+}
