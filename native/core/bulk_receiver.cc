@@ -131,7 +131,7 @@ void BulkReceiver::enter_epoch(Lane& lane, std::uint64_t epoch) {
     lane.wire_bytes = lane.vmstate_bytes = 0;
     lane.ended = false;
     lane.digest.reset();
-    lane.first_copy = std::vector<std::byte>();
+    lane.first_copy.reset();
   }
   if (lane.ended) throw stream_error("frame after the END of epoch " + std::to_string(epoch));
 }
@@ -140,8 +140,8 @@ void BulkReceiver::receive_pages(Lane& lane, std::size_t length) {
   const bool first_copy = lane.epoch == 0;
   std::span<std::byte> payload;
   if (first_copy) {
-    lane.first_copy.resize(kPagesBytesMax);
-    payload = std::span(lane.first_copy).first(length);
+    if (!lane.first_copy) lane.first_copy = std::make_unique_for_overwrite<std::byte[]>(kPagesBytesMax);
+    payload = {lane.first_copy.get(), length};
   } else {
     payload = destination_.cache.reserve(lane.index, length);
   }

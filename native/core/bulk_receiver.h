@@ -55,7 +55,7 @@ class BulkReceiver {
     bool ended = false;
     EpochDigest digest;
     PageApplier applier;
-    std::vector<std::byte> first_copy;  // one frame's payload, as long as epoch 0 lasts
+    std::unique_ptr<std::byte[]> first_copy;  // one frame's payload, as long as epoch 0 lasts
   };
 
   void serve(Lane& lane);

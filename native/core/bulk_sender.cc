@@ -77,7 +77,7 @@ struct BulkSender::Lane {
   StreamWriter stream;
   PageCounts counts;  // of the epoch
   std::uint64_t encode_us = 0;
-  std::vector<std::byte> slice;  // as long as the first copy lasts
+  std::unique_ptr<std::byte[]> slice;  // as long as the first copy lasts
 };
 
 // The first copy in progress: what all lanes share.
@@ -101,7 +101,7 @@ class BulkSender::FirstCopy {
 
 void BulkSender::FirstCopy::run_lane(Lane& lane) {
   lane.counts = {};
-  lane.slice.resize(kSlicePages * kPageSize);
+  lane.slice = std::make_unique_for_overwrite<std::byte[]>(kSlicePages * kPageSize);
   lane.stream.begin_epoch(0);
   for (std::size_t next = next_++; next < slices_.size(); next = next_++) {
     const std::uint64_t sent_before = lane.stream.wire_bytes();
@@ -110,13 +110,13 @@ void BulkSender::FirstCopy::run_lane(Lane& lane) {
     done_bytes_ += slices_[next].pages * kPageSize;
   }
   lane.stream.end_epoch(lane.counts.on_wire());
-  lane.slice = std::vector<std::byte>();
+  lane.slice.reset();
 }
 
 void BulkSender::FirstCopy::send(Lane& lane, const Slice& slice) {
   // One read serves both: what goes into the shadow is what goes on the wire, whatever the guest writes
   // meanwhile (invariant 3).
-  const auto bytes = std::span(lane.slice).first(slice.pages * kPageSize);
+  const std::span bytes(lane.slice.get(), slice.pages * kPageSize);
   sender_.memory_.read(slice.block, slice.first * kPageSize, bytes);
   const PageKernel& kernel = best_page_kernel();
   for (std::uint64_t i = 0; i < slice.pages; ++i) {

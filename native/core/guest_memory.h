@@ -71,8 +71,8 @@ class GuestMemory {
   // The block's bytes in our own address space, or nullptr for `remote` access.
   const std::byte* mapped(std::size_t index) const;
 
-  // Throws ERR_COLO_GUEST_MEMORY (ESRCH) when QEMU is gone. Its memory and page tables can be looked at for longer
-  // than that, but what they say means nothing then.
+  // Throws ERR_COLO_GUEST_MEMORY (ESRCH) when QEMU is gone. Its memory and page tables can be looked at for
+  // longer than that, but what they say means nothing then.
   void require_alive() const;
 
   // Copies the pages of `runs` one after the other into `out` (room for all of them). Throws

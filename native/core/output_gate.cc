@@ -160,7 +160,10 @@ void OutputGate::State::drop_when_stalled() {
 
 void OutputGate::State::update_interest() {
   const bool full = room_bytes() == 0;
-  if (full && !full_since) full_since = Clock::now();
+  if (full && !full_since) {
+    full_since = Clock::now();
+    wake();  // another thread may have filled the gate; the gate's own has the stall to time
+  }
   std::uint64_t token = 0;
   for (auto& [port, held, release] : ports) {
     const bool wants_in = port.readable() && (port.dropping() || !full);
@@ -224,7 +227,7 @@ void OutputGate::State::run() {
   }
 }
 
-// Makes the thread look again: at `closed`, at full_since, at events that another thread found.
+// Makes the gate's thread look again: at `closed`, at full_since, at events that another thread found.
 void OutputGate::State::wake() const {
   const std::uint64_t one = 1;
   COLO_ASSERT(::write(wake_fd.get(), &one, sizeof one) == sizeof one);
@@ -280,7 +283,7 @@ void OutputGate::seal(std::uint64_t epoch) {
   COLO_ASSERT(!state.holding || epoch == state.sealed_epoch + 1);
   for (auto& [port, held, release] : state.ports) state.read_some(port, SIZE_MAX);
   state.update_interest();
-  state.wake();
+  state.wake();  // to report what was found here
   state.require_drained();
 
   // In pass-through read_some() has let everything go already.

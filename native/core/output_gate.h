@@ -11,14 +11,14 @@ namespace colo {
 inline constexpr std::uint64_t kGateLimitBytesMin = 128u << 10;
 
 struct GateOptions {
-  std::uint64_t limit_bytes = 64u << 20;  // never holds more than this, over all ports
-  std::uint64_t pressure_bytes =
-      48u
-      << 20;  // a checkpoint is asked for from here on; the rest is room for what comes until the VM stands
+  // Never holds more than this, over all ports.
+  std::uint64_t limit_bytes = 64u << 20;
+  // A checkpoint is asked for from here on; the rest is room for what comes until the VM stands.
+  std::uint64_t pressure_bytes = 48u << 20;
   // At limit_bytes the gate stops reading. That holds QEMU's main loop up, which is the back-pressure, and a
   // QEMU held up so can neither carry out the `stop` of the checkpoint that would make room nor read what the
-  // gate gives back. So when no byte of room has come for this long, frames are dropped whole, as a NIC with
-  // a full queue does, and counted, until there is room again.
+  // gate gives back. So when no byte of room has come for this long (seen with QEMU 7.2: for ever), frames
+  // are dropped whole, as a NIC with a full queue does, and counted, until there is room again.
   unsigned stall_ms = 100;
 };
 

@@ -42,7 +42,9 @@ PageCounts& PageCounts::operator+=(const PageCounts& other) {
 }
 
 EntryWriter::EntryWriter(std::size_t payload_bytes_max, std::size_t pieces_max)
-    : payload_bytes_max_(payload_bytes_max), pieces_max_(pieces_max), own_(payload_bytes_max) {
+    : payload_bytes_max_(payload_bytes_max),
+      pieces_max_(pieces_max),
+      own_(std::make_unique_for_overwrite<std::byte[]>(payload_bytes_max)) {
   COLO_ASSERT(payload_bytes_max >= kEntryBytesMax && pieces_max >= 2);
   pieces_.reserve(pieces_max);
 }
@@ -74,7 +76,7 @@ void EntryWriter::add_own_piece(std::byte* at, std::size_t bytes) {
 
 EntryHeader* EntryWriter::begin_entry(EntryKind kind, std::uint16_t block, std::uint64_t page) {
   COLO_ASSERT(has_room());
-  std::byte* at = own_.data() + own_used_;
+  std::byte* at = own_.get() + own_used_;
   last_ = new (at) EntryHeader{kind, block, 1, page};
   add_own_piece(at, sizeof(EntryHeader));
   return last_;
@@ -97,7 +99,7 @@ void EntryWriter::add_delta(std::uint16_t block, std::uint64_t page, const std::
                             std::uint64_t mask) {
   COLO_ASSERT(mask != 0 && std::popcount(mask) < static_cast<int>(kLinesPerPage));
   begin_entry(EntryKind::delta, block, page);
-  std::byte* const body = own_.data() + own_used_;
+  std::byte* const body = own_.get() + own_used_;
   std::memcpy(body, &mask, sizeof mask);
   std::byte* at = body + sizeof mask;
   for (std::uint64_t rest = mask; rest != 0; rest &= rest - 1, at += kLineSize) {

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -59,7 +60,7 @@ class EntryWriter {
   void add_own_piece(std::byte* at, std::size_t bytes);
 
   std::size_t payload_bytes_max_, pieces_max_;
-  std::vector<std::byte> own_;
+  std::unique_ptr<std::byte[]> own_;
   std::size_t own_used_ = 0;
   std::vector<iovec> pieces_;
   std::size_t payload_bytes_ = 0;

@@ -6,6 +6,7 @@
 
 #include <array>
 #include <filesystem>
+#include <sstream>
 
 #include "../core/dirty_tracker.h"
 #include "../core/error.h"
@@ -41,7 +42,8 @@ class Qemu {
 
   // The answer to one command; events in between are passed over.
   std::string ask(const std::string& command) {
-    EXPECT_EQ(::send(qmp_.get(), command.data(), command.size(), MSG_NOSIGNAL), static_cast<ssize_t>(command.size()));
+    EXPECT_EQ(::send(qmp_.get(), command.data(), command.size(), MSG_NOSIGNAL),
+              static_cast<ssize_t>(command.size()));
     for (;;) {
       const std::string line = read_line();
       if (line.empty() || line.find("\"event\"") == std::string::npos) return line;
@@ -68,9 +70,11 @@ class Qemu {
     if (uid != 0 && (::setgid(uid) != 0 || ::setuid(uid) != 0)) return 1;
     const std::string socket = "unix:" + socket_path() + ",server=on,wait=off";
     const std::string size = std::to_string(kRamBytes);
-    const std::string backend = shared ? "memory-backend-memfd,id=ram,share=on,size=" + size : "memory-backend-ram,id=ram,size=" + size;
-    ::execlp("qemu-system-x86_64", "qemu-system-x86_64", "-S", "-machine", "q35,accel=tcg,memory-backend=ram", "-object", backend.c_str(),
-             "-m", (size + "b").c_str(), "-nodefaults", "-display", "none", "-qmp", socket.c_str(), "-sandbox",
+    const std::string backend = shared ? "memory-backend-memfd,id=ram,share=on,size=" + size
+                                       : "memory-backend-ram,id=ram,size=" + size;
+    ::execlp("qemu-system-x86_64", "qemu-system-x86_64", "-S", "-machine", "q35,accel=tcg,memory-backend=ram",
+             "-object", backend.c_str(), "-m", (size + "b").c_str(), "-nodefaults", "-display", "none",
+             "-qmp", socket.c_str(), "-sandbox",
              "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny", nullptr);
     return 127;
   }
@@ -105,8 +109,22 @@ std::string attach_error(const GuestMemory& memory) {
   }
 }
 
-// Lets the firmware run from its beginning, in short epochs, until it has written in three of them. After each, a copy
-// that is given only the reported pages must equal all of RAM.
+// Processor time that a process has used in user mode: field 14 of proc_pid_stat(5).
+std::uint64_t cpu_ticks(pid_t pid) {
+  std::ifstream file("/proc/" + std::to_string(pid) + "/stat");
+  std::string text;
+  std::getline(file, text);
+  std::istringstream fields(
+      text.substr(text.rfind(')') + 2));  // from field 3 on; the name before may hold anything
+  std::string skipped;
+  for (int field = 3; field < 14; ++field) fields >> skipped;
+  std::uint64_t ticks = 0;
+  fields >> ticks;
+  return ticks;
+}
+
+// Lets the firmware run from its beginning, in short epochs, until it has written in three of them. After
+// each, a copy that is given only the reported pages must equal all of RAM.
 bool run_firmware_and_copy(Qemu& qemu, const GuestMemory& memory, DirtyTracker& tracker) {
   WorkerPool pool(2);
   std::vector<std::byte> copy(kRamBytes), now(kRamBytes);
@@ -114,7 +132,9 @@ bool run_firmware_and_copy(Qemu& qemu, const GuestMemory& memory, DirtyTracker& 
   qemu.succeed("system_reset");
   int epochs_with_writes = 0;
   return wait_until([&] {
+    const std::uint64_t before = cpu_ticks(qemu.pid());
     qemu.succeed("cont");
+    EXPECT_TRUE(wait_until([&] { return cpu_ticks(qemu.pid()) > before + 1; })) << "the VM doesn't run";
     qemu.succeed("stop");
     std::vector<DirtyBitmap> dirty(1, DirtyBitmap(memory.block(0).pages()));
     tracker.collect(dirty, pool);

@@ -14,8 +14,10 @@ using testing::Backing;
 using testing::ChildGuest;
 
 // What QEMU's RAM looks like: several blocks, reached in different ways.
-const std::vector<testing::BlockSpec> kBlocks = {
-    {Backing::memfd, 3000}, {Backing::private_anonymous, 1500}, {Backing::memfd, 1}, {Backing::private_anonymous, 700}};
+const std::vector<testing::BlockSpec> kBlocks = {{Backing::memfd, 3000},
+                                                 {Backing::private_anonymous, 1500},
+                                                 {Backing::memfd, 1},
+                                                 {Backing::private_anonymous, 700}};
 constexpr std::uint64_t kAllPages = 3000 + 1500 + 1 + 700;
 
 class CaptureTest : public ::testing::Test {
@@ -37,7 +39,8 @@ class CaptureTest : public ::testing::Test {
     }
   }
 
-  // Page by page: `runs` name exactly the dirty pages, in order, one after the other in staging, and hold what the guest wrote.
+  // Page by page: `runs` name exactly the dirty pages, in order, one after the other in staging, and hold
+  // what the guest wrote.
   void expect_captured(const std::vector<CapturedRun>& runs, Staging& staging) {
     std::vector<std::byte> page(kPageSize);
     const std::byte* next = staging.data();
@@ -115,7 +118,8 @@ TEST_F(CaptureTest, KeepsPagesDirtyWhenItFails) {
 std::uint64_t resident_bytes(const std::byte* begin, std::uint64_t size) {
   std::vector<unsigned char> resident(size / kPageSize);
   EXPECT_EQ(::mincore(const_cast<std::byte*>(begin), size, resident.data()), 0);
-  return static_cast<std::uint64_t>(std::count_if(resident.begin(), resident.end(), [](unsigned char r) { return r & 1; })) *
+  return static_cast<std::uint64_t>(
+             std::count_if(resident.begin(), resident.end(), [](unsigned char r) { return r & 1; })) *
          kPageSize;
 }
 

@@ -29,11 +29,13 @@ struct Oracle {
 
 void expect_equal(const DirtyBitmap& bitmap, const Oracle& oracle) {
   ASSERT_EQ(bitmap.pages(), oracle.bits.size());
-  EXPECT_EQ(bitmap.count(), static_cast<std::uint64_t>(std::count(oracle.bits.begin(), oracle.bits.end(), true)));
+  EXPECT_EQ(bitmap.count(),
+            static_cast<std::uint64_t>(std::count(oracle.bits.begin(), oracle.bits.end(), true)));
   std::vector<PageRun> runs;
   bitmap.append_runs(runs);
   EXPECT_EQ(runs, oracle.runs());
-  for (std::uint64_t page = 0; page < bitmap.pages(); ++page) ASSERT_EQ(bitmap.test(page), oracle.bits[page]) << page;
+  for (std::uint64_t page = 0; page < bitmap.pages(); ++page)
+    ASSERT_EQ(bitmap.test(page), oracle.bits[page]) << page;
 }
 
 // Lengths around the borders of words (64) and of the groups of words that loops work on (512).
@@ -46,7 +48,8 @@ class DirtyBitmapOfLength : public ::testing::TestWithParam<std::uint64_t> {
   void set_at_random(DirtyBitmap& bitmap, Oracle& oracle) {
     for (std::uint64_t i = random_() % 12; i > 0; --i) {
       const std::uint64_t first = random_() % (pages_ + 1);
-      const std::uint64_t longest = std::min<std::uint64_t>(pages_ - first, std::uint64_t{1} << random_() % 12);
+      const std::uint64_t longest =
+          std::min<std::uint64_t>(pages_ - first, std::uint64_t{1} << random_() % 12);
       const std::uint64_t count = random_() % (longest + 1);
       bitmap.set(first, count);
       oracle.set(first, count);
@@ -70,7 +73,8 @@ TEST_P(DirtyBitmapOfLength, MergesAsTheOracle) {
     set_at_random(ours, oracle);
     set_at_random(theirs, their_oracle);
     ours.merge(theirs);
-    for (std::uint64_t page = 0; page < pages_; ++page) oracle.bits[page] = oracle.bits[page] || their_oracle.bits[page];
+    for (std::uint64_t page = 0; page < pages_; ++page)
+      oracle.bits[page] = oracle.bits[page] || their_oracle.bits[page];
     expect_equal(ours, oracle);
     expect_equal(theirs, their_oracle);
   }

@@ -85,9 +85,10 @@ class ModelledGuest {
   };
 
   static void fill(std::byte* ram, const Command& command) {
-    std::mt19937_64 random(command.seed);
+    std::uint64_t state = command.seed;
     for (std::uint64_t i = 0; i < command.length; ++i) {
-      ram[command.offset + i] = command.seed == 0 ? std::byte{0} : std::byte(random());
+      state = state * 6364136223846793005 + (command.seed == 0 ? 0 : 1442695040888963407);
+      ram[command.offset + i] = std::byte(state >> 56);
     }
   }
 
@@ -125,6 +126,18 @@ inline std::vector<Bytes> ram_of(const ModelledGuest& guest) {
     memory.read(i, 0, ram.back());
   }
   return ram;
+}
+
+// Of the same shape, as all of these are; names the first page that differs.
+inline ::testing::AssertionResult same_ram(const std::vector<Bytes>& a, const std::vector<Bytes>& b) {
+  for (std::size_t block = 0; block < a.size(); ++block) {
+    for (std::size_t at = 0; at < a[block].size(); at += kPageSize) {
+      if (std::memcmp(a[block].data() + at, b[block].data() + at, kPageSize) == 0) continue;
+      return ::testing::AssertionFailure()
+             << "page " << at / kPageSize << " of block " << block << " differs";
+    }
+  }
+  return ::testing::AssertionSuccess();
 }
 
 // The outcome of one asynchronous call.
@@ -194,6 +207,8 @@ class TestStandby {
     };
     engine = std::make_unique<StandbyEngine>(options, events);
   }
+
+  ~TestStandby() { engine.reset(); }  // its threads use everything below
 
   // Waits until `epoch` is the last one staged; false when the session fails or nothing comes.
   bool wait_staged(std::uint64_t epoch) {

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <poll.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 
 #include <chrono>
 #include <condition_variable>
@@ -39,6 +40,8 @@ struct Nic {
     if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0) std::abort();
     release.reset(pair[0]);
     gate_release.reset(pair[1]);
+    const timeval patience{.tv_sec = kPatienceMs / 1000, .tv_usec = 0};
+    ::setsockopt(held.get(), SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
     if (release_buffer_bytes > 0) {
       ::setsockopt(gate_release.get(), SOL_SOCKET, SO_SNDBUF, &release_buffer_bytes,
                    sizeof release_buffer_bytes);
@@ -47,7 +50,8 @@ struct Nic {
 
   unsigned attach(OutputGate& gate) { return gate.add_port(gate_held.release(), gate_release.release()); }
 
-  // As QEMU writes: it blocks until everything is in the socket.
+  // As QEMU writes: it blocks until everything is in the socket. A gate that never reads again fails the
+  // test, by SO_SNDTIMEO.
   void send(const std::string& bytes) {
     for (std::size_t sent = 0; sent < bytes.size();) {
       const ssize_t step = ::send(held.get(), bytes.data() + sent, bytes.size() - sent, MSG_NOSIGNAL);

@@ -67,7 +67,8 @@ TEST_P(GuestMemoryOf, ReadsAndWritesWhatTheProcessSees) {
   // Written in small pieces out of order, over each other, the last one counts.
   const auto wanted = expected_pages(0, kPages, 6);
   std::vector<MemoryWrite> writes{{0, all.data(), 5 * kPageSize}};
-  for (std::uint64_t offset = 0; offset < wanted.size(); offset += 1024) writes.push_back({offset, &wanted[offset], 1024});
+  for (std::uint64_t offset = 0; offset < wanted.size(); offset += 1024)
+    writes.push_back({offset, &wanted[offset], 1024});
   std::shuffle(writes.begin() + 1, writes.end(), std::mt19937(1));
   memory.write(1, writes);
   EXPECT_TRUE(guest.holds(1, 0, kPages, 6));
@@ -92,7 +93,8 @@ TEST(GuestMemory, OfHugePages) {
     guest.write(0, 0, kPages, 1);
     const GuestMemory memory(guest.pid(), guest.blocks());
     EXPECT_EQ(memory.page_size_bytes(0), testing::kHugePageBytes);
-    EXPECT_EQ(memory.access(0), backing == Backing::hugetlb_memfd ? MemoryAccess::mapped : MemoryAccess::remote);
+    EXPECT_EQ(memory.access(0),
+              backing == Backing::hugetlb_memfd ? MemoryAccess::mapped : MemoryAccess::remote);
     const auto expected = expected_pages(0, kPages, 1);
     std::vector<std::byte> read(expected.size());
     memory.read(0, 0, read);
@@ -105,7 +107,8 @@ TEST(GuestMemory, OfSeveralMappings) {
   constexpr std::uint64_t kPages = 4;
   for (const int first_kind : {MAP_SHARED, MAP_PRIVATE}) {
     ChildProcess child([&](int socket) {
-      void* const reserved = ::mmap(nullptr, 3 * kPages * kPageSize, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      void* const reserved =
+          ::mmap(nullptr, 3 * kPages * kPageSize, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
       auto* const base = static_cast<std::byte*>(reserved);
       for (std::uint64_t i = 0; i < 3; ++i) {
         const int kind = i == 0 ? first_kind : MAP_SHARED;
@@ -113,9 +116,11 @@ TEST(GuestMemory, OfSeveralMappings) {
         if (::ftruncate(fd, 2 * kPages * kPageSize) != 0) return 1;
         const off_t offset = i == 1 ? kPages * kPageSize : 0;
         std::byte* const at = base + i * kPages * kPageSize;
-        if (::mmap(at, kPages * kPageSize, PROT_READ | PROT_WRITE, kind | MAP_FIXED, fd, offset) != at) return 2;
+        if (::mmap(at, kPages * kPageSize, PROT_READ | PROT_WRITE, kind | MAP_FIXED, fd, offset) != at)
+          return 2;
       }
-      for (std::uint64_t page = 0; page < 3 * kPages; ++page) ChildGuest::fill(base + page * kPageSize, page, 3);
+      for (std::uint64_t page = 0; page < 3 * kPages; ++page)
+        ChildGuest::fill(base + page * kPageSize, page, 3);
       const auto address = reinterpret_cast<std::uint64_t>(base);
       char end;
       return ::send(socket, &address, sizeof address, 0) > 0 && ::recv(socket, &end, 1, 0) == 0 ? 0 : 3;
@@ -147,7 +152,10 @@ TEST(GuestMemory, RefusesWhatIsNotMappedReadWrite) {
   EXPECT_EQ(attach(0, 0, 16 * kPageSize), "ERR_COLO_GUEST_MEMORY");
   EXPECT_EQ(attach(0, 9 * kPageSize, 7 * kPageSize), "none");
   const auto code = reinterpret_cast<std::uint64_t>(&expected_pages) / kPageSize * kPageSize;
-  EXPECT_EQ(error_code([&] { GuestMemory(guest.pid(), {{"code", code, kPageSize}}); }), "ERR_COLO_GUEST_MEMORY");
+  EXPECT_EQ(error_code([&] {
+              GuestMemory(guest.pid(), {{"code", code, kPageSize}});
+            }),
+            "ERR_COLO_GUEST_MEMORY");
 }
 
 TEST(GuestMemory, NoticesThatTheProcessIsGone) {
@@ -188,10 +196,12 @@ TEST(GuestMemoryDeathTest, RefusesWhatLiesOutsideTheBlock) {
   EXPECT_DEATH(memory.write(0, {&write, 1}), "assertion failed");
 }
 
-// The kernel may transfer less than it was asked to; here it stops after a random part of what it was given, in the middle of a piece.
+// The kernel may transfer less than it was asked to; here it stops after a random part of what it was given,
+// in the middle of a piece.
 std::mt19937 partial_random;
 
-ssize_t transfer_partially(pid_t pid, const iovec* local, unsigned long pieces, const iovec* remote, unsigned long, unsigned long) {
+ssize_t transfer_partially(pid_t pid, const iovec* local, unsigned long pieces, const iovec* remote,
+                           unsigned long, unsigned long) {
   const unsigned long taken = 1 + partial_random() % std::min(pieces, 3ul);
   std::vector<iovec> ours(local, local + taken), theirs(remote, remote + taken);
   ours.back().iov_len = theirs.back().iov_len = 1 + partial_random() % ours.back().iov_len;
@@ -205,7 +215,8 @@ TEST(ProcessVmBatch, GoesOnWhereATransferEnded) {
     for (std::byte& byte : from) byte = static_cast<std::byte>(partial_random());
     ProcessVmBatch batch(transfer_partially, ::getpid());
     for (std::size_t at = 0; at < from.size();) {
-      const std::size_t length = std::min<std::size_t>(partial_random() % 100, from.size() - at);  // also none
+      const std::size_t length =
+          std::min<std::size_t>(partial_random() % 100, from.size() - at);  // also none
       batch.add(reinterpret_cast<std::uint64_t>(&from[at]), &to[at], length);
       at += length;
     }
@@ -215,7 +226,8 @@ TEST(ProcessVmBatch, GoesOnWhereATransferEnded) {
 }
 
 TEST(ProcessVmBatch, GivesUpWithoutProgress) {
-  const auto nothing = [](pid_t, const iovec*, unsigned long, const iovec*, unsigned long, unsigned long) -> ssize_t { return 0; };
+  const auto nothing = [](pid_t, const iovec*, unsigned long, const iovec*, unsigned long,
+                          unsigned long) -> ssize_t { return 0; };
   std::byte here{};
   ProcessVmBatch batch(nothing, ::getpid());
   batch.add(reinterpret_cast<std::uint64_t>(&here), &here, 1);

@@ -13,6 +13,7 @@ namespace {
 using testing::Bytes;
 using testing::ModelledGuest;
 using testing::ram_of;
+using testing::same_ram;
 
 Bytes gathered(const EntryWriter& writer) {
   Bytes bytes;
@@ -60,7 +61,7 @@ TEST(PageApplier, ManyScatteredWritesOverSeveralBlocksLandWhereTheyBelong) {
     }
     const Bytes payload = gathered(writer);
     first_copy ? applier.apply_first_copy(payload) : applier.apply(payload);
-    ASSERT_EQ(ram_of(guest), model);
+    ASSERT_TRUE(same_ram(ram_of(guest), model));
   }
 }
 
@@ -68,7 +69,7 @@ TEST(PageApplier, ManyScatteredWritesOverSeveralBlocksLandWhereTheyBelong) {
 unsigned long resident_kib(pid_t pid) { return std::stoul(testing::status_field(pid, "RssAnon")); }
 
 TEST(PageApplier, FirstCopyOfZeroPagesDoesNotFillTheStandbysMemory) {
-  constexpr std::uint64_t kPages = 16384;  // 64 MiB
+  constexpr std::uint64_t kPages = 4096;  // 16 MiB
   ModelledGuest guest({{kPages, false}});
   guest.scribble(0, 77 * kPageSize, 10, 5);
   const GuestMemory memory(guest.pid(), guest.blocks());

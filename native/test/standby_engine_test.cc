@@ -15,6 +15,7 @@ using testing::Bytes;
 using testing::kTestToken;
 using testing::ModelledGuest;
 using testing::ram_of;
+using testing::same_ram;
 using testing::TestStandby;
 using testing::vmstate_of;
 
@@ -95,7 +96,7 @@ class StandbyEngineTest : public ::testing::Test {
     standby_.engine->open_epoch(1);
     return connection;
   }
-  void expect_unchanged() { ASSERT_EQ(ram_of(guest_), before_); }
+  void expect_unchanged() { ASSERT_TRUE(same_ram(ram_of(guest_), before_)); }
 
   ModelledGuest guest_{{{kPages, true}, {kPages, false}}};
   TestStandby standby_{guest_};
@@ -117,7 +118,7 @@ TEST_F(StandbyEngineTest, StagesThenCommitsRamAndDeviceState) {
   std::vector<Bytes> expected = before_;
   std::memset(expected[0].data() + 2 * kPageSize + 5 * kLineSize, 9, kLineSize);
   std::memset(expected[1].data() + 3 * kPageSize, 9, kPageSize);
-  EXPECT_EQ(ram_of(guest_), expected);
+  EXPECT_TRUE(same_ram(ram_of(guest_), expected));
   EXPECT_EQ(standby_.mailbox_vmstate(kVmstateBytes), vmstate_of(1, kVmstateBytes));
   EXPECT_EQ(standby_.failures(), 0u);
 }
@@ -129,7 +130,7 @@ TEST_F(StandbyEngineTest, EpochCutAnywhereChangesNothing) {
   std::mt19937_64 random(seed);
   std::vector<std::size_t> lengths = {
       0, 1, 31, 32, 33, bytes.size() - 33, bytes.size() - 32, bytes.size() - 1};
-  for (int i = 0; i < 150; ++i) lengths.push_back(random() % bytes.size());
+  for (int i = 0; i < 60; ++i) lengths.push_back(random() % bytes.size());
   for (const std::size_t length : lengths) {
     Connection connection = begin();
     connection.send(std::span(bytes).first(length));
@@ -326,10 +327,10 @@ TEST_F(StandbyEngineTest, CommittedEpochOutlivesItsSessionAndCanBeFlushedAgain) 
   standby_.engine->close_session();
   ASSERT_EQ(outcome.wait(), "");
   const std::vector<Bytes> committed = ram_of(guest_);
-  EXPECT_NE(committed, before_);
+  EXPECT_FALSE(same_ram(committed, before_));
   guest_.scribble(1, 3 * kPageSize, 10, 4);
   ASSERT_EQ(standby_.commit(1), "");
-  EXPECT_EQ(ram_of(guest_), committed);
+  EXPECT_TRUE(same_ram(ram_of(guest_), committed));
 }
 
 TEST_F(StandbyEngineTest, CommitOfALostGuestFails) {

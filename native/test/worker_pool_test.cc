@@ -27,7 +27,8 @@ TEST(WorkerPool, RunsEveryPartOnce) {
 
 TEST(WorkerPool, WithOneThreadRunsInTheCaller) {
   WorkerPool pool(1);
-  pool.run(8, [caller = std::this_thread::get_id()](unsigned) { EXPECT_EQ(std::this_thread::get_id(), caller); });
+  pool.run(
+      8, [caller = std::this_thread::get_id()](unsigned) { EXPECT_EQ(std::this_thread::get_id(), caller); });
 }
 
 TEST(WorkerPool, RunsPartsAtTheSameTime) {

@@ -4,7 +4,7 @@
  *     {"command":"status"}  ->  {"ok":true,"result":{...}}
  *     {"command":"x"}       ->  {"ok":false,"error":{"code":"unknown-command","message":"..."}}
  */
-import { chmodSync, mkdirSync, rmSync } from 'node:fs';
+import { chmodSync, mkdirSync, renameSync, rmSync } from 'node:fs';
 import { createConnection, createServer, type Server, type Socket } from 'node:net';
 import path from 'node:path';
 import type { Status } from './status.ts';
@@ -51,13 +51,16 @@ export class ControlServer {
         `another colo-agent already listens at ${socketPath}; give --control another path`,
       );
     }
-    rmSync(socketPath, { force: true });
     const control = new ControlServer(socketPath, handler);
+    // It appears under its name only when it answers and has its final mode.
+    const preparing = `${socketPath}.${process.pid}`;
+    rmSync(preparing, { force: true });
     await new Promise<void>((resolve, reject) => {
       control.#server.once('error', reject);
-      control.#server.listen(socketPath, resolve);
+      control.#server.listen(preparing, resolve);
     });
-    chmodSync(socketPath, 0o660);
+    chmodSync(preparing, 0o660);
+    renameSync(preparing, socketPath);
     return control;
   }
 

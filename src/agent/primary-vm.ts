@@ -94,6 +94,8 @@ export class PrimaryVm {
   #gate: OutputGate | null = null;
   #wiring: GateWiring | null = null;
   #listener: PrimaryVmListener | null = null;
+  /** Committed while the VM stood. */
+  #releasable: number | null = null;
   #gone = false;
 
   constructor(options: PrimaryAgentOptions, parts: Parts) {
@@ -199,7 +201,7 @@ export class PrimaryVm {
         meters.resumeIssued();
         this.#step(
           'resume',
-          this.#queue.run(() => this.#runState.resume()),
+          this.#queue.run(() => this.#resume()),
           () => ({ type: 'resumed' }),
         );
         break;
@@ -214,7 +216,7 @@ export class PrimaryVm {
         );
         break;
       case 'release-output':
-        this.#gate?.release(effect.epoch);
+        this.#release(effect.epoch);
         break;
       case 'quit-vm':
         void this.#queue.run(() => this.#quit());
@@ -246,7 +248,7 @@ export class PrimaryVm {
       pressureBytes: Math.floor(this.#options.gateLimitBytes * 0.75),
       onOutputHeld: () => this.#emit({ type: 'output-held' }),
       onPressure: () => this.#emit({ type: 'gate-pressure' }),
-      onBroken: (reason) => this.#emit({ type: 'step-failed', step: 'gate', reason }),
+      onBroken: (reason) => void this.#onGateBroken(reason),
     });
     this.#gate = gate;
     this.#wiring = await install(qmp, nics, gate);
@@ -258,6 +260,7 @@ export class PrimaryVm {
     const wiring = this.#wiring;
     this.#gate = null;
     this.#wiring = null;
+    this.#releasable = null;
     if (this.#gone) {
       gate?.close();
       return;
@@ -266,8 +269,7 @@ export class PrimaryVm {
     try {
       if (gate && wiring) {
         // The VM stands for the moment in which frames change their way, so that none overtakes another.
-        await this.#runState.stop();
-        await handOver(qmp, wiring, gate);
+        await handOver(qmp, wiring, gate, () => this.#runState.stop());
       }
       await shutdownAction.restore(qmp);
     } catch (error) {
@@ -307,6 +309,28 @@ export class PrimaryVm {
     } catch (error) {
       this.#failed('save', error);
     }
+  }
+
+  /** QEMU's netdevs keep frames back while the VM stands, and drop all but 10,000 of them (net/queue.c): they wait for it to go on. */
+  #release(epoch: number): void {
+    if (this.#runState.stoppedByUs) this.#releasable = epoch;
+    else this.#gate?.release(epoch);
+  }
+
+  async #resume(): Promise<void> {
+    await this.#runState.resume();
+    if (this.#releasable !== null) this.#gate?.release(this.#releasable);
+    this.#releasable = null;
+  }
+
+  /** QEMU's end of a socket closes before its death is known otherwise: only a QEMU that still answers has a broken gate. */
+  async #onGateBroken(reason: string): Promise<void> {
+    try {
+      await this.#parts.qmp.execute('query-status');
+    } catch {
+      return; // the loss of the VM is reported by whoever notices it
+    }
+    this.#failed('gate', reason);
   }
 
   async #quit(): Promise<void> {

@@ -3,12 +3,13 @@ import { randomBytes } from 'node:crypto';
 import { type NativeError, native, type ProcessWatch, type StandbyEngine } from '../native/binding.ts';
 import type { SecondaryEffect, SecondaryEvent } from '../protocol/machine.ts';
 import { QmpClient } from '../qmp/client.ts';
-import { compare } from '../vm/compatibility.ts';
+import { compare, compareSections } from '../vm/compatibility.ts';
 import { describeVm, type VmDescription } from '../vm/description.ts';
 import { findOverwrittenRanges, type OverwrittenRange } from '../vm/load-overwrites.ts';
 import { Mailbox } from '../vm/mailbox.ts';
 import { assertUsableAsStandby } from '../vm/preflight.ts';
 import { findRamBlocks, type RamBlock } from '../vm/ram-blocks.ts';
+import { VmstateFile } from '../vm/vmstate.ts';
 import { monotonicMs } from './driver.ts';
 import type { Log } from './log.ts';
 import { Samples } from './samples.ts';
@@ -49,13 +50,23 @@ export async function attachStandby(qmpPath: string, log: Log): Promise<StandbyV
     const pid = qmp.peer.pid;
     await assertUsableAsStandby(qmp, pid);
     const blocks = await findRamBlocks(qmp, pid);
-    const description = await describeVm(qmp, pid, blocks);
+    const description = await describeWithSections(qmp, pid, blocks);
     const overwritten = await findOverwrittenRanges(qmp, blocks);
     const mailbox = await Mailbox.attach(qmp);
     return new StandbyVm({ qmp, mailbox, blocks, overwritten, description }, log);
   } catch (error) {
     qmp.close();
     throw error;
+  }
+}
+
+/** The VM has not run, so saving its device state costs nobody anything, and shows which sections a primary's must have. */
+async function describeWithSections(qmp: QmpClient, pid: number, blocks: RamBlock[]): Promise<VmDescription> {
+  const vmstate = await VmstateFile.attach(qmp);
+  try {
+    return await describeVm(qmp, pid, blocks, vmstate);
+  } finally {
+    await vmstate.detach(qmp);
   }
 }
 
@@ -71,7 +82,12 @@ export class StandbyVm {
   readonly #queue = new SerialQueue();
   #engine: StandbyEngine | null = null;
   #blockNames: string[];
+  /** By epoch, from staging to loading: the next epoch may be staged before the one before it is loaded. */
+  readonly #stagedVmstateBytes = new Map<number, number>();
+  /** This session's device states have the sections that this QEMU expects. */
+  #sectionsChecked = false;
   #onEvent: (event: EventBody) => void = () => {};
+  #mailboxAttached = true;
   #gone = false;
 
   constructor(parts: Parts, log: Log) {
@@ -132,9 +148,9 @@ export class StandbyVm {
 
   /** Leaves a living VM as it was found, but for its RAM and device state. */
   async detach(): Promise<void> {
-    const { qmp, mailbox } = this.#parts;
+    const { qmp } = this.#parts;
     this.#engine?.close();
-    if (!this.#gone) await this.#queue.run(() => mailbox.detach(qmp));
+    if (!this.#gone) await this.#queue.run(() => this.#removeMailbox());
     this.#gone = true;
     this.#watch.close();
     qmp.close();
@@ -166,10 +182,13 @@ export class StandbyVm {
       stagingLimitBytes: 0,
       onStaged: (checkpoint) => {
         this.receivedBytes += checkpoint.wireBytes;
+        this.#stagedVmstateBytes.set(checkpoint.epoch, checkpoint.vmstateBytes);
         this.#onEvent({ type: 'staged', ...checkpoint });
       },
       onFailed: (error: NativeError) => this.#onEvent({ type: 'stream-failed', reason: error.message }),
     });
+    this.#sectionsChecked = false;
+    this.#stagedVmstateBytes.clear();
     const token = randomBytes(16);
     engine.openSession(token, generation, connections);
     this.#engine = engine;
@@ -191,6 +210,7 @@ export class StandbyVm {
   async #load(epoch: number): Promise<void> {
     const beganAtMs = monotonicMs();
     try {
+      this.#checkSections(epoch);
       await this.#parts.mailbox.load(this.#parts.qmp);
       this.#engine?.restorePreserved();
     } catch (error) {
@@ -202,8 +222,22 @@ export class StandbyVm {
     this.#onEvent({ type: 'loaded', epoch });
   }
 
+  /** QEMU 7.2 says no more than "Error -22" about a section that it can't load: name it before it tries. */
+  #checkSections(epoch: number): void {
+    const { mailbox, description } = this.#parts;
+    const vmstateBytes = this.#stagedVmstateBytes.get(epoch);
+    this.#stagedVmstateBytes.delete(epoch);
+    if (this.#sectionsChecked || !description.sections || vmstateBytes === undefined) return;
+    const differences = compareSections(
+      mailbox.sections(description.machine, vmstateBytes),
+      description.sections,
+    );
+    if (differences.length > 0) throw new Error(differences.join('; '));
+    this.#sectionsChecked = true;
+  }
+
   async #promote(): Promise<void> {
-    const { qmp, mailbox } = this.#parts;
+    const { qmp } = this.#parts;
     try {
       await Promise.all([qmp.execute('cont'), qmp.execute('announce-self', ANNOUNCE)]);
     } catch (error) {
@@ -213,8 +247,15 @@ export class StandbyVm {
     this.#onEvent({ type: 'promoted' });
     this.#engine?.close();
     this.#engine = null;
+    await this.#removeMailbox();
+  }
+
+  /** A mailbox that stays behind does the VM no harm, and the next agent removes it. */
+  async #removeMailbox(): Promise<void> {
+    if (!this.#mailboxAttached) return;
+    this.#mailboxAttached = false;
     try {
-      await mailbox.detach(qmp);
+      await this.#parts.mailbox.detach(this.#parts.qmp);
     } catch (error) {
       this.#log.warn('the vmstate mailbox could not be taken off', { error: (error as Error).message });
     }

@@ -120,10 +120,12 @@ async function runPrimary(options: PrimaryCliOptions): Promise<void> {
   });
   onTerminationSignal(() => running.stop());
   const progress = showProgress(() => running.status(), options.json === true);
-  const outcome = await running.run();
-  progress.end();
-  control.close();
-  report(options, outcome);
+  try {
+    report(options, await running.run());
+  } finally {
+    progress.end();
+    control.close();
+  }
 }
 
 function agentOptions(options: PrimaryCliOptions, log: Log) {

@@ -69,9 +69,11 @@ async function runSecondary(options: SecondaryCliOptions): Promise<void> {
   });
   onTerminationSignal(() => running.stop());
   if (options.json) process.stdout.write(`${JSON.stringify({ listen: running.status().listen })}\n`);
-  const outcome = await running.run();
-  control.close();
-  report(options, outcome);
+  try {
+    report(options, await running.run());
+  } finally {
+    control.close();
+  }
 }
 
 const OUTCOME_EXIT: Record<SecondaryOutcome['outcome'], number> = {

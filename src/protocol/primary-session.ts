@@ -20,7 +20,7 @@ export interface SessionEnd {
   reason: string;
   /** What the peer is told, if it can still be told anything. */
   tell: Body | null;
-  cause: 'peer' | 'local' | 'incompatible' | 'fenced' | 'split-brain' | 'stale' | 'shutdown';
+  cause: 'peer' | 'local' | 'incompatible' | 'fenced' | 'split-brain' | 'stale';
 }
 
 type Phase = 'hello' | 'bulk' | 'gate' | 'protect' | 'sync' | 'checkpoints';
@@ -139,7 +139,7 @@ export class PrimarySession {
     // INVARIANT 1: the only place where held output is released within a session.
     this.context.emit({ type: 'release-output', epoch });
     if (epoch === this.last) {
-      this.finish('shutdown', 'the guest shut down', { type: 'bye', reason: 'shutdown' });
+      this.finish('local', 'the guest shut down', { type: 'bye', reason: 'shutdown' });
     } else {
       this.announce();
     }

@@ -1,6 +1,7 @@
 /** The primary's machine: finding a peer, one session after the other, and leaving the VM in order. docs/protocol.md, docs/architecture.md. */
 import { invalidTransition } from './errors.ts';
 import type { Machine, PrimaryEffect, PrimaryEvent, PrimaryOptions, StateWord } from './machine.ts';
+import type { ByeReason } from './messages.ts';
 import { Capture } from './primary-capture.ts';
 import { PrimaryContext } from './primary-context.ts';
 import { PrimarySession, type SessionEnd } from './primary-session.ts';
@@ -159,14 +160,12 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
   }
 
   private onStopCommand(): void {
-    const reason = 'stopped by command';
     // A person's word opens even the gate of an earlier agent.
     if (this.context.foreignGate) this.handOverDue = true;
     this.context.foreignGate = false;
-    this.leave('stopped', reason);
-    if (this.session !== null) {
-      this.session.end ??= { cause: 'local', reason, tell: { type: 'bye', reason: 'detach' } };
-    }
+    // A VM that has shut down still stands only because of us.
+    if (this.vm.shutDown) this.leave('guest-shutdown', 'the guest shut down', 'shutdown');
+    else this.leave('stopped', 'stopped by command', 'detach');
   }
 
   private onVm(event: PrimaryEvent): void {
@@ -197,14 +196,7 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
     this.vm.onShutdown();
     // With a standby the session makes the last checkpoint; without one there is nobody to wait for.
     if (this.word === 'PROTECTED') return;
-    this.leave('guest-shutdown', 'the guest shut down');
-    if (this.session !== null) {
-      this.session.end ??= {
-        cause: 'shutdown',
-        reason: 'the guest shut down',
-        tell: { type: 'bye', reason: 'shutdown' },
-      };
-    }
+    this.leave('guest-shutdown', 'the guest shut down', 'shutdown');
   }
 
   private onVmGone(outcome: 'guest-shutdown' | 'vm-lost', reason: string): void {
@@ -322,8 +314,7 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
       this.finish('fenced', end.reason);
       return;
     }
-    if (end.cause === 'shutdown') this.leave('guest-shutdown', end.reason);
-    else if (this.vm.shutDown) this.leave('guest-shutdown', 'the guest shut down');
+    if (this.vm.shutDown) this.leaving = { outcome: 'guest-shutdown', reason: 'the guest shut down' };
     this.afterSession(session, end);
   }
 
@@ -402,8 +393,11 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
     this.connectAtMs = this.context.nowMs + afterMs;
   }
 
-  private leave(outcome: Outcome, reason: string): void {
-    this.leaving ??= { outcome, reason };
+  /** For good, as soon as the VM is settled. A shutdown outweighs the command to stop. */
+  private leave(outcome: Outcome, reason: string, bye: ByeReason): void {
+    this.leaving = { outcome, reason };
+    if (this.session !== null)
+      this.session.end ??= { cause: 'local', reason, tell: { type: 'bye', reason: bye } };
   }
 
   private finish(outcome: Outcome, reason: string): void {

@@ -41,7 +41,20 @@ export class TestNetwork {
     for (const bridge of [0, 1]) {
       const name = `br${bridge}`;
       // A frame must pass from the first moment on: no forwarding delay, no snooping that first has to learn of groups.
-      await this.#ip('link', 'add', name, 'type', 'bridge', 'forward_delay', '0', 'mcast_snooping', '0');
+      // An address of its own: a bridge without one takes the lowest of its ports', which changes under the guest's ARP cache with every new tap.
+      const address = ['address', `02:00:0a:4d:0${bridge}:01`];
+      await this.#ip(
+        'link',
+        'add',
+        name,
+        ...address,
+        'type',
+        'bridge',
+        'forward_delay',
+        '0',
+        'mcast_snooping',
+        '0',
+      );
       await this.#ip('addr', 'add', `10.77.${bridge}.1/24`, 'dev', name);
       await this.#ip('link', 'set', name, 'up');
     }

@@ -5,6 +5,7 @@
  */
 import type { DescribedPciDevice, VmDescription } from './description.ts';
 import { checkDescription, MalformedDescriptionError } from './description-check.ts';
+import type { Section } from './vmstate-sections.ts';
 
 /** Named differences between what HELLO said and `own`; none means that the standby will do. */
 export function compare(primary: unknown, own: VmDescription): string[] {
@@ -34,7 +35,7 @@ export function compareDescriptions(primary: VmDescription, secondary: VmDescrip
     ...comparePci(primary.pci, secondary.pci),
     ...compareDevices(primary, secondary),
     ...compareDisks(primary, secondary),
-    ...compareSections(primary, secondary),
+    ...(primary.sections && secondary.sections ? compareSections(primary.sections, secondary.sections) : []),
   ];
 }
 
@@ -182,11 +183,7 @@ function compareDisks(primary: VmDescription, secondary: VmDescription): string[
 }
 
 /** QEMU refuses a section that it doesn't expect, or of a version that it doesn't know yet; it doesn't miss one that isn't there. */
-function compareSections(
-  { sections: primary }: VmDescription,
-  { sections: secondary }: VmDescription,
-): string[] {
-  if (!primary || !secondary) return [];
+export function compareSections(primary: readonly Section[], secondary: readonly Section[]): string[] {
   const key = ({ name, instance }: { name: string; instance: number }) => `${name} (instance ${instance})`;
   const known = new Map(secondary.map((section) => [key(section), section.version]));
   return primary.flatMap((section) => {

@@ -1,11 +1,14 @@
 /** The vmstate mailbox on a standby: device states are put into it by the native engine and loaded by `snapshot-load`. */
-import { ftruncateSync, writeSync } from 'node:fs';
+import { ftruncateSync, readSync, writeSync } from 'node:fs';
 import { type MemoryFile, type NativeBinding, native as nativeBinding } from '../native/binding.ts';
 import type { QmpClient } from '../qmp/client.ts';
 import { addMemoryFd, removeFdSets } from './fd-sets.ts';
 import { IMAGE_BYTES, mailboxHead, SNAPSHOT_TAG, STATE_BYTES, STATE_OFFSET_BYTES } from './mailbox-image.ts';
+import { parseSections, type Section } from './vmstate-sections.ts';
 
 const LABEL = 'colo-mailbox';
+/** Of a device state: magic and version. */
+const HEADER_BYTES = 8;
 const JOB_PREFIX = 'colo-load-';
 
 type FileServices = Pick<NativeBinding, 'makeMemoryFile' | 'closeFd'>;
@@ -78,6 +81,16 @@ export class Mailbox {
     const job = jobs.find((candidate) => candidate.id === id);
     if (!job) throw new LoadError(`job ${id} vanished before its result could be read`);
     if (job.error !== undefined) throw new LoadError(job.error);
+  }
+
+  /** The sections of the primary's device state that lies in the mailbox, `vmstateBytes` long before it was made loadable for `machine`. */
+  sections(machine: string, vmstateBytes: number): Section[] {
+    const state = Buffer.alloc(vmstateBytes);
+    const configurationBytes = 5 + Buffer.byteLength(machine); // put in behind the header: native/core/vmstate_mailbox.h
+    readSync(this.fd, state, 0, HEADER_BYTES, STATE_OFFSET_BYTES);
+    const rest = STATE_OFFSET_BYTES + HEADER_BYTES + configurationBytes;
+    readSync(this.fd, state, HEADER_BYTES, vmstateBytes - HEADER_BYTES, rest);
+    return parseSections(state);
   }
 
   /** Takes the mailbox off QEMU and closes the image. */

@@ -1,5 +1,6 @@
 /** What src/vm finds out about real QEMU processes. No guest but the firmware runs in them. */
-import { closeSync, openSync, writeFileSync, writeSync } from 'node:fs';
+import { closeSync, mkdtempSync, openSync, rmSync, writeFileSync, writeSync } from 'node:fs';
+import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterEach, describe, expect, it, vi } from 'vitest';
 import type { QmpClient } from '../../src/qmp/client.ts';
@@ -86,7 +87,9 @@ describe.each(['pc', 'q35'])('RAM blocks of %s', (machine) => {
 
 describe('RAM blocks', () => {
   it('of NUMA nodes, DIMMs and firmware flash are found, those of unused backends left out', async () => {
-    const flash = ['code', 'vars'].map((name) => path.join('/tmp', `colo-flash-${process.pid}-${name}`));
+    const folder = mkdtempSync(path.join(tmpdir(), 'colo-flash-'));
+    cleanups.push(() => rmSync(folder, { recursive: true }));
+    const flash = ['code', 'vars'].map((name) => path.join(folder, name));
     for (const file of flash) writeFileSync(file, Buffer.alloc(256 * 1024));
     const vm = await start(
       ...['-S', '-M', 'q35', '-m', '64,slots=2,maxmem=1G', '-smp', '2'],

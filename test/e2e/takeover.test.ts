@@ -40,7 +40,7 @@ beforeAll(async () => {
 });
 afterAll(() => cleanup.run());
 
-describe('kill -9 of the primary', () => {
+describe('kill -9 of the primary', { timeout: 120_000 }, () => {
   test.each(ROUNDS.map((what, index) => ({ what, round: index + 1 })))(
     'round $round: $what',
     async ({ what, round }) => {

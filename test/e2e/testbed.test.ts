@@ -13,7 +13,7 @@ import {
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
-import { afterEach, expect, test } from 'vitest';
+import { afterEach, expect, test, vi } from 'vitest';
 import { Child, run } from '../../src/testbed/child.ts';
 import { Cleanup } from '../../src/testbed/cleanup.ts';
 import { AnnounceClient, checkMemory, PORTS, request, StreamClient } from '../../src/testbed/client.ts';
@@ -220,11 +220,14 @@ test('QEMU ends with the test run, also with one that is killed', async () => {
 });
 
 test('a QEMU that refuses to start says why, and leaves nothing behind', async () => {
-  const folders = () => readdirSync(tmpdir()).filter((name) => name.startsWith('colo-vm-'));
-  const before = folders();
+  const folder = makeFolder();
+  vi.stubEnv('TMPDIR', folder);
+  cleanup.add(() => {
+    vi.unstubAllEnvs();
+  });
   const start = TestVm.start({ name: 'bad', guest: 'baremetal', extraArgs: ['-device', 'no-such-device'] });
   await expect(start).rejects.toThrow(/no-such-device/);
-  expect(folders()).toEqual(before);
+  expect(readdirSync(folder)).toEqual([]);
 });
 
 test('namespaces of a killed run are removed by the next', async () => {

@@ -68,6 +68,7 @@ export abstract class Agent<Event extends { nowMs: number; type: string }, Effec
     const { clock } = this.world;
     this.stalledUntilMs = Math.max(this.stalledUntilMs, clock.nowMs + forMs);
     clock.at(this.stalledUntilMs, () => {
+      if (clock.nowMs < this.stalledUntilMs) return; // a later stall has made it longer
       const missed = this.waiting;
       this.waiting = [];
       this.dispatch({ type: 'tick' } as unknown as EventBody<Event>);

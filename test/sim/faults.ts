@@ -135,7 +135,9 @@ export function settled(world: World): boolean {
   // Nobody is left to tell the primary that it was superseded; it stays cut off.
   if (svm.running && !secondary.alive && primary.machine.state === 'BLOCKED') return true;
   if (pvm.shutDown && pvm.alive) return false;
-  if (!pvm.alive) return svm.running || secondary.finished || secondary.heldDevice < world.newestSeen;
+  if (!pvm.alive) {
+    return pvm.shutDown || svm.running || secondary.finished || secondary.heldDevice < world.newestSeen;
+  }
   if (!primary.alive) return false;
   if (primary.finished) return pvm.running && world.gate === null;
   return primary.machine.state === 'PROTECTED' && secondary.machine.state === 'STANDBY' && pvm.running;

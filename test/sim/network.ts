@@ -2,8 +2,9 @@
 import type { World } from './world.ts';
 
 interface End<T> {
-  onData: (item: T) => void;
-  onClosed: (reason: string) => void;
+  reader: { onData: (item: T) => void; onClosed: (reason: string) => void } | null;
+  /** What came before anybody read. */
+  unread: (() => void)[];
   /** Closed from this side or told that it is closed: nothing more is delivered to it. */
   done: boolean;
   /** When the last item on the way to this end arrives: the next one can't overtake it. */
@@ -19,19 +20,19 @@ export class Connection<T> {
 
   constructor(world: World) {
     this.world = world;
-    const end = () => ({ onData: () => {}, onClosed: () => {}, done: false, arrivesMs: 0 });
+    const end = () => ({ reader: null, unread: [], done: false, arrivesMs: 0 });
     this.ends = [end(), end()];
   }
 
   attach(side: 0 | 1, onData: (item: T) => void, onClosed: (reason: string) => void): void {
     const end = this.ends[side];
-    end.onData = onData;
-    end.onClosed = onClosed;
+    end.reader = { onData, onClosed };
+    for (const deliver of end.unread) this.world.clock.after(0, deliver);
   }
 
   send(from: 0 | 1, item: T): void {
     if (this.ends[from].done) return;
-    this.toward(from === 0 ? 1 : 0, (end) => end.onData(item));
+    this.toward(from === 0 ? 1 : 0, (end) => this.read(end, () => end.reader?.onData(item)));
   }
 
   /** In order: what was sent before still arrives, then the other end is told. */
@@ -75,7 +76,14 @@ export class Connection<T> {
 
   private lose(end: End<T>, reason: string): void {
     if (end.done) return;
-    end.done = true;
-    end.onClosed(reason);
+    this.read(end, () => {
+      end.done = true;
+      end.reader?.onClosed(reason);
+    });
+  }
+
+  private read(end: End<T>, deliver: () => void): void {
+    if (end.reader === null) end.unread.push(deliver);
+    else deliver();
   }
 }

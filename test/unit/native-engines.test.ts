@@ -17,6 +17,7 @@ import { FakeGuest, frame, nothing, until } from './native-harness.ts';
 const MACHINE = 'pc-q35-7.2';
 const MAILBOX_BYTES = 1 << 20;
 const GENERATION = 3;
+const PRESERVED = { block: 0, offsetBytes: 1000, sizeBytes: 9000 };
 
 /** What the standby's mailbox accepts: QEMU's file header, a section's worth of bytes, the end. */
 const VMSTATE = Buffer.concat([Buffer.from('QEVM\0\0\0\x03'), Buffer.from('device state'), Buffer.from([0])]);
@@ -55,7 +56,7 @@ class World {
       mailboxStateBytes: MAILBOX_BYTES,
       machine: MACHINE,
       stagingLimitBytes: 0,
-      preserved: [],
+      preserved: [PRESERVED],
       onStaged: (checkpoint) => this.staged.push(checkpoint),
       onFailed: (error) => this.failures.push(error),
     });
@@ -147,6 +148,16 @@ describe.each([
       expect(mailbox.includes(MACHINE) && mailbox.includes('device state')).toBe(true);
     }
     expect(world.failures).toEqual([]);
+
+    // The standby's memory changes everywhere, as a load of device state may do; only the preserved range comes back.
+    const { offsetBytes, sizeBytes } = PRESERVED;
+    const committed = world.standbyGuest.read().subarray(offsetBytes, offsetBytes + sizeBytes);
+    await world.standbyGuest.write();
+    const expected = world.standbyGuest.read();
+    expect(expected.includes(committed)).toBe(false);
+    committed.copy(expected, offsetBytes);
+    world.standby.restorePreserved();
+    expect(world.standbyGuest.read().equals(expected)).toBe(true);
   });
 });
 

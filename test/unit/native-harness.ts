@@ -9,14 +9,15 @@ const PAGE_BYTES = 4096;
 const FILL = 0xc0;
 const FILL_SEEN_BYTES = 64;
 
-/** Its memory begins with the given mark and a fill, until the first "write": some bytes in every page, other ones each time. */
+/** Its memory begins with the given mark and a fill, until the first "write": some bytes in every page, other ones each time
+ * and in each process. */
 const GUEST_PROGRAM = `
   const memory = new Uint8Array(${BLOCK_BYTES + 2 * PAGE_BYTES}).fill(${FILL});
   memory.set(Buffer.from(process.argv[1], 'hex'));
   let round = 0;
   process.stdin.on('data', () => {
     round += 1;
-    for (let at = ${PAGE_BYTES}; at < memory.length; at += 512) memory[at + round] = round * 7 + at / 512;
+    for (let at = ${PAGE_BYTES}; at < memory.length; at += 512) memory[at + round] = round * 7 + at / 512 + process.pid;
     process.stdout.write('.');
   });
   process.stdout.write('.');
@@ -38,6 +39,8 @@ export class FakeGuest {
     const mark = Buffer.from(`colo-agent test ${process.pid} ${Math.random()}`);
     const child = spawn(process.execPath, ['-e', GUEST_PROGRAM, mark.toString('hex')], {
       stdio: ['pipe', 'pipe', 'inherit'],
+      // A sanitizer preloaded for the addon would fill the guest with mappings of terabytes.
+      env: { ...process.env, LD_PRELOAD: '' },
     });
     await once(child.stdout, 'data');
     const memory = fs.openSync(`/proc/${child.pid}/mem`, 'r');
