@@ -39,8 +39,7 @@ class AcceptorHandle : public Handle<AcceptorHandle> {
     return {[queue, id](Acceptor::Link link, int fd, std::string preface, std::string peer) {
               // Shared because tasks are copied; a task that is dropped closes the connection.
               auto owned = std::make_shared<UniqueFd>(fd);
-              post_to(queue, id,
-                      [=](AcceptorHandle& self) { self.accepted(link, owned->release(), preface, peer); });
+              post_to(queue, id, [=](AcceptorHandle& self) { self.accepted(link, *owned, preface, peer); });
             },
             [queue, id](std::string peer, std::string reason) {
               post_to(queue, id, [=](AcceptorHandle& self) {
@@ -50,12 +49,15 @@ class AcceptorHandle : public Handle<AcceptorHandle> {
             }};
   }
 
-  void accepted(Acceptor::Link link, int fd, const std::string& preface, const std::string& peer) {
+  void accepted(Acceptor::Link link, UniqueFd& fd, const std::string& preface, const std::string& peer) {
     const Napi::Env env = Env();
+    // Throws in an environment that is about to end, where the callback wouldn't be called either: `fd` must
+    // still be ours then.
     auto bytes = Napi::Uint8Array::New(env, preface.size());
     std::copy(preface.begin(), preface.end(), bytes.Data());
-    on_accepted_.Call({Napi::String::New(env, link == Acceptor::Link::control ? "control" : "bulk"),
-                       Napi::Number::New(env, fd), bytes, Napi::String::New(env, peer)});
+    const auto name = Napi::String::New(env, link == Acceptor::Link::control ? "control" : "bulk");
+    const auto peer_name = Napi::String::New(env, peer);
+    on_accepted_.Call({name, Napi::Number::New(env, fd.release()), bytes, peer_name});
   }
 
   Napi::FunctionReference on_accepted_, on_refused_;

@@ -9,29 +9,13 @@
 #include <string>
 
 #include "../core/error.h"
-#include "faulty_socket_calls.h"
+#include "test_socket_calls.h"
 
 namespace colo {
 namespace {
 
 using Bytes = std::vector<std::byte>;
-
-// Takes everything that is sent.
-class Recorder : public SocketCalls {
- public:
-  ssize_t sendmsg(int, const msghdr* message, int) override {
-    ++calls;
-    ssize_t sent = 0;
-    for (std::size_t i = 0; i < message->msg_iovlen; ++i) {
-      const auto* from = static_cast<const std::byte*>(message->msg_iov[i].iov_base);
-      bytes.insert(bytes.end(), from, from + message->msg_iov[i].iov_len);
-      sent += static_cast<ssize_t>(message->msg_iov[i].iov_len);
-    }
-    return sent;
-  }
-  Bytes bytes;
-  unsigned calls = 0;
-};
+using testing::RecordingSocketCalls;
 
 Bytes from_hex(std::string hex) {
   std::erase(hex, ' ');
@@ -160,7 +144,7 @@ TEST(CheckpointStream, WriterSendsWholeEpochsWithTheirCountsAndChecksum) {
   const unsigned seed = std::random_device{}();
   SCOPED_TRACE("seed " + std::to_string(seed));
   std::mt19937_64 random(seed);
-  Recorder recorder;
+  RecordingSocketCalls recorder;
   StreamWriter writer(recorder, -1, 5);
   Bytes page(kPageSize), vmstate(30000);
   for (std::byte& byte : page) byte = std::byte(random());
@@ -190,7 +174,7 @@ TEST(CheckpointStream, WriterSendsWholeEpochsWithTheirCountsAndChecksum) {
 }
 
 TEST(CheckpointStream, SmallEpochCostsTwoCalls) {
-  Recorder recorder;
+  RecordingSocketCalls recorder;
   StreamWriter writer(recorder, -1, 1);
   const Bytes vmstate(100), page(kPageSize);
   writer.begin_epoch(1);

@@ -246,6 +246,24 @@ TEST_P(EngineFailuresTest, AbandonedPagesGoWithTheNextCheckpoint) {
   }
 }
 
+// INVARIANT 3: without a first copy in this session nobody knows what the shadow is worth.
+TEST_P(EngineFailuresTest, NewSessionWithoutAFirstCopySendsNothing) {
+  PrimaryEngine engine(options_for(primary_guest_, GetParam()));
+  ASSERT_EQ(protect(engine), "");
+  begin(engine, 1);
+  checkpoint(engine, 1);
+  engine.disconnect();
+  standby_.engine->open_session(kTestToken, kGeneration, 1);
+  standby_.forget_events();
+  ASSERT_EQ(connect(engine, listener_.port, 1), "");
+  primary_guest_.live(random_, 10);
+  ASSERT_EQ(capture(engine, 1), "");
+  EXPECT_EQ(transmit(engine, 1, vmstate_of(1, 100)), "ERR_COLO_LINK");
+  ASSERT_EQ(sync(engine), "");
+  ASSERT_TRUE(standby_.wait_staged(0));
+  checkpoint(engine, 1);
+}
+
 TEST_P(EngineFailuresTest, AfterALostLinkAFullCopyMakesBothSidesEqualAgain) {
   PrimaryEngine engine(options_for(primary_guest_, GetParam()));
   ASSERT_EQ(protect(engine), "");

@@ -285,21 +285,6 @@ TEST(OutputGate, AStalledPassThroughNeverWedgesQemu) {
   ASSERT_EQ(nic.receive(one.size()), one);
 }
 
-// Also when it was the flush's own reading that filled the gate.
-TEST(OutputGate, AFlushThatFillsTheGateStartsTheStallClock) {
-  GateEvents events;
-  OutputGate gate({.limit_bytes = kSmallLimit, .pressure_bytes = 100000, .stall_ms = 20}, events.callbacks());
-  Nic nic(4096);
-  nic.attach(gate);
-  const std::string one = frame(std::string(992, 'x'));
-  std::thread qemu([&] {
-    for (int i = 0; i < 2000; ++i) nic.send(one);
-  });
-  EXPECT_FALSE(gate.flush(0));
-  qemu.join();
-  EXPECT_GT(gate.stats().dropped_frames, 0u);
-}
-
 TEST(OutputGate, ASealThatCannotDrainThrowsAndLeavesTheGateUnsealed) {
   GateEvents events;
   OutputGate gate({.limit_bytes = kSmallLimit, .pressure_bytes = 100000, .stall_ms = 60000},

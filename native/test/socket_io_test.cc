@@ -12,7 +12,7 @@
 
 #include "../core/error.h"
 #include "../core/unique_fd.h"
-#include "faulty_socket_calls.h"
+#include "test_socket_calls.h"
 
 namespace colo {
 namespace {

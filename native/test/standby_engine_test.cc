@@ -7,6 +7,7 @@
 
 #include "../core/checkpoint_stream.h"
 #include "engine_harness.h"
+#include "test_socket_calls.h"
 
 namespace colo {
 namespace {
@@ -15,6 +16,7 @@ using testing::Bytes;
 using testing::kTestToken;
 using testing::ModelledGuest;
 using testing::ram_of;
+using testing::RecordingSocketCalls;
 using testing::same_ram;
 using testing::TestStandby;
 using testing::vmstate_of;
@@ -22,24 +24,10 @@ using testing::vmstate_of;
 constexpr std::uint64_t kGeneration = 7, kPages = 12;
 constexpr std::size_t kVmstateBytes = 150;
 
-class Recorder : public SocketCalls {
- public:
-  ssize_t sendmsg(int, const msghdr* message, int) override {
-    ssize_t sent = 0;
-    for (std::size_t i = 0; i < message->msg_iovlen; ++i) {
-      const auto* from = static_cast<const std::byte*>(message->msg_iov[i].iov_base);
-      bytes.insert(bytes.end(), from, from + message->msg_iov[i].iov_len);
-      sent += static_cast<ssize_t>(message->msg_iov[i].iov_len);
-    }
-    return sent;
-  }
-  Bytes bytes;
-};
-
 // One epoch's bytes of one connection: page 1 zero, page 2 one changed line of `value`, page 3 whole (no
 // delta in epoch 0).
 Bytes epoch_bytes(std::uint64_t epoch, unsigned value, bool with_vmstate = true) {
-  Recorder recorder;
+  RecordingSocketCalls recorder;
   StreamWriter writer(recorder, -1, kGeneration);
   const std::string vmstate = vmstate_of(epoch, kVmstateBytes);
   const Bytes page(kPageSize, std::byte(value));
@@ -227,7 +215,7 @@ TEST_F(StandbyEngineTest, DeviceStateInTheFirstCopyIsRefused) {
 }
 
 TEST_F(StandbyEngineTest, MorePagesThanTheGuestHasAreRefused) {
-  Recorder recorder;
+  RecordingSocketCalls recorder;
   StreamWriter writer(recorder, -1, kGeneration);
   writer.begin_epoch(1);
   for (std::uint64_t i = 0; i <= 2 * kPages; ++i) writer.entries().add_zero(0, i % 2);
@@ -339,6 +327,7 @@ TEST_F(StandbyEngineTest, CommitOfALostGuestFails) {
   ASSERT_TRUE(standby_.wait_staged(1));
   guest_.kill();
   EXPECT_EQ(standby_.commit(1), "ERR_COLO_GUEST_MEMORY");
+  EXPECT_TRUE(standby_.mailbox_untouched());  // INVARIANT 6: device state comes after RAM, or not at all
 }
 
 TEST_F(StandbyEngineTest, OrderOfCallsIsAsserted) {

@@ -88,6 +88,7 @@ export class PrimaryVm {
   readonly #parts: Parts;
   readonly #runState: RunState;
   readonly #watch: ProcessWatch;
+  readonly #exited: Promise<void>;
   /** QMP conversations of several commands don't mix. */
   readonly #queue = new SerialQueue();
   #engineJob: Promise<unknown> = Promise.resolve();
@@ -110,7 +111,14 @@ export class PrimaryVm {
       onResumed: () => this.#emit({ type: 'vm-resumed' }),
       onPauseEnded: (pauseMs) => this.#listener?.onPauseEnded(pauseMs),
     });
-    this.#watch = new native.ProcessWatch(this.pid, () => this.#lost('the QEMU process ended'));
+    let exited = () => {};
+    this.#exited = new Promise((resolve) => {
+      exited = resolve;
+    });
+    this.#watch = new native.ProcessWatch(this.pid, () => {
+      exited();
+      this.#lost('the QEMU process ended');
+    });
   }
 
   /** Events flow from here on. */
@@ -228,11 +236,17 @@ export class PrimaryVm {
   async detach(): Promise<void> {
     const { qmp, engine, vmstate } = this.#parts;
     if (!this.#gone) {
-      await this.#queue.run(async () => {
-        await this.#handOver();
-        await vmstate.detach(qmp);
-      });
+      await this.#queue
+        .run(async () => {
+          await this.#handOver();
+          await vmstate.detach(qmp);
+        })
+        .catch((error: Error) => {
+          // What stays behind holds nothing up, and the next agent removes it.
+          this.#options.log.warn('not everything could be taken off QEMU', { error: error.message });
+        });
     }
+    await this.#queue.run(async () => {}); // what is under way, a quit say, comes to its end
     this.#gone = true;
     engine.close();
     this.#gate?.close();
@@ -270,7 +284,7 @@ export class PrimaryVm {
       if (gate && wiring) {
         // The VM stands for the moment in which frames change their way, so that none overtakes another.
         await handOver(qmp, wiring, gate, () => this.#runState.stop());
-      }
+      } else if (this.foundClosedGate) await removeLeftovers(qmp);
       await shutdownAction.restore(qmp);
     } catch (error) {
       this.#options.log.error('the output gate could not be taken off', { error: (error as Error).message });
@@ -333,17 +347,19 @@ export class PrimaryVm {
     this.#failed('gate', reason);
   }
 
+  /** INVARIANT 4: destroys the VM, and resolves when its process has ended. Its gate is not opened on the way. */
   async #quit(): Promise<void> {
     if (this.#gone) return;
+    this.#gone = true;
     const timer = setTimeout(() => this.#watch.signal(9), QUIT_TIMEOUT_MS);
     try {
       await this.#parts.qmp.execute('quit');
     } catch (error) {
       this.#options.log.warn('QEMU did not obey quit; killing it', { error: (error as Error).message });
       this.#watch.signal(9);
-    } finally {
-      timer.unref();
     }
+    await this.#exited;
+    clearTimeout(timer);
   }
 
   /** INVARIANT 7: whatever failed, a VM that we stopped goes on. */

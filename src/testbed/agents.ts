@@ -108,7 +108,7 @@ export class TestAgent {
 
   async destroy(): Promise<void> {
     await this.#child.stop();
-    rmSync(this.#directory, { recursive: true });
+    rmSync(this.#directory, { recursive: true, force: true });
   }
 }
 

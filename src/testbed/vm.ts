@@ -178,7 +178,7 @@ export class TestVm {
 
   async destroy(): Promise<void> {
     await this.#child.stop();
-    rmSync(this.#directory, { recursive: true });
+    rmSync(this.#directory, { recursive: true, force: true });
   }
 
   async #waitForMonitor(): Promise<void> {

@@ -6,7 +6,8 @@ import { hasOption, optionValues, parseKeyValues } from './command-line.ts';
 export class ShutdownAction {
   /** The user wants QEMU to outlive the guest's shutdown anyway; then there is nothing for us to change. */
   readonly pausesByUser: boolean;
-  #pausedByUs = false;
+  /** Null until we have set it: an agent that died may have left another than QEMU was started with. */
+  #current: 'pause' | 'poweroff' | null = null;
 
   /** QMP can set the action but not tell it, so it is taken from QEMU's command line. */
   static of(pid: number): ShutdownAction {
@@ -22,18 +23,20 @@ export class ShutdownAction {
 
   /** True when QEMU outlives the guest's shutdown. */
   get paused(): boolean {
-    return this.pausesByUser || this.#pausedByUs;
+    return this.pausesByUser || this.#current === 'pause';
   }
 
   async pause(qmp: QmpClient): Promise<void> {
-    if (this.paused) return;
-    await qmp.execute('set-action', { shutdown: 'pause' });
-    this.#pausedByUs = true;
+    await this.#set(qmp, 'pause');
   }
 
   async restore(qmp: QmpClient): Promise<void> {
-    if (!this.#pausedByUs) return;
-    await qmp.execute('set-action', { shutdown: 'poweroff' });
-    this.#pausedByUs = false;
+    await this.#set(qmp, 'poweroff');
+  }
+
+  async #set(qmp: QmpClient, action: 'pause' | 'poweroff'): Promise<void> {
+    if (this.pausesByUser || this.#current === action) return;
+    await qmp.execute('set-action', { shutdown: action });
+    this.#current = action;
   }
 }

@@ -25,6 +25,12 @@ describe('ShutdownAction', () => {
     ]);
   });
 
+  test('puts right what an agent that died left', async () => {
+    const { calls, qmp } = recorder();
+    await new ShutdownAction(['qemu']).restore(qmp);
+    expect(calls).toEqual([['set-action', { shutdown: 'poweroff' }]]);
+  });
+
   test.each([[['-no-shutdown']], [['--no-shutdown']], [['-action', 'reboot=reset,shutdown=pause']]])(
     'keeps the user’s own setting: %j',
     async (commandLine) => {

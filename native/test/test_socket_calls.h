@@ -6,11 +6,13 @@
 
 #include <cerrno>
 #include <random>
+#include <vector>
 
 #include "../core/socket_io.h"
 
 namespace colo::testing {
 
+// Does what the kernel may do at any time: transfers less than asked, is interrupted, has no room.
 class FaultySocketCalls : public SocketCalls {
  public:
   explicit FaultySocketCalls(unsigned seed) : random_(seed) {}
@@ -52,6 +54,23 @@ class FaultySocketCalls : public SocketCalls {
   }
 
   std::mt19937_64 random_;
+};
+
+// Takes everything that is sent, and sends nothing.
+class RecordingSocketCalls : public SocketCalls {
+ public:
+  ssize_t sendmsg(int, const msghdr* message, int) override {
+    ++calls;
+    const std::size_t before = bytes.size();
+    for (std::size_t i = 0; i < message->msg_iovlen; ++i) {
+      const auto* from = static_cast<const std::byte*>(message->msg_iov[i].iov_base);
+      bytes.insert(bytes.end(), from, from + message->msg_iov[i].iov_len);
+    }
+    return static_cast<ssize_t>(bytes.size() - before);
+  }
+
+  std::vector<std::byte> bytes;
+  unsigned calls = 0;
 };
 
 }  // namespace colo::testing
