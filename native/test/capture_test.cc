@@ -76,7 +76,7 @@ TEST_F(CaptureTest, CopiesTheDirtyPagesInOrder) {
   for (const unsigned threads : {1u, 2u, 3u}) {
     WorkerPool pool(threads);
     std::vector<CapturedRun> runs;
-    for (int round = 0; round < 10; ++round) {
+    for (int round = 0; round < 6; ++round) {
       set_at_random(random);
       runs.clear();
       std::uint64_t pages = 0;

@@ -296,28 +296,43 @@ TEST(UserfaultfdTracker, ReportsThatItIsNotPermitted) {
   EXPECT_EQ(attach_error(memory), "ERR_COLO_PROCESS");
 }
 
-// An area that has lost its protection is an error and not a clean bill.
+// An area that has lost its protection is an error and not a clean bill. INVARIANT 3: what was collected
+// before the error came is reported.
 TEST(UserfaultfdTracker, NoticesThatItsProtectionIsGone) {
-  ChildProcess child([](int socket) {
-    constexpr std::size_t kSize = 100 * kPageSize;
-    const auto map = [](void* at, int fixed) {
-      return ::mmap(at, kSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | fixed, -1, 0);
-    };
-    void* const ram = map(nullptr, 0);
-    const auto address = reinterpret_cast<std::uint64_t>(ram);
-    char go;
-    if (::send(socket, &address, sizeof address, 0) < 0 || ::recv(socket, &go, 1, 0) != 1) return 1;
-    if (map(ram, MAP_FIXED) != ram) return 2;  // as QEMU does after a memory error
-    return ::send(socket, "r", 1, 0) == 1 && ::recv(socket, &go, 1, 0) == 0 ? 0 : 3;
-  });
-  const GuestMemory memory(child.pid(), {{"ram", child.receive<std::uint64_t>(), 100 * kPageSize}});
-  const auto tracker = make_userfaultfd_tracker(memory);
-  tracker->protect_all();
-  child.send('g');
-  child.receive<char>();
+  Tracked tracked(TrackerKind::userfaultfd, {{Backing::memfd, 100}, {Backing::private_anonymous, 100}});
+  tracked.tracker->protect_all();
+  tracked.guest.write(0, 5, 1, 1);
+  tracked.guest.remap(1, 50, 1);
   WorkerPool pool(1);
-  auto dirty = clean_bitmaps(memory);
-  EXPECT_THROW(tracker->collect(dirty, pool), Error);
+  auto dirty = clean_bitmaps(tracked.memory);
+  EXPECT_THROW(tracked.tracker->collect(dirty, pool), Error);
+  EXPECT_EQ(runs_of(dirty)[0], (std::vector<PageRun>{{5, 1}}));
+}
+
+// INVARIANT 3 without the help of INVARIANT 5: a write at any moment of a collection is reported by it or by
+// a later one.
+TEST(UserfaultfdTracker, LosesNothingOfAGuestThatRuns) {
+  for (const Backing backing : {Backing::memfd, Backing::private_anonymous}) {
+    constexpr std::uint64_t kPages = 3000;
+    Tracked tracked(TrackerKind::userfaultfd, {{backing, kPages}});
+    WorkerPool pool(1);
+    tracked.tracker->protect_all();
+    std::vector<std::byte> copy(kPages * kPageSize), now(kPages * kPageSize);
+    tracked.memory.read(0, 0, copy);
+    const auto collect_and_copy = [&] {
+      auto dirty = clean_bitmaps(tracked.memory);
+      tracked.tracker->collect(dirty, pool);
+      for (const PageRun& run : runs_of(dirty)[0]) {
+        tracked.memory.read(0, run.first * kPageSize, {&copy[run.first * kPageSize], run.count * kPageSize});
+      }
+    };
+    tracked.guest.start_writing(0);
+    for (int i = 0; i < 200; ++i) collect_and_copy();
+    tracked.guest.finish_writing();
+    collect_and_copy();
+    tracked.memory.read(0, 0, now);
+    EXPECT_TRUE(now == copy);
+  }
 }
 
 }  // namespace

@@ -184,7 +184,8 @@ class Outcome {
 // A standby engine around a guest, a mailbox in a memfd, and a record of its events.
 class TestStandby {
  public:
-  explicit TestStandby(const ModelledGuest& guest, std::uint64_t staging_limit_bytes = 0)
+  explicit TestStandby(const ModelledGuest& guest, std::uint64_t staging_limit_bytes = 0,
+                       std::vector<PreservedRange> preserved = {})
       : mailbox_(::memfd_create("mailbox", MFD_CLOEXEC)) {
     StandbyOptions options;
     options.pid = guest.pid();
@@ -194,6 +195,7 @@ class TestStandby {
     options.mailbox_state_bytes = kMailboxBytes;
     options.machine = kTestMachine;
     options.staging_limit_bytes = staging_limit_bytes;
+    options.preserved = std::move(preserved);
     StandbyEngine::Events events;
     events.staged = [this](StagedCheckpoint staged) {
       const std::lock_guard lock(mutex_);

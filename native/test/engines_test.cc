@@ -402,12 +402,19 @@ TEST(PrimaryEngine, FirstCopyKeepsToItsRate) {
 }
 
 TEST(PrimaryEngine, LostGuestFailsTheCaptureAndTheFirstCopy) {
-  ModelledGuest guest({{300, false}});
+  ModelledGuest guest({{2048, false}});
+  guest.scribble(0, 0, 2048 * kPageSize, 1);
   SilentPeer peer;
   PrimaryEngine engine(options_for(guest));
   ASSERT_EQ(connect(engine, peer.listener.port, 2), "");
+  Outcome<> synced;
+  std::atomic<bool> under_way = false;
+  engine.sync(
+      4u << 20, [&](SyncProgress) { under_way = true; }, synced.plain_done());
+  ASSERT_TRUE(testing::wait_until([&] { return under_way.load(); }));
   guest.kill();
-  EXPECT_EQ(sync(engine), "ERR_COLO_GUEST_MEMORY");  // the reason, not the cut that follows
+  EXPECT_EQ(synced.wait(),
+            "ERR_COLO_GUEST_MEMORY");  // the reason, not the cut of the other connection that follows
   EXPECT_EQ(capture(engine, 1), "ERR_COLO_GUEST_MEMORY");
 }
 

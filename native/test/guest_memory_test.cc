@@ -164,7 +164,8 @@ TEST(GuestMemory, NoticesThatTheProcessIsGone) {
     const GuestMemory memory(guest.pid(), guest.blocks());
     const pid_t pid = guest.pid();
     ::kill(pid, SIGKILL);
-    ASSERT_TRUE(testing::wait_until([&] { return testing::status_field(pid, "State").starts_with("Z"); }));
+    ASSERT_TRUE(testing::wait_until([&] { return error_code([&] { memory.require_alive(); }) != "none"; }));
+    EXPECT_EQ(error_code([&] { memory.require_alive(); }), "ERR_COLO_GUEST_MEMORY");
     std::vector<std::byte> page(kPageSize);
     const PageRun run{0, 1};
     const MemoryWrite write{0, page.data(), 8};

@@ -111,6 +111,38 @@ TEST_F(StandbyEngineTest, StagesThenCommitsRamAndDeviceState) {
   EXPECT_EQ(standby_.failures(), 0u);
 }
 
+TEST(StandbyEngine, LoadedStateLeavesRamAsCommitted) {
+  ModelledGuest guest({{kPages, false}});
+  TestStandby standby(guest, 0, {{0, 2 * kPageSize - 100, kPageSize}});
+  standby.engine->open_session(kTestToken, kGeneration, 1);
+  Connection connection(*standby.engine, 0, 1);
+  RecordingSocketCalls recorder;
+  StreamWriter writer(recorder, -1, kGeneration);
+  for (const std::uint64_t epoch : {0, 1}) {
+    writer.begin_epoch(epoch);
+    const std::string vmstate = vmstate_of(epoch, kVmstateBytes);
+    if (epoch == 1) writer.send_vmstate(std::as_bytes(std::span(vmstate)));
+    const Bytes page(2 * kPageSize, std::byte(40 + epoch));
+    writer.entries().add_raw(0, 1, page.data());
+    writer.end_epoch(1);
+    connection.send(std::exchange(recorder.bytes, {}));
+    ASSERT_TRUE(standby.wait_staged(epoch));
+    if (epoch == 0) standby.engine->open_epoch(1);
+  }
+  ASSERT_EQ(standby.commit(1), "");
+  const std::vector<Bytes> committed = ram_of(guest);
+  guest.scribble(0, 2 * kPageSize - 100, kPageSize, 77);  // what a reset does before a load
+  ASSERT_FALSE(same_ram(ram_of(guest), committed));
+  standby.engine->restore_preserved();
+  EXPECT_TRUE(same_ram(ram_of(guest), committed));
+}
+
+TEST(StandbyEngine, PreservedRangeOutsideItsBlockIsRefused) {
+  ModelledGuest guest({{kPages, false}});
+  EXPECT_THROW(TestStandby(guest, 0, {{0, kPages * kPageSize - 10, 11}}), Error);
+  EXPECT_THROW(TestStandby(guest, 0, {{1, 0, 1}}), Error);
+}
+
 TEST_F(StandbyEngineTest, EpochCutAnywhereChangesNothing) {
   const Bytes bytes = epoch_bytes(1, 9);
   const unsigned seed = std::random_device{}();

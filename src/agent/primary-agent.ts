@@ -97,7 +97,7 @@ export class PrimaryAgent {
   }
 
   status(): PrimaryStatus {
-    const { heldFrames, heldBytes } = this.#vm.heldOutput();
+    const { heldFrames, heldBytes, droppedFrames } = this.#vm.heldOutput();
     const tracker = this.#vm.tracker;
     return {
       vm: this.#options.vm,
@@ -115,6 +115,7 @@ export class PrimaryAgent {
       ...this.#meters.status(),
       heldFrames,
       heldBytes,
+      droppedFrames,
       tracker: tracker.kind,
       trackerReason: tracker.reason,
       ungated: this.#options.exceptions.ungatedNics,

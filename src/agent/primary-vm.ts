@@ -130,8 +130,8 @@ export class PrimaryVm {
     qmp.onClosed((reason) => this.#lost(`the QMP connection ended: ${reason}`));
   }
 
-  heldOutput(): { heldFrames: number; heldBytes: number } {
-    return this.#gate?.stats() ?? { heldFrames: 0, heldBytes: 0 };
+  heldOutput(): { heldFrames: number; heldBytes: number; droppedFrames: number } {
+    return this.#gate?.stats() ?? { heldFrames: 0, heldBytes: 0, droppedFrames: 0 };
   }
 
   /** Begins what `effect` asks for; its answer comes as an event. */

@@ -37,6 +37,8 @@ export interface PrimaryStatus extends CommonStatus {
   sentBytes: number;
   heldFrames: number;
   heldBytes: number;
+  /** Frames that the full gate had to drop, as a NIC with a full queue does, because nothing made room. */
+  droppedFrames: number;
   tracker: 'userfaultfd' | 'compare' | null;
   trackerReason: string;
   ungated: readonly string[];

@@ -26,7 +26,10 @@ export function statusText(status: Status): string {
       ],
       ['dirty pages', `${status.dirtyPages.last ?? '-'} (p50 ${status.dirtyPages.p50 ?? '-'})`],
       ['sent', `${(status.sentBytes / 1e6).toFixed(1)} MB`],
-      ['held output', `${status.heldFrames} frames, ${status.heldBytes} bytes`],
+      [
+        'held output',
+        `${status.heldFrames} frames, ${status.heldBytes} bytes; dropped ${status.droppedFrames}`,
+      ],
       ['tracker', status.trackerReason ? `${status.tracker} (${status.trackerReason})` : `${status.tracker}`],
     );
   } else {

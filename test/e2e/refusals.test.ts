@@ -135,7 +135,7 @@ describe('a VM that cannot be protected', () => {
     expect(refused.code).toBe(78);
     expect(refused.stderr).toMatch(/--ungated-disk/);
     await expectRunning(vm);
-    const id = /--ungated-disk (\S+)/.exec(refused.stderr)?.[1] ?? '';
+    const id = /--ungated-disk ([\w.-]+)/.exec(refused.stderr)?.[1] ?? '';
     const accepted = await startPrimary(cleanup, vm, '127.0.0.1:1', ['--ungated-disk', id]);
     await accepted.waitState('EXPOSED', 30_000);
   });

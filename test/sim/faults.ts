@@ -119,9 +119,10 @@ export function keepAgentsRunning(world: World): void {
   clock.after(random.between(...RESTART_MS), () => {
     const { primary, secondary, pvm } = world;
     if (primary !== null && !primary.alive && pvm.alive) {
-      // A VM that the dead agent had stopped: only a person can know that it should run.
-      pvm.running = !pvm.shutDown;
-      world.startPrimary();
+      // What the dead agent left standing only a person can judge: a guest that has shut down is done with, any other should run.
+      if (pvm.shutDown) world.kill('P-qemu');
+      else pvm.running = true;
+      if (pvm.alive) world.startPrimary();
     }
     const standbyGone = secondary !== null && (!secondary.alive || secondary.finished);
     if (standbyGone && !world.svm.running && !pvm.shutDown) world.startSecondary();
