@@ -28,6 +28,8 @@ export interface PrimaryEngineOptions {
   shadow: boolean;
   tracker: 'auto' | 'userfaultfd' | 'compare';
   stagingResidentBytes: number;
+  /** In the order of HELLO's copied disks: an index on the wire is an index here. The engine uses them as long as it is open. */
+  disks: DiskExport[];
 }
 
 export interface TrackerInfo {
@@ -39,6 +41,8 @@ export interface TrackerInfo {
 
 export interface CaptureResult {
   pages: number;
+  /** What the guest wrote to its disks in this epoch. */
+  diskBytes: number;
   sealUs: number;
   scanUs: number;
   copyUs: number;
@@ -71,13 +75,62 @@ export interface PrimaryEngine {
     generation: number,
     connections: number,
   ): Promise<void>;
+  /** Also ends the disks' sessions: what the standby hasn't confirmed differs again. */
   disconnect(): void;
+  /**
+   * Brings the standby's disks up to date, as part of epoch 0, while the guest runs: the blocks that differ, which are all of a disk whose
+   * `allDiffer` is true, are read from its source, asked about by their hashes, and sent where the standby's are others. From here on the
+   * guest's writes are logged. Between `connect` and `protect`; every disk has its source connected. `bytesPerSecond` limits what is sent.
+   */
+  syncDisks(
+    allDiffer: boolean[],
+    bytesPerSecond: number,
+    onProgress: (progress: SyncProgress) => void,
+  ): Promise<void>;
+  /** `stop` is about to be asked for: disk writes in flight don't wait for room until the next capture. */
+  hurry(): void;
+  /** The standby has loaded `epoch`: its disk writes, and those before, are forgotten. */
+  confirm(epoch: number): void;
   sync(bytesPerSecond: number, onProgress: (progress: SyncProgress) => void): Promise<void>;
   /** The VM is stopped and drained. Seals `gate` (null: none) as the end of `epoch`. */
   capture(epoch: number, gate: OutputGate | null): Promise<CaptureResult>;
   transmit(epoch: number, vmstateFd: number): Promise<TransmitResult>;
   abandon(): void;
   /** Ends all threads and lifts the protection; idempotent. */
+  close(): void;
+}
+
+export interface DiskExportOptions {
+  /** The disk's id, for errors. */
+  id: string;
+  sizeBytes: number;
+  /** What the log of guest writes may hold; from `pressureBytes` on a checkpoint is asked for. */
+  limitBytes: number;
+  pressureBytes: number;
+  onPressure(): void;
+  /**
+   * The standby's copy of this disk can't be kept up: the log ran over, or the mirror's connection has ended. At most once a session; a
+   * checkpoint of that session fails from here on with ERR_COLO_DISK.
+   */
+  onFailed(reason: string): void;
+}
+
+export interface DiskStats {
+  loggedBytes: number;
+  /** The guest's writes since the export began. */
+  writes: number;
+  /** Blocks of 64 KiB that the standby lacks, as far as this side knows. */
+  differingBlocks: number;
+}
+
+/** The NBD export that QEMU's mirror job writes to: it takes the guest's writes into the running epoch's log and answers at once. */
+export interface DiskExport {
+  /** Serves the NBD client at the other end of a stream socket, which is taken over, until it leaves. Any number of clients. */
+  serve(fd: number): void;
+  /** The NBD export of QEMU from which this disk's blocks are read; `fd` is a connected stream socket and is taken over. */
+  connectSource(fd: number, exportName: string): Promise<void>;
+  closeSource(): void;
+  stats(): DiskStats;
   close(): void;
 }
 
@@ -97,6 +150,8 @@ export interface StandbyEngineOptions {
   mailboxStateBytes: number;
   machine: string;
   preserved: PreservedRange[];
+  /** In the order of HELLO's copied disks. Open for reading and writing, without O_DIRECT; the engine keeps descriptors of its own. */
+  disks: { id: string; fd: number; sizeBytes: number }[];
   stagingLimitBytes: number;
   onStaged(checkpoint: StagedCheckpoint): void;
   onFailed(error: NativeError): void;
@@ -107,6 +162,7 @@ export interface StagedCheckpoint {
   pages: number;
   wireBytes: number;
   vmstateBytes: number;
+  diskBytes: number;
 }
 
 export interface StandbyEngine {
@@ -116,6 +172,8 @@ export interface StandbyEngine {
   commit(epoch: number): Promise<void>;
   /** After the device state has been loaded: puts the preserved ranges back as the last commit left them. */
   restorePreserved(): void;
+  /** Resolves when everything that was committed is on the disks' media. No commit is in progress. */
+  syncDisks(): Promise<void>;
   closeSession(): void;
   close(): void;
 }
@@ -173,6 +231,7 @@ export interface NativeBinding {
   PrimaryEngine: new (options: PrimaryEngineOptions) => PrimaryEngine;
   StandbyEngine: new (options: StandbyEngineOptions) => StandbyEngine;
   OutputGate: new (options: GateOptions) => OutputGate;
+  DiskExport: new (options: DiskExportOptions) => DiskExport;
   Acceptor: new (options: AcceptorOptions) => Acceptor;
   ProcessWatch: new (pid: number, onExit: () => void) => ProcessWatch;
   connectUnix(path: string): number;
