@@ -89,7 +89,7 @@ describe('a machine is caught that', () => {
       effects.flatMap((effect): SecondaryEffect[] => {
         const takesOver = effect.type === 'state' && effect.state === 'TAKING-OVER';
         return takesOver && !effects.some(({ type }) => type === 'promote')
-          ? [effect, { type: 'promote' }]
+          ? [effect, { type: 'promote', generation: 9 }]
           : [effect];
       }),
     );
@@ -100,7 +100,7 @@ describe('a machine is caught that', () => {
     const mutant = secondary((effects, event) =>
       event.type === 'peer-lost' &&
       effects.some((effect) => effect.type === 'state' && effect.state === 'BLOCKED')
-        ? [...effects, { type: 'promote' }]
+        ? [...effects, { type: 'promote', generation: 9 }]
         : effects,
     );
     expect(caught(mutant)).toBe(2);

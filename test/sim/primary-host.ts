@@ -74,6 +74,9 @@ export class PrimaryAgent extends Agent<PrimaryEvent, PrimaryEffect> {
       case 'release-output':
         this.world.gate?.release(effect.epoch);
         return;
+      case 'sync-disks':
+      case 'confirm-disks':
+        return;
       case 'quit-vm':
         this.world.killGuest('P');
         return;

@@ -142,7 +142,7 @@ export class SecondaryAgent extends Agent<SecondaryEvent, SecondaryEffect> {
     this.staged.clear();
     const token = String(++this.tokens).padStart(32, '0');
     this.session = { token, generation, connections, opened: 0 };
-    return { type: 'session-opened', bulkToken: token };
+    return { type: 'session-opened', bulkToken: token, lineages: [] };
   }
 
   private onFrame(frame: BulkFrame): void {

@@ -124,6 +124,8 @@ export class World {
       description: { machine: 'model' },
       generation: 1,
       timings: TIMINGS,
+      copiesDisks: false,
+      lineage: VM_ID,
       foundClosedGate: this.gate !== null,
     });
     this.primary = new PrimaryAgent(this, this.pvm, machine);
