@@ -115,6 +115,7 @@ export class PrimaryDisks {
     lineages: readonly (Lineage | null)[],
     copy: (allDiffer: boolean[]) => Promise<void>,
   ): Promise<void> {
+    await this.#requireUnchanged(qmp);
     if (lineages.length !== this.#disks.length)
       throw new Error(`the standby names ${lineages.length} disks, ${this.#disks.length} are copied`);
     const copying = { failure: null as string | null, engine };
@@ -164,6 +165,19 @@ export class PrimaryDisks {
       const state = this.#copying ? 'copying' : this.#inSession && mirror ? 'mirrored' : 'absent';
       return { id: disk.id, state, sizeBytes: disk.sizeBytes, differingBytes, loggedBytes, writes };
     });
+  }
+
+  /** Disks that were plugged in or out since have no export, or one that nobody writes to. */
+  async #requireUnchanged(qmp: QmpClient): Promise<void> {
+    const ids = copiedDisks(await findDisks(qmp), this.#options.exceptions).map(({ id }) => id);
+    const known = this.#disks.map(({ disk }) => disk.id);
+    const added = ids.filter((id) => !known.includes(id));
+    const gone = known.filter((id) => !ids.includes(id));
+    if (added.length + gone.length === 0) return;
+    const changes = [...added.map((id) => `${id} is new`), ...gone.map((id) => `${id} is gone`)].join(', ');
+    throw new Error(
+      `the VM's disks have changed since the agent attached (${changes}): give the standby the same, then restart this agent`,
+    );
   }
 
   #recordedGeneration(file: string): number {

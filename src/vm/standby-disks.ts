@@ -87,9 +87,15 @@ export class StandbyDisks {
     const file = diskFile(this.#qmp.peer.pid, disk);
     let fd: number;
     try {
+      // On a block device O_EXCL fails when it is mounted or part of another one (open(2)); QEMU doesn't claim it so. Only a look: an earlier
+      // session's engine may still have it open.
+      closeSync(openSync(file, constants.O_RDWR | constants.O_EXCL));
       fd = openSync(file, constants.O_RDWR);
     } catch (error) {
-      return `can't open ${disk.file}: ${(error as Error).message}`;
+      const inUse = (error as NodeJS.ErrnoException).code === 'EBUSY';
+      return inUse
+        ? `${file} is in use on this host (mounted, or part of another device)`
+        : `can't open ${file}: ${(error as Error).message}`;
     }
     const opened = { id: disk.id, file, sizeBytes: wanted.sizeBytes, fd };
     this.#open.push(opened);
