@@ -9,6 +9,7 @@
       "native/core/compare_tracker.cc",
       "native/core/descriptors.cc",
       "native/core/dirty_bitmap.cc",
+      "native/core/disk_stream.cc",
       "native/core/error.cc",
       "native/core/frame_buffer.cc",
       "native/core/gate_port.cc",

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cstring>
 
+#include "disk_stream.h"
 #include "error.h"
 
 namespace colo {
@@ -51,6 +52,13 @@ bool length_allowed(FrameType type, std::uint32_t length) {
       return length > 0 && length <= kVmstateBytesMax;
     case FrameType::end:
       return length == kEndBytes;
+    case FrameType::disk:
+      return length > 0 && length % 8 == 0 && length <= kDiskBytesMax;
+    case FrameType::disk_hashes:
+      return length > sizeof(DiskHashesHeader) && length % sizeof(BlockHash) == 0 &&
+             length <= kDiskHashesBytesMax;
+    case FrameType::disk_differs:
+      return length > 0 && length % 8 == 0 && length <= differs_bytes(kDiskHashesMax);
   }
   throw Error("ERR_COLO_STREAM", 0, "unknown frame type " + std::to_string(static_cast<unsigned>(type)));
 }

@@ -31,12 +31,20 @@ std::array<std::byte, kBulkPrefaceBytes> encode_preface(const BulkPreface& prefa
 // Throws ERR_COLO_PEER for anything that encode_preface() doesn't make.
 BulkPreface parse_preface(std::span<const std::byte> bytes);
 
-enum class FrameType : std::uint16_t { pages = 1, vmstate = 2, end = 3 };
+enum class FrameType : std::uint16_t {
+  pages = 1,
+  vmstate = 2,
+  end = 3,
+  disk = 4,          // disk_stream.h has the payloads of these three
+  disk_hashes = 5,   // not counted in END
+  disk_differs = 6,  // from the secondary; not counted in END
+};
 
 inline constexpr std::size_t kFrameHeaderBytes = 32;
 inline constexpr std::uint32_t kPagesBytesMax = 1u << 20;
 inline constexpr std::uint32_t kVmstateBytesMax = 64u << 20;
 inline constexpr std::uint32_t kEndBytes = 32;
+inline constexpr std::uint32_t kDiskBytesMax = 1u << 20;
 
 struct FrameHeader {
   FrameType type = FrameType::pages;
