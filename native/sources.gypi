@@ -9,6 +9,9 @@
       "native/core/compare_tracker.cc",
       "native/core/descriptors.cc",
       "native/core/dirty_bitmap.cc",
+      "native/core/disk_copy.cc",
+      "native/core/disk_export.cc",
+      "native/core/disk_log.cc",
       "native/core/disk_stream.cc",
       "native/core/error.cc",
       "native/core/frame_buffer.cc",
@@ -16,6 +19,8 @@
       "native/core/guest_memory.cc",
       "native/core/link_sockets.cc",
       "native/core/memory_region.cc",
+      "native/core/nbd_client.cc",
+      "native/core/nbd_connection.cc",
       "native/core/output_gate.cc",
       "native/core/page_applier.cc",
       "native/core/page_delta.cc",
@@ -31,7 +36,8 @@
       "native/core/standby_engine.cc",
       "native/core/userfaultfd_tracker.cc",
       "native/core/vmstate_mailbox.cc",
-      "native/core/worker_pool.cc"
+      "native/core/worker_pool.cc",
+      "native/core/write_memory.cc"
     ],
     "addon_sources": [
       "native/addon/acceptor_class.cc",
@@ -39,6 +45,7 @@
       "native/addon/arguments.cc",
       "native/addon/completions.cc",
       "native/addon/descriptors_functions.cc",
+      "native/addon/disk_export_class.cc",
       "native/addon/environment.cc",
       "native/addon/errors.cc",
       "native/addon/output_gate_class.cc",

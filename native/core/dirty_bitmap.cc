@@ -71,9 +71,8 @@ void DirtyBitmap::clear(std::uint64_t first, std::uint64_t count) {
 bool DirtyBitmap::all_set(std::uint64_t first, std::uint64_t count) const {
   COLO_ASSERT(count > 0);
   bool all = true;
-  for_each_word(first, count, [&](std::uint64_t word, std::uint64_t bits) {
-    return all = (words_[word] & bits) == bits;
-  });
+  for_each_word(first, count,
+                [&](std::uint64_t word, std::uint64_t bits) { return all = (words_[word] & bits) == bits; });
   return all;
 }
 

@@ -26,8 +26,8 @@ class DirtyBitmap {
   std::uint64_t count() const;
   // Whether every page of the run is dirty; it isn't empty and lies inside (asserted).
   bool all_set(std::uint64_t first, std::uint64_t count) const;
-  // The first dirty pages at or after `from` that follow one another, `count_max` of them at most; count 0 when
-  // there are none.
+  // The first dirty pages at or after `from` that follow one another, `count_max` of them at most; count 0
+  // when there are none.
   PageRun next_run(std::uint64_t from, std::uint64_t count_max) const;
 
   // Adds every dirty page of `other` (same length, asserted): a failed checkpoint's pages are dirty again

@@ -235,7 +235,8 @@ std::shared_ptr<const DiskWrites> DiskLog::take_sealed(std::uint64_t epoch) {
   if (!sealed_) throw Error("ERR_COLO_LINK", 0, "disk '" + options_.id + "' wasn't captured in this session");
   COLO_ASSERT(sealed_epoch_ == epoch);
   if (differing_.next_run(copy_cursor_, 1).count != 0) {
-    throw Error("ERR_COLO_DISK", 0, "blocks of disk '" + options_.id + "' have not been copied to the standby");
+    throw Error("ERR_COLO_DISK", 0,
+                "blocks of disk '" + options_.id + "' have not been copied to the standby");
   }
   COLO_ASSERT(unconfirmed_.size() < kUnconfirmedMax);
   unconfirmed_.push_back({epoch, std::move(sealed_->runs_)});
@@ -246,7 +247,8 @@ void DiskLog::confirm(std::uint64_t epoch) {
   const std::lock_guard lock(mutex_);
   if (session_ != Session::open) return;
   bool loaded = false;
-  for (; !unconfirmed_.empty() && unconfirmed_.front().epoch <= epoch; loaded = true) unconfirmed_.pop_front();
+  for (; !unconfirmed_.empty() && unconfirmed_.front().epoch <= epoch; loaded = true)
+    unconfirmed_.pop_front();
   if (!loaded || first_copy_confirmed_) return;
   first_copy_.clear();
   first_copy_confirmed_ = true;

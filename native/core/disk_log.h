@@ -1,5 +1,5 @@
-// What the guest writes to one of its disks, on the primary: by epoch while there is a standby, as a bitmap of
-// blocks that the standby lacks while there is none.
+// What the guest writes to one of its disks, on the primary: by epoch while there is a standby, as a bitmap
+// of blocks that the standby lacks while there is none.
 #pragma once
 
 #include <cstddef>
@@ -85,10 +85,10 @@ class DiskLog {
   WriteRoom reserve(std::uint64_t length);
   // Whether reserve() would wait now.
   bool must_wait(std::uint64_t length) const { return memory_.must_wait(length); }
-  // The data lies in `room`: from now on the write belongs to the running epoch. Only after this may the guest
-  // be told that it is done. Without a session the block differs, and that is all. A write to blocks that are
-  // all still to be copied isn't logged: the copy will find it on the source, which QEMU writes first. The
-  // range isn't empty and lies inside the disk (asserted).
+  // The data lies in `room`: from now on the write belongs to the running epoch. Only after this may the
+  // guest be told that it is done. Without a session the block differs, and that is all. A write to blocks
+  // that are all still to be copied isn't logged: the copy will find it on the source, which QEMU writes
+  // first. The range isn't empty and lies inside the disk (asserted).
   void append(WriteRoom room, std::uint64_t offset);
   void append_zeros(std::uint64_t offset, std::uint64_t length);
   // Writes may have been missed: every block differs, and a session has failed.
@@ -101,15 +101,15 @@ class DiskLog {
   void end_session();
   // Throws ERR_COLO_DISK when the session has failed, ERR_COLO_LINK when there is none.
   void require_session() const;
-  // Takes the next at most `blocks_max` differing blocks, one run, out of the bitmap, BEFORE they are read from
-  // the source; from now on writes to them are logged. Count 0: nothing differs any more. Until confirm(1) they
-  // are remembered as unconfirmed. Throws as require_session().
+  // Takes the next at most `blocks_max` differing blocks, one run, out of the bitmap, BEFORE they are read
+  // from the source; from now on writes to them are logged. Count 0: nothing differs any more. Until
+  // confirm(1) they are remembered as unconfirmed. Throws as require_session().
   BlockRun next_differing(std::uint64_t blocks_max);
   // What has been logged since the last call, as part of epoch 0. Throws as require_session().
   std::shared_ptr<const DiskWrites> take_first_copy_writes();
-  // The VM is stopped and drained: what was logged so far is epoch `epoch`'s, and its bytes are returned. After
-  // unseal() (the checkpoint was abandoned) it belongs to the next one sealed. Without a session there is
-  // nothing to do.
+  // The VM is stopped and drained: what was logged so far is epoch `epoch`'s, and its bytes are returned.
+  // After unseal() (the checkpoint was abandoned) it belongs to the next one sealed. Without a session there
+  // is nothing to do.
   std::uint64_t seal(std::uint64_t epoch);
   void unseal();
   // The sealed epoch's writes. Throws as require_session(), and ERR_COLO_DISK when blocks still differ: a

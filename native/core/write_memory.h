@@ -57,8 +57,8 @@ class WriteMemory {
  public:
   WriteMemory(std::uint64_t limit_bytes, unsigned stall_ms);
 
-  // Room for `length` bytes, at most kWriteBytesMax (asserted). Beyond `limit_bytes` it waits for room, for at
-  // most `stall_ms` and while waiting is on; then it takes more.
+  // Room for `length` bytes, at most kWriteBytesMax (asserted). Beyond `limit_bytes` it waits for room, for
+  // at most `stall_ms` and while waiting is on; then it takes more.
   WriteRoom take(std::uint64_t length);
   // Whether take() would wait now.
   bool must_wait(std::uint64_t length) const;
