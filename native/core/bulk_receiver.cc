@@ -110,6 +110,10 @@ void BulkReceiver::receive_frame(Lane& lane) {
         return receive_vmstate(lane, header.length);
       case FrameType::end:
         return receive_end(lane);
+      case FrameType::disk:
+      case FrameType::disk_hashes:
+      case FrameType::disk_differs:
+        throw stream_error("disks are not received yet");
     }
   } catch (const Error& error) {
     refuse_frame(error, lane.index);
