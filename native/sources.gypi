@@ -33,6 +33,8 @@
       "native/core/remote_syscall.cc",
       "native/core/shadow.cc",
       "native/core/socket_io.cc",
+      "native/core/standby_disk.cc",
+      "native/core/standby_disks.cc",
       "native/core/standby_engine.cc",
       "native/core/userfaultfd_tracker.cc",
       "native/core/vmstate_mailbox.cc",
