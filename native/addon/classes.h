@@ -4,13 +4,16 @@
 #include <napi.h>
 
 #include <memory>
+#include <vector>
 
+#include "../core/disk_export.h"
 #include "../core/output_gate.h"
 #include "arguments.h"
 
 namespace colo::addon {
 
 Napi::Function define_acceptor(Napi::Env env);
+Napi::Function define_disk_export(Napi::Env env);
 Napi::Function define_output_gate(Napi::Env env);
 Napi::Function define_primary_engine(Napi::Env env);
 Napi::Function define_process_watch(Napi::Env env);
@@ -20,5 +23,9 @@ void define_descriptors(Napi::Env env, Napi::Object exports);
 // The gate behind an argument; nullptr for null. Whoever holds it may use it on any thread: once JavaScript
 // has closed it, it throws ERR_COLO_CLOSED.
 std::shared_ptr<OutputGate> gate_or_null(const Argument& argument);
+
+// The exports behind an array argument; whoever holds them may use them on any thread: once JavaScript has
+// closed one, its sessions fail.
+std::vector<std::shared_ptr<DiskExport>> disk_exports(const Argument& argument);
 
 }  // namespace colo::addon

@@ -17,6 +17,10 @@ Napi::Value connect_unix_function(const Napi::CallbackInfo& info) {
   return number(info.Env(), connect_unix(argument(info, 0, "path").text()).release());
 }
 
+Napi::Value listen_unix_function(const Napi::CallbackInfo& info) {
+  return number(info.Env(), listen_unix(argument(info, 0, "path").text()).release());
+}
+
 Napi::Value peer_credentials_function(const Napi::CallbackInfo& info) {
   const PeerCredentials peer = peer_credentials(argument(info, 0, "fd").descriptor());
   const Napi::Object result = Napi::Object::New(info.Env());
@@ -75,6 +79,7 @@ void define(Napi::Env env, Napi::Object exports, const char* name) {
 
 void define_descriptors(Napi::Env env, Napi::Object exports) {
   define<connect_unix_function>(env, exports, "connectUnix");
+  define<listen_unix_function>(env, exports, "listenUnix");
   define<peer_credentials_function>(env, exports, "peerCredentials");
   define<send_with_fds_function>(env, exports, "sendWithFds");
   define<stream_socket_pair_function>(env, exports, "streamSocketPair");

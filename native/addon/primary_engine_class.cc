@@ -30,6 +30,16 @@ PrimaryOptions options_of(const Argument& options) {
   result.shadow = options.property("shadow").boolean();
   result.tracker = tracker_of(options.property("tracker"));
   result.staging_resident_bytes = options.property("stagingResidentBytes").integer();
+  result.disks = disk_exports(options.property("disks"));
+  return result;
+}
+
+std::vector<bool> booleans(const Argument& argument, std::size_t exactly) {
+  const Napi::Array list = argument.array();
+  if (list.Length() != exactly) argument.fail("an array of " + std::to_string(exactly) + " booleans");
+  std::vector<bool> result;
+  for (std::uint32_t i = 0; i < list.Length(); ++i)
+    result.push_back(Argument{list.Get(i), argument.name + "[" + std::to_string(i) + "]"}.boolean());
   return result;
 }
 
@@ -43,14 +53,18 @@ class PrimaryEngineHandle : public Handle<PrimaryEngineHandle> {
     return DefineClass(
         env, kName,
         {method<&Self::info>("info"), method<&Self::protect>("protect"), method<&Self::connect>("connect"),
-         method<&Self::disconnect>("disconnect"), method<&Self::sync>("sync"),
+         method<&Self::disconnect>("disconnect"), method<&Self::sync_disks>("syncDisks"),
+         method<&Self::hurry>("hurry"), method<&Self::confirm>("confirm"), method<&Self::sync>("sync"),
          method<&Self::capture>("capture"), method<&Self::transmit>("transmit"),
          method<&Self::abandon>("abandon"), close_method()});
   }
 
   explicit PrimaryEngineHandle(const Napi::CallbackInfo& info) : Handle(info) {
-    guard(info.Env(),
-          [&] { engine_ = std::make_unique<PrimaryEngine>(options_of(argument(info, 0, "options"))); });
+    guard(info.Env(), [&] {
+      const PrimaryOptions options = options_of(argument(info, 0, "options"));
+      disks_ = options.disks.size();
+      engine_ = std::make_unique<PrimaryEngine>(options);
+    });
     opened();
   }
 
@@ -92,17 +106,43 @@ class PrimaryEngineHandle : public Handle<PrimaryEngineHandle> {
     return info.Env().Undefined();
   }
 
+  static std::function<void(SyncProgress)> report_progress(Environment& environment,
+                                                           const Environment::Operation& operation) {
+    return [queue = environment.completions(), id = operation.id](SyncProgress at) {
+      queue->post([id, at](Environment& reached) {
+        reached.report(id, [at](Napi::Env env) { return to_js(env, at); });
+      });
+    };
+  }
+
+  Napi::Value sync_disks(const Napi::CallbackInfo& info) {
+    const std::vector<bool> all_differ = booleans(argument(info, 0, "allDiffer"), disks_);
+    const std::uint64_t bytes_per_second = argument(info, 1, "bytesPerSecond").integer();
+    const Napi::Function on_progress = argument(info, 2, "onProgress").function();
+    require_idle("syncDisks");
+    const auto start = [&](const Environment::Operation& operation) {
+      engine_->sync_disks(all_differ, bytes_per_second, report_progress(environment_, operation),
+                          done(operation));
+    };
+    return run(info.Env(), start, on_progress);
+  }
+
+  Napi::Value hurry(const Napi::CallbackInfo& info) {
+    engine_->hurry();
+    return info.Env().Undefined();
+  }
+
+  Napi::Value confirm(const Napi::CallbackInfo& info) {
+    engine_->confirm(argument(info, 0, "epoch").integer(1));
+    return info.Env().Undefined();
+  }
+
   Napi::Value sync(const Napi::CallbackInfo& info) {
     const std::uint64_t bytes_per_second = argument(info, 0, "bytesPerSecond").integer();
     const Napi::Function on_progress = argument(info, 1, "onProgress").function();
     require_idle("sync");
     const auto start = [&](const Environment::Operation& operation) {
-      const auto progress = [queue = environment_.completions(), id = operation.id](SyncProgress at) {
-        queue->post([id, at](Environment& environment) {
-          environment.report(id, [at](Napi::Env env) { return to_js(env, at); });
-        });
-      };
-      engine_->sync(bytes_per_second, progress, done(operation));
+      engine_->sync(bytes_per_second, report_progress(environment_, operation), done(operation));
     };
     return run(info.Env(), start, on_progress);
   }
@@ -138,6 +178,7 @@ class PrimaryEngineHandle : public Handle<PrimaryEngineHandle> {
     return info.Env().Undefined();
   }
 
+  std::size_t disks_ = 0;
   std::unique_ptr<PrimaryEngine> engine_;
 };
 

@@ -20,6 +20,12 @@ Napi::Object numbers(Napi::Env env, std::initializer_list<std::pair<const char*,
 
 }  // namespace
 
+Napi::Value to_js(Napi::Env env, const DiskLogStats& stats) {
+  return numbers(env, {{"loggedBytes", stats.logged_bytes},
+                       {"writes", stats.writes},
+                       {"differingBlocks", stats.differing_blocks}});
+}
+
 Napi::Value to_js(Napi::Env env, const GateStats& stats) {
   const Napi::Object result = numbers(env, {{"heldFrames", stats.held_frames},
                                             {"heldBytes", stats.held_bytes},
@@ -44,6 +50,7 @@ Napi::Value to_js(Napi::Env env, const TrackerInfo& info) {
 
 Napi::Value to_js(Napi::Env env, const CaptureResult& result) {
   return numbers(env, {{"pages", result.pages},
+                       {"diskBytes", result.disk_bytes},
                        {"sealUs", result.seal_us},
                        {"scanUs", result.scan_us},
                        {"copyUs", result.copy_us}});

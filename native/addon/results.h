@@ -3,12 +3,14 @@
 
 #include <napi.h>
 
+#include "../core/disk_log.h"
 #include "../core/output_gate.h"
 #include "../core/primary_engine.h"
 #include "../core/standby_engine.h"
 
 namespace colo::addon {
 
+Napi::Value to_js(Napi::Env env, const DiskLogStats& stats);
 Napi::Value to_js(Napi::Env env, const GateStats& stats);
 Napi::Value to_js(Napi::Env env, const TrackerInfo& info);
 Napi::Value to_js(Napi::Env env, const CaptureResult& result);

@@ -2,11 +2,15 @@
 
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <array>
 #include <utility>
 
 namespace colo {
 namespace {
+
+// What a frame of epoch 0 may have as payload, whatever its type.
+constexpr std::size_t kFirstCopyBytesMax = std::max({kPagesBytesMax, kDiskBytesMax, kDiskHashesBytesMax});
 
 [[noreturn]] void refuse_frame(const Error& why, unsigned lane) {
   throw Error(why.code(), why.sys_errno(), "bulk connection " + std::to_string(lane) + ": " + why.what());
@@ -110,6 +114,12 @@ void BulkReceiver::receive_frame(Lane& lane) {
         return receive_vmstate(lane, header.length);
       case FrameType::end:
         return receive_end(lane);
+      case FrameType::disk:
+        return receive_disk_writes(lane, header.length);
+      case FrameType::disk_hashes:
+        return answer_disk_hashes(lane, header.length);
+      case FrameType::disk_differs:
+        throw stream_error("DISK_DIFFERS is the secondary's to send");
     }
   } catch (const Error& error) {
     refuse_frame(error, lane.index);
@@ -128,7 +138,7 @@ void BulkReceiver::enter_epoch(Lane& lane, std::uint64_t epoch) {
     // The epoch before is complete, or this one would not be open.
     COLO_ASSERT(lane.ended);
     lane.epoch = epoch;
-    lane.wire_bytes = lane.vmstate_bytes = 0;
+    lane.wire_bytes = lane.vmstate_bytes = lane.disk_bytes = 0;
     lane.ended = false;
     lane.digest.reset();
     lane.first_copy.reset();
@@ -136,16 +146,22 @@ void BulkReceiver::enter_epoch(Lane& lane, std::uint64_t epoch) {
   if (lane.ended) throw stream_error("frame after the END of epoch " + std::to_string(epoch));
 }
 
-void BulkReceiver::receive_pages(Lane& lane, std::size_t length) {
-  const bool first_copy = lane.epoch == 0;
+// INVARIANT 2: what isn't of the first copy goes to where nobody sees it before it is committed.
+std::span<std::byte> BulkReceiver::receive_payload(Lane& lane, std::size_t length) {
   std::span<std::byte> payload;
-  if (first_copy) {
-    if (!lane.first_copy) lane.first_copy = std::make_unique_for_overwrite<std::byte[]>(kPagesBytesMax);
-    payload = {lane.first_copy.get(), length};
-  } else {
+  if (lane.epoch != 0) {
     payload = destination_.cache.reserve(lane.index, length);
+  } else {
+    if (!lane.first_copy) lane.first_copy = std::make_unique_for_overwrite<std::byte[]>(kFirstCopyBytesMax);
+    payload = {lane.first_copy.get(), length};
   }
   receive_all(system_socket_calls(), lane.fd.get(), payload);
+  return payload;
+}
+
+void BulkReceiver::receive_pages(Lane& lane, std::size_t length) {
+  const bool first_copy = lane.epoch == 0;
+  const std::span<std::byte> payload = receive_payload(lane, length);
   lane.digest.add_payload(payload);
   const std::uint64_t pages = validate_entries(payload, block_pages_, !first_copy);
   lane.digest.add_pages(pages);
@@ -156,6 +172,34 @@ void BulkReceiver::receive_pages(Lane& lane, std::size_t length) {
   } else {
     destination_.cache.add_pages(lane.index, payload);  // INVARIANT 2: guest RAM isn't touched before commit
   }
+}
+
+void BulkReceiver::receive_disk_writes(Lane& lane, std::size_t length) {
+  if (lane.index != 0) throw stream_error("disk writes belong on connection 0");
+  const std::span<std::byte> payload = receive_payload(lane, length);
+  lane.digest.add_payload(payload);
+  lane.disk_bytes += length;
+  validate_disk_entries(payload, destination_.disks.sizes());
+  if (lane.epoch == 0) {
+    destination_.wait_until_flushed();
+    destination_.disks.apply(payload);
+  } else {
+    destination_.disks.reserve(payload);  // INVARIANT 2: want of space shows before RECEIVED, not in a commit
+    destination_.cache.add_disk_writes(payload);
+  }
+}
+
+void BulkReceiver::answer_disk_hashes(Lane& lane, std::size_t length) {
+  if (lane.index != 0) throw stream_error("DISK_HASHES belongs on connection 0");
+  // Later, what the disks hold is behind what has been sent: the answer would be about an older epoch.
+  if (lane.epoch != 0) throw stream_error("DISK_HASHES in epoch " + std::to_string(lane.epoch));
+  const std::span<std::byte> payload = receive_payload(lane, length);
+  destination_.wait_until_flushed();
+  std::vector<std::byte> differs = destination_.disks.compare(payload);
+  auto header = encode_frame_header(
+      {FrameType::disk_differs, generation_, 0, static_cast<std::uint32_t>(differs.size())});
+  std::array<iovec, 2> pieces = {iovec{header.data(), header.size()}, {differs.data(), differs.size()}};
+  send_all(system_socket_calls(), lane.fd.get(), pieces);
 }
 
 // Without this, sixteen bytes could ask for the clearing of a whole block, again and again.
@@ -175,8 +219,7 @@ void BulkReceiver::receive_vmstate(Lane& lane, std::size_t length) {
   if (length > destination_.mailbox.vmstate_bytes_max()) {
     throw stream_error("device state of " + std::to_string(length) + " bytes doesn't fit in the mailbox");
   }
-  const std::span<std::byte> payload = destination_.cache.reserve(lane.index, length);
-  receive_all(system_socket_calls(), lane.fd.get(), payload);
+  const std::span<std::byte> payload = receive_payload(lane, length);
   lane.digest.add_payload(payload);
   destination_.mailbox.check(payload);
   destination_.cache.set_vmstate(payload);
@@ -202,6 +245,7 @@ void BulkReceiver::receive_end(Lane& lane) {
     const std::lock_guard lock(mutex_);
     open_.wire_bytes += lane.wire_bytes;
     open_.vmstate_bytes += lane.vmstate_bytes;
+    open_.disk_bytes += lane.disk_bytes;
     if (++lanes_ended_ < lanes_.size() || silent_) return;
     staged = open_;
   }

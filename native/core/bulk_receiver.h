@@ -12,22 +12,24 @@
 #include "checkpoint_stream.h"
 #include "error.h"
 #include "ram_cache.h"
+#include "standby_disks.h"
 #include "standby_engine.h"
 #include "unique_fd.h"
 #include "vmstate_mailbox.h"
 
 namespace colo {
 
-// One thread a connection reads frames, checks them, and puts epoch 0 into guest RAM and every later one into
-// the cache. Nothing that a peer sends can do more than end the session.
+// One thread a connection reads frames, checks them, and puts epoch 0 into guest RAM and onto the disks, and
+// every later one into the cache. Nothing that a peer sends can do more than end the session.
 class BulkReceiver {
  public:
   struct Destination {
     const GuestMemory& memory;
     RamCache& cache;
+    StandbyDisks& disks;
     const VmstateMailbox& mailbox;
     std::function<void()>
-        wait_until_flushed;  // returns when no commit of an earlier session is at work on guest RAM
+        wait_until_flushed;  // returns when no commit of an earlier session is at work on RAM and disks
   };
 
   // Epoch 0 is open at once. Events come from the connections' threads; none begins after the destructor,
@@ -51,7 +53,7 @@ class BulkReceiver {
     std::thread thread;
     // Of its thread alone:
     std::uint64_t epoch = 0, wire_bytes = 0;
-    std::uint64_t vmstate_bytes = 0;
+    std::uint64_t vmstate_bytes = 0, disk_bytes = 0;
     bool ended = false;
     EpochDigest digest;
     PageApplier applier;
@@ -61,7 +63,10 @@ class BulkReceiver {
   void serve(Lane& lane);
   void receive_frame(Lane& lane);
   void enter_epoch(Lane& lane, std::uint64_t epoch);
+  std::span<std::byte> receive_payload(Lane& lane, std::size_t length);
   void receive_pages(Lane& lane, std::size_t length);
+  void receive_disk_writes(Lane& lane, std::size_t length);
+  void answer_disk_hashes(Lane& lane, std::size_t length);
   void receive_vmstate(Lane& lane, std::size_t length);
   void receive_end(Lane& lane);
   void count_pages(std::uint64_t pages);

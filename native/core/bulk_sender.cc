@@ -10,6 +10,7 @@
 
 #include "checkpoint_stream.h"
 #include "error.h"
+#include "pace.h"
 #include "page_delta.h"
 #include "socket_io.h"
 
@@ -40,28 +41,6 @@ std::vector<Slice> slices_of(const GuestMemory& memory) {
   return slices;
 }
 
-// Lets so many bytes a second pass, over all the lanes that ask. Unused time isn't saved up.
-class Pace {
- public:
-  explicit Pace(std::uint64_t bytes_per_second) : bytes_per_second_(bytes_per_second) {}
-
-  // When a lane that has just sent `bytes` may send the next.
-  Clock::time_point after(std::uint64_t bytes) {
-    const auto now = Clock::now();
-    if (bytes_per_second_ == 0) return now;
-    const auto cost =
-        std::chrono::duration<double>(static_cast<double>(bytes) / static_cast<double>(bytes_per_second_));
-    const std::lock_guard lock(mutex_);
-    next_ = std::max(next_, now) + std::chrono::duration_cast<Clock::duration>(cost);
-    return next_;
-  }
-
- private:
-  const std::uint64_t bytes_per_second_;
-  std::mutex mutex_;
-  Clock::time_point next_;
-};
-
 std::uint64_t elapsed_us(Clock::time_point begin) {
   return static_cast<std::uint64_t>(
       std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - begin).count());
@@ -83,8 +62,9 @@ struct BulkSender::Lane {
 // The first copy in progress: what all lanes share.
 class BulkSender::FirstCopy {
  public:
-  FirstCopy(BulkSender& sender, std::uint64_t bytes_per_second)
-      : sender_(sender), slices_(slices_of(sender.memory_)), pace_(bytes_per_second) {}
+  FirstCopy(BulkSender& sender, std::span<const std::shared_ptr<DiskExport>> disks,
+            std::uint64_t bytes_per_second)
+      : sender_(sender), disks_(disks), slices_(slices_of(sender.memory_)), pace_(bytes_per_second) {}
 
   void run_lane(Lane& lane);
   std::uint64_t done_bytes() const { return done_bytes_; }
@@ -93,6 +73,7 @@ class BulkSender::FirstCopy {
   void send(Lane& lane, const Slice& slice);
 
   BulkSender& sender_;
+  const std::span<const std::shared_ptr<DiskExport>> disks_;
   const std::vector<Slice> slices_;
   Pace pace_;
   std::atomic<std::size_t> next_ = 0;
@@ -102,8 +83,8 @@ class BulkSender::FirstCopy {
 void BulkSender::FirstCopy::run_lane(Lane& lane) {
   lane.counts = {};
   lane.slice = std::make_unique_for_overwrite<std::byte[]>(kSlicePages * kPageSize);
-  lane.stream.begin_epoch(0);
   for (std::size_t next = next_++; next < slices_.size(); next = next_++) {
+    if (lane.index == 0) send_first_copy_writes(lane.stream, disks_);
     const std::uint64_t sent_before = lane.stream.wire_bytes();
     send(lane, slices_[next]);
     sender_.sockets_.sleep_until(pace_.after(lane.stream.wire_bytes() - sent_before));
@@ -127,7 +108,7 @@ void BulkSender::FirstCopy::send(Lane& lane, const Slice& slice) {
   }
   // The slice is about to be used again. Zero pages refer to nothing: long runs of them gather into one
   // entry.
-  if (lane.stream.entries().refers_to_pages()) lane.stream.send_pages();
+  if (lane.stream.entries().refers_to_pages()) lane.stream.send_gathered();
 }
 
 BulkSender::BulkSender(const GuestMemory& memory, Shadow* shadow, Target target)
@@ -170,9 +151,39 @@ void BulkSender::run_lanes(const std::function<void(Lane&)>& job) {
   if (first) std::rethrow_exception(first);
 }
 
-void BulkSender::send_first_copy(std::uint64_t bytes_per_second,
+void BulkSender::begin_first_copy() {
+  if (std::exchange(first_copy_begun_, true)) return;
+  for (const auto& lane : lanes_) lane->stream.begin_epoch(0);
+}
+
+void BulkSender::send_disks(std::span<const std::shared_ptr<DiskExport>> disks,
+                            std::uint64_t bytes_per_second,
+                            const std::function<void(SyncProgress)>& progress) {
+  if (lanes_.empty()) throw Error("ERR_COLO_LINK", 0, "the bulk connections are not open");
+  begin_first_copy();
+  DiskCopy copy(disks, lanes_[0]->stream, sockets_, bytes_per_second);
+  const auto publish = [this](DiskCopy* in_progress) {
+    const std::lock_guard lock(disk_copy_mutex_);
+    disk_copy_ = in_progress;
+  };
+  publish(&copy);
+  try {
+    if (cut_) copy.cut();  // it may have come before
+    copy.run(progress);
+  } catch (...) {
+    publish(nullptr);
+    cut();
+    throw;
+  }
+  publish(nullptr);
+}
+
+void BulkSender::send_first_copy(std::span<const std::shared_ptr<DiskExport>> disks,
+                                 std::uint64_t bytes_per_second,
                                  const std::function<void(SyncProgress)>& progress) {
-  FirstCopy copy(*this, bytes_per_second);
+  begin_first_copy();
+  first_copy_begun_ = false;  // its END is part of this job
+  FirstCopy copy(*this, disks, bytes_per_second);
   auto lanes =
       std::async(std::launch::async, [&] { run_lanes([&copy](Lane& lane) { copy.run_lane(lane); }); });
   while (lanes.wait_for(kProgressPeriod) != std::future_status::ready)
@@ -182,7 +193,8 @@ void BulkSender::send_first_copy(std::uint64_t bytes_per_second,
 }
 
 TransmitResult BulkSender::send_epoch(std::uint64_t epoch, std::span<const CapturedRun> runs,
-                                      std::span<const std::byte> vmstate) {
+                                      std::span<const std::byte> vmstate,
+                                      std::span<const std::shared_ptr<const DiskWrites>> disks) {
   const auto begin = Clock::now();
   std::uint64_t pages = 0;
   for (const CapturedRun& run : runs) pages += run.count;
@@ -190,7 +202,11 @@ TransmitResult BulkSender::send_epoch(std::uint64_t epoch, std::span<const Captu
     const auto lane_begin = Clock::now();
     lane.counts = {};
     lane.stream.begin_epoch(epoch);
-    if (lane.index == 0) lane.stream.send_vmstate(vmstate);
+    if (lane.index == 0) {
+      lane.stream.send_vmstate(vmstate);
+      for (std::size_t disk = 0; disk < disks.size(); ++disk)
+        add_disk_writes(lane.stream, static_cast<std::uint16_t>(disk), *disks[disk]);
+    }
     encode_share(lane, runs, pages * lane.index / lanes_.size(), pages * (lane.index + 1) / lanes_.size());
     lane.stream.end_epoch(lane.counts.on_wire());
     lane.encode_us = elapsed_us(lane_begin) - lane.stream.send_ns() / 1000;
@@ -230,6 +246,11 @@ void BulkSender::encode_share(Lane& lane, std::span<const CapturedRun> runs, std
   }
 }
 
-void BulkSender::cut() { sockets_.cut(); }
+void BulkSender::cut() {
+  cut_ = true;
+  sockets_.cut();
+  const std::lock_guard lock(disk_copy_mutex_);
+  if (disk_copy_ != nullptr) disk_copy_->cut();
+}
 
 }  // namespace colo

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cstring>
 
+#include "disk_stream.h"
 #include "error.h"
 
 namespace colo {
@@ -51,6 +52,13 @@ bool length_allowed(FrameType type, std::uint32_t length) {
       return length > 0 && length <= kVmstateBytesMax;
     case FrameType::end:
       return length == kEndBytes;
+    case FrameType::disk:
+      return length > 0 && length % 8 == 0 && length <= kDiskBytesMax;
+    case FrameType::disk_hashes:
+      return length > sizeof(DiskHashesHeader) && length % sizeof(BlockHash) == 0 &&
+             length <= kDiskHashesBytesMax;
+    case FrameType::disk_differs:
+      return length > 0 && length % 8 == 0 && length <= differs_bytes(kDiskHashesMax);
   }
   throw Error("ERR_COLO_STREAM", 0, "unknown frame type " + std::to_string(static_cast<unsigned>(type)));
 }
@@ -183,13 +191,14 @@ StreamWriter::StreamWriter(SocketCalls& calls, int fd, std::uint64_t generation)
 
 void StreamWriter::begin_epoch(std::uint64_t epoch) {
   COLO_ASSERT(entries_.payload_bytes() == 0 && headers_used_ == 0);
+  COLO_ASSERT(!disk_entries_ || disk_entries_->payload_bytes() == 0);
   epoch_ = epoch;
   digest_.reset();
   wire_bytes_ = send_ns_ = 0;
 }
 
 EntryWriter& StreamWriter::entries() {
-  if (!entries_.has_room()) send_pages();
+  if (!entries_.has_room()) send_gathered();
   return entries_;
 }
 
@@ -212,11 +221,20 @@ void StreamWriter::put_pages() {
   put_frame(FrameType::pages, entries_.pieces(), entries_.payload_bytes());
 }
 
+void StreamWriter::put_disk() {
+  if (!disk_entries_ || disk_entries_->payload_bytes() == 0) return;
+  for (const iovec& piece : disk_entries_->pieces())
+    digest_.add_payload({static_cast<const std::byte*>(piece.iov_base), piece.iov_len});
+  put_frame(FrameType::disk, disk_entries_->pieces(), disk_entries_->payload_bytes());
+}
+
+// Everything that was put leaves, and all that waited has been put.
 void StreamWriter::send_put() {
   send_all(calls_, fd_, pieces_);
   pieces_.clear();
   headers_used_ = 0;
   entries_.clear();
+  if (disk_entries_) disk_entries_->clear();
 }
 
 namespace {
@@ -238,14 +256,50 @@ class Stopwatch {
 
 }  // namespace
 
-void StreamWriter::send_pages() {
+void StreamWriter::send_gathered() {
   const Stopwatch stopwatch(send_ns_);
   put_pages();
+  put_disk();
   send_put();
 }
 
+void StreamWriter::add_disk_write(std::uint16_t disk, const DiskWrite& write) {
+  if (!disk_entries_) disk_entries_.emplace(kDiskBytesMax, kPiecesMax);
+  if (!disk_entries_->has_room() || disk_entries_->payload_bytes() >= kPagesBytesAimed) send_gathered();
+  disk_entries_->add(disk, write);
+}
+
+void StreamWriter::send_disk_hashes(std::uint16_t disk, std::uint64_t first_block,
+                                    std::span<const BlockHash> hashes) {
+  COLO_ASSERT(!hashes.empty() && hashes.size() <= kDiskHashesMax);
+  const Stopwatch stopwatch(send_ns_);
+  const DiskHashesHeader header = {disk, 0, static_cast<std::uint32_t>(hashes.size()), first_block};
+  const std::array<iovec, 2> pieces = {piece_of(std::as_bytes(std::span(&header, 1))),
+                                       piece_of(std::as_bytes(hashes))};
+  // Behind everything that was written before: the standby compares what it has after that.
+  put_pages();
+  put_disk();
+  put_frame(FrameType::disk_hashes, pieces, sizeof header + hashes.size_bytes());
+  send_put();
+}
+
+void StreamWriter::receive_disk_differs(std::uint32_t count, std::span<std::byte> differs) {
+  COLO_ASSERT(count > 0 && differs.size() == differs_bytes(count));
+  const FrameHeader header = receive_frame_header(calls_, fd_, generation_);
+  if (header.type != FrameType::disk_differs || header.epoch != epoch_ || header.length != differs.size())
+    throw Error("ERR_COLO_STREAM", 0,
+                "the standby's answer to DISK_HASHES is another frame than was asked for");
+  receive_all(calls_, fd_, differs);
+  for (std::size_t bit = count; bit < differs.size() * 8; ++bit) {
+    if ((differs[bit / 8] >> bit % 8 & std::byte{1}) != std::byte{0})
+      throw Error("ERR_COLO_STREAM", 0,
+                  "the standby's DISK_DIFFERS has bits of blocks that it wasn't asked about");
+  }
+}
+
 void StreamWriter::send_vmstate(std::span<const std::byte> bytes) {
-  COLO_ASSERT(entries_.payload_bytes() == 0);  // it would be sent, and forgotten, with this frame
+  // They would be sent, and forgotten, with this frame.
+  COLO_ASSERT(entries_.payload_bytes() == 0 && (!disk_entries_ || disk_entries_->payload_bytes() == 0));
   const Stopwatch stopwatch(send_ns_);
   digest_.add_payload(bytes);
   const iovec piece = piece_of(bytes);
@@ -256,6 +310,7 @@ void StreamWriter::send_vmstate(std::span<const std::byte> bytes) {
 void StreamWriter::end_epoch(std::uint64_t pages) {
   const Stopwatch stopwatch(send_ns_);
   put_pages();
+  put_disk();
   digest_.add_pages(pages);
   end_ = encode_end(digest_.summary());
   const iovec piece = piece_of(end_);

@@ -8,10 +8,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "disk_stream.h"
 #include "page_delta.h"
 #include "socket_io.h"
 
@@ -31,12 +33,20 @@ std::array<std::byte, kBulkPrefaceBytes> encode_preface(const BulkPreface& prefa
 // Throws ERR_COLO_PEER for anything that encode_preface() doesn't make.
 BulkPreface parse_preface(std::span<const std::byte> bytes);
 
-enum class FrameType : std::uint16_t { pages = 1, vmstate = 2, end = 3 };
+enum class FrameType : std::uint16_t {
+  pages = 1,
+  vmstate = 2,
+  end = 3,
+  disk = 4,          // disk_stream.h has the payloads of these three
+  disk_hashes = 5,   // not counted in END
+  disk_differs = 6,  // from the secondary; not counted in END
+};
 
 inline constexpr std::size_t kFrameHeaderBytes = 32;
 inline constexpr std::uint32_t kPagesBytesMax = 1u << 20;
 inline constexpr std::uint32_t kVmstateBytesMax = 64u << 20;
 inline constexpr std::uint32_t kEndBytes = 32;
+inline constexpr std::uint32_t kDiskBytesMax = 1u << 20;
 
 struct FrameHeader {
   FrameType type = FrameType::pages;
@@ -78,8 +88,9 @@ class EpochDigest {
   std::uint64_t pages_ = 0, payload_bytes_ = 0;
 };
 
-// The sender's end of one bulk connection, used by one thread at a time. Everything it throws is
-// ERR_COLO_LINK; the connection is of no use then. Allocates in the constructor only.
+// The sender's end of one bulk connection, used by one thread at a time. What it throws is ERR_COLO_LINK
+// where nothing else is said; the connection is of no use then. Allocates in the constructor, and for the
+// first disk write.
 class StreamWriter {
  public:
   // The socket stays the caller's.
@@ -88,12 +99,21 @@ class StreamWriter {
   void begin_epoch(std::uint64_t epoch);
 
   // Where the next page goes; sends what is there when it is full. The pages it refers to must stay until
-  // send_pages() or end_epoch().
+  // send_gathered() or end_epoch().
   EntryWriter& entries();
-  void send_pages();
+  // What the guest wrote to a disk, or what a block of it holds; sends what is there when there is enough of
+  // it. The data must stay until send_gathered() or end_epoch().
+  void add_disk_write(std::uint16_t disk, const DiskWrite& write);
+  // Sends the pages and the disk writes that wait.
+  void send_gathered();
   void send_vmstate(std::span<const std::byte> bytes);
+  // At most kDiskHashesMax hashes (asserted) of blocks that follow one another.
+  void send_disk_hashes(std::uint16_t disk, std::uint64_t first_block, std::span<const BlockHash> hashes);
+  // Waits for the answer to the oldest question that has none yet, about `count` blocks; `differs` has
+  // differs_bytes(count) bytes (asserted). Throws ERR_COLO_STREAM for anything else that comes.
+  void receive_disk_differs(std::uint32_t count, std::span<std::byte> differs);
 
-  // Sends the rest of the pages and END; `pages` is how many went into entries() in this epoch.
+  // Sends what waits and END; `pages` is how many went into entries() in this epoch.
   void end_epoch(std::uint64_t pages);
 
   // Headers and payloads since begin_epoch(), and the time spent in hashing and sending them.
@@ -104,15 +124,17 @@ class StreamWriter {
   void put_frame(FrameType type, std::span<const iovec> payload, std::size_t length);
   void put(std::span<const std::byte> bytes);
   void put_pages();
+  void put_disk();
   void send_put();
 
   SocketCalls& calls_;
   int fd_;
   std::uint64_t generation_, epoch_ = 0;
   EntryWriter entries_;
+  std::optional<DiskEntryWriter> disk_entries_;  // from the first disk write on
   EpochDigest digest_;
-  // At most two frames wait to be sent together: the last pages and END.
-  std::array<std::array<std::byte, kFrameHeaderBytes>, 2> headers_;
+  // At most three frames wait to be sent together: the last pages, the last disk writes and END.
+  std::array<std::array<std::byte, kFrameHeaderBytes>, 3> headers_;
   std::size_t headers_used_ = 0;
   std::array<std::byte, kEndBytes> end_;
   std::vector<iovec> pieces_;

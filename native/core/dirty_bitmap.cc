@@ -42,15 +42,58 @@ constexpr std::uint64_t mask(std::uint64_t first, std::uint64_t count) {
 
 DirtyBitmap::DirtyBitmap(std::uint64_t pages) : pages_(pages), words_(words_for(pages)) {}
 
-void DirtyBitmap::set(std::uint64_t first, std::uint64_t count) {
+template <class Visit>
+void DirtyBitmap::for_each_word(std::uint64_t first, std::uint64_t count, const Visit& visit) const {
   COLO_ASSERT(first <= pages_ && count <= pages_ - first);
   while (count > 0) {
     const std::uint64_t bit = first % kWordBits;
     const std::uint64_t here = std::min(count, kWordBits - bit);
-    words_[first / kWordBits] |= mask(bit, here);
+    if (!visit(first / kWordBits, mask(bit, here))) return;
     first += here;
     count -= here;
   }
+}
+
+void DirtyBitmap::set(std::uint64_t first, std::uint64_t count) {
+  for_each_word(first, count, [this](std::uint64_t word, std::uint64_t bits) {
+    words_[word] |= bits;
+    return true;
+  });
+}
+
+void DirtyBitmap::clear(std::uint64_t first, std::uint64_t count) {
+  for_each_word(first, count, [this](std::uint64_t word, std::uint64_t bits) {
+    words_[word] &= ~bits;
+    return true;
+  });
+}
+
+bool DirtyBitmap::all_set(std::uint64_t first, std::uint64_t count) const {
+  COLO_ASSERT(count > 0);
+  bool all = true;
+  for_each_word(first, count,
+                [&](std::uint64_t word, std::uint64_t bits) { return all = (words_[word] & bits) == bits; });
+  return all;
+}
+
+PageRun DirtyBitmap::next_run(std::uint64_t from, std::uint64_t count_max) const {
+  COLO_ASSERT(count_max > 0);
+  while (from < pages_) {
+    const std::uint64_t rest = words_[from / kWordBits] >> from % kWordBits;
+    if (rest != 0) {
+      from += static_cast<std::uint64_t>(std::countr_zero(rest));
+      break;
+    }
+    from = (from / kWordBits + 1) * kWordBits;
+  }
+  PageRun run{from, 0};
+  while (run.count < count_max && from + run.count < pages_) {
+    const std::uint64_t at = from + run.count, in_word = kWordBits - at % kWordBits;
+    const auto dirty = static_cast<std::uint64_t>(std::countr_one(words_[at / kWordBits] >> at % kWordBits));
+    run.count += std::min({dirty, in_word, count_max - run.count});
+    if (dirty < in_word) break;
+  }
+  return run;
 }
 
 void DirtyBitmap::set_all() { set(0, pages_); }

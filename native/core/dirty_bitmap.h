@@ -21,8 +21,14 @@ class DirtyBitmap {
   void set(std::uint64_t first, std::uint64_t count);  // asserts that the run lies inside
   void set_all();
   void clear();
+  void clear(std::uint64_t first, std::uint64_t count);
   bool test(std::uint64_t page) const;
   std::uint64_t count() const;
+  // Whether every page of the run is dirty; it isn't empty and lies inside (asserted).
+  bool all_set(std::uint64_t first, std::uint64_t count) const;
+  // The first dirty pages at or after `from` that follow one another, `count_max` of them at most; count 0
+  // when there are none.
+  PageRun next_run(std::uint64_t from, std::uint64_t count_max) const;
 
   // Adds every dirty page of `other` (same length, asserted): a failed checkpoint's pages are dirty again
   // (invariant 3), and in lock-step the secondary's own pages join the primary's.
@@ -32,6 +38,10 @@ class DirtyBitmap {
   void append_runs(std::vector<PageRun>& out) const;
 
  private:
+  // Calls visit(word, its bits of the run) until that returns false; asserts that the run lies inside.
+  template <class Visit>
+  void for_each_word(std::uint64_t first, std::uint64_t count, const Visit& visit) const;
+
   std::uint64_t pages_;
   std::vector<std::uint64_t> words_;
 };

@@ -79,7 +79,8 @@ struct PrimaryEngine::State {
         shadow(options.shadow ? std::make_unique<Shadow>(memory) : nullptr),
         tracker(make_tracker(options, memory, shadow.get(), info.reason)),
         pool(std::in_place, options.threads),
-        staging(memory.total_bytes(), options.staging_resident_bytes) {
+        staging(memory.total_bytes(), options.staging_resident_bytes),
+        disks(options.disks) {
     info.kind = tracker->kind();
     for (std::size_t i = 0; i < memory.block_count(); ++i) {
       info.access.push_back(memory.access(i));
@@ -92,6 +93,11 @@ struct PrimaryEngine::State {
   void start(std::function<void()> work, Done report);
   Error describe(const std::exception& failure);
   BulkSender& link() const;
+  void begin_disk_sessions(const std::vector<bool>& all_differ);
+  void end_disk_sessions();
+  void unseal_disks();
+  void sync_disks(const std::vector<bool>& all_differ, std::uint64_t bytes_per_second,
+                  const std::function<void(SyncProgress)>& progress);
   void forget_captured();
   CaptureResult capture(std::uint64_t epoch, OutputGate* gate);
   TransmitResult transmit(std::uint64_t epoch, int vmstate_fd);
@@ -102,6 +108,7 @@ struct PrimaryEngine::State {
   std::unique_ptr<DirtyTracker> tracker;
   std::optional<WorkerPool> pool;
   Staging staging;
+  const std::vector<std::shared_ptr<DiskExport>> disks;
   std::vector<DirtyBitmap>
       dirty;  // INVARIANT 3: every page that the secondary doesn't have and the tracker has told of
   std::vector<CapturedRun> captured;
@@ -171,7 +178,41 @@ BulkSender& PrimaryEngine::State::link() const {
   return *sender;
 }
 
+void PrimaryEngine::State::begin_disk_sessions(const std::vector<bool>& all_differ) {
+  COLO_ASSERT(all_differ.size() == disks.size());
+  // Together with the look at the link, so that a disconnect() finds these sessions, or they aren't begun.
+  const std::lock_guard lock(mutex);
+  if (!sender || sender->is_cut()) throw Error("ERR_COLO_LINK", 0, "there is no bulk connection");
+  for (std::size_t i = 0; i < disks.size(); ++i) {
+    disks[i]->log().end_session();
+    disks[i]->log().begin_session(all_differ[i]);
+  }
+}
+
+void PrimaryEngine::State::end_disk_sessions() {
+  for (const auto& disk : disks) disk->log().end_session();
+}
+
+void PrimaryEngine::State::sync_disks(const std::vector<bool>& all_differ, std::uint64_t bytes_per_second,
+                                      const std::function<void(SyncProgress)>& progress) {
+  synced = false;
+  begin_disk_sessions(all_differ);
+  try {
+    // After the sessions have begun: a mirror that ends from now on is noticed by its log.
+    for (const auto& disk : disks) disk->require_mirror();
+    link().send_disks(disks, bytes_per_second, progress);
+  } catch (...) {
+    end_disk_sessions();
+    throw;
+  }
+}
+
+void PrimaryEngine::State::unseal_disks() {
+  for (const auto& disk : disks) disk->log().unseal();
+}
+
 void PrimaryEngine::State::forget_captured() {
+  unseal_disks();
   captured.clear();
   captured_epoch.reset();
   staging.trim();
@@ -182,12 +223,18 @@ CaptureResult PrimaryEngine::State::capture(std::uint64_t epoch, OutputGate* gat
   CaptureResult result;
   Laps laps;
   if (gate != nullptr) gate->seal(epoch);
+  for (const auto& disk : disks) result.disk_bytes += disk->log().seal(epoch);
   result.seal_us = laps.lap_us();
-  tracker->collect(dirty, *pool);
-  result.scan_us = laps.lap_us();
-  captured.clear();
-  result.pages = capture_pages(memory, dirty, staging, *pool, captured);
-  result.copy_us = laps.lap_us();
+  try {
+    tracker->collect(dirty, *pool);
+    result.scan_us = laps.lap_us();
+    captured.clear();
+    result.pages = capture_pages(memory, dirty, staging, *pool, captured);
+    result.copy_us = laps.lap_us();
+  } catch (...) {
+    unseal_disks();
+    throw;
+  }
   captured_epoch = epoch;
   return result;
 }
@@ -195,10 +242,23 @@ CaptureResult PrimaryEngine::State::capture(std::uint64_t epoch, OutputGate* gat
 TransmitResult PrimaryEngine::State::transmit(std::uint64_t epoch, int vmstate_fd) {
   COLO_ASSERT(captured_epoch == epoch);
   captured_epoch.reset();
-  if (!synced) throw Error("ERR_COLO_LINK", 0, "the secondary has no first copy in this session");
-  read_vmstate(vmstate_fd, vmstate);
+  try {
+    if (!synced) throw Error("ERR_COLO_LINK", 0, "the secondary has no first copy in this session");
+    read_vmstate(vmstate_fd, vmstate);
+  } catch (const Error&) {
+    unseal_disks();  // nothing has been sent
+    throw;
+  }
   synced = false;  // until it has gone well: half an epoch leaves the shadow unknown
-  const TransmitResult result = link().send_epoch(epoch, captured, vmstate);
+  TransmitResult result;
+  try {
+    std::vector<std::shared_ptr<const DiskWrites>> writes;  // their room is given back when all is sent
+    for (const auto& disk : disks) writes.push_back(disk->log().take_sealed(epoch));
+    result = link().send_epoch(epoch, captured, vmstate, writes);
+  } catch (...) {
+    end_disk_sessions();  // INVARIANT 3: what was taken differs again; and no write waits for room any more
+    throw;
+  }
   synced = true;
   for (DirtyBitmap& block : dirty) block.clear();  // INVARIANT 3: nowhere else but in protect()
   forget_captured();
@@ -234,6 +294,7 @@ void PrimaryEngine::connect(const std::string& host, std::uint16_t port, const s
     COLO_ASSERT(!state_->busy);
     replaced = std::exchange(state_->sender,
                              sender);  // before the job begins, so that disconnect() reaches it from now on
+    state_->end_disk_sessions();
   }
   state_->start(
       [state = state_.get(), sender] {
@@ -246,6 +307,23 @@ void PrimaryEngine::connect(const std::string& host, std::uint16_t port, const s
 void PrimaryEngine::disconnect() {
   const std::lock_guard lock(state_->mutex);
   if (state_->sender) state_->sender->cut();
+  state_->end_disk_sessions();
+}
+
+void PrimaryEngine::sync_disks(std::vector<bool> all_differ, std::uint64_t bytes_per_second,
+                               std::function<void(SyncProgress)> progress, Done done) {
+  state_->start(
+      [state = state_.get(), all_differ = std::move(all_differ), bytes_per_second,
+       progress = std::move(progress)] { state->sync_disks(all_differ, bytes_per_second, progress); },
+      std::move(done));
+}
+
+void PrimaryEngine::hurry() {
+  for (const auto& disk : state_->disks) disk->log().hurry();
+}
+
+void PrimaryEngine::confirm(std::uint64_t epoch) {
+  for (const auto& disk : state_->disks) disk->log().confirm(epoch);
 }
 
 void PrimaryEngine::sync(std::uint64_t bytes_per_second, std::function<void(SyncProgress)> progress,
@@ -253,7 +331,7 @@ void PrimaryEngine::sync(std::uint64_t bytes_per_second, std::function<void(Sync
   state_->start(
       [state = state_.get(), bytes_per_second, progress = std::move(progress)] {
         state->synced = false;
-        state->link().send_first_copy(bytes_per_second, progress);
+        state->link().send_first_copy(state->disks, bytes_per_second, progress);
         state->synced = true;
       },
       std::move(done));
@@ -287,6 +365,7 @@ void PrimaryEngine::close() {
     const std::lock_guard lock(state_->mutex);
     state_->closing = true;
     if (state_->sender) state_->sender->cut();
+    state_->end_disk_sessions();
   }
   state_->changed.notify_all();
   std::call_once(state_->ended, [this] {

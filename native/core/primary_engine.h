@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "dirty_tracker.h"
+#include "disk_export.h"
 #include "error.h"
 #include "guest_memory.h"
 #include "output_gate.h"
@@ -23,6 +24,7 @@ struct PrimaryOptions {
   bool shadow = true;    // false: no deltas on the wire, no compare tracker
   enum class Tracker { automatic, userfaultfd, compare } tracker = Tracker::automatic;
   std::uint64_t staging_resident_bytes = 64u << 20;  // see Staging
+  std::vector<std::shared_ptr<DiskExport>> disks;    // an index here is one on the wire
 };
 
 struct TrackerInfo {
@@ -33,6 +35,7 @@ struct TrackerInfo {
 
 struct CaptureResult {
   std::uint64_t pages = 0;
+  std::uint64_t disk_bytes = 0;  // what the guest wrote to its disks in this epoch
   std::uint64_t seal_us = 0, scan_us = 0, copy_us = 0;
 };
 
@@ -48,9 +51,9 @@ struct SyncProgress {
 
 // One job at a time (asserted) runs on the engine's own thread; `done` is called on that thread with nullptr
 // or the Error. close() may be called at any time from any thread, fails the job in progress with
-// ERR_COLO_CLOSED, and returns when no thread is left. The order of jobs within a session is: protect,
-// connect, sync, then (capture, transmit | abandon) again and again; a new session starts with `protect` or
-// `connect` after disconnect().
+// ERR_COLO_CLOSED, and returns when no thread is left. The order of jobs within a session is: connect,
+// sync_disks (when there are disks), protect, sync, then (capture, transmit | abandon) again and again;
+// `protect` may also come first. A new session starts with `protect` or `connect` after disconnect().
 class PrimaryEngine {
  public:
   using Done = std::function<void(const Error*)>;
@@ -68,16 +71,28 @@ class PrimaryEngine {
   void connect(const std::string& host, std::uint16_t port, const std::string& token,
                std::uint64_t generation, unsigned connections, Done done);
 
-  // Shuts the bulk connections down; a running sync or transmit fails with ERR_COLO_LINK. From any thread.
+  // Shuts the bulk connections down; a running sync or transmit fails with ERR_COLO_LINK. Ends the disks'
+  // sessions, too: what the standby hasn't confirmed differs again (invariant 3). From any thread.
   void disconnect();
+
+  // Brings the standby's disks up to date, as the first part of epoch 0, while the guest runs (disk_copy.h);
+  // from here on the guest's writes are logged. `all_differ` has one element a disk (asserted): nothing is
+  // known of the standby's. Each disk has its mirror and its source connected (ERR_COLO_DISK). A disconnect()
+  // meanwhile may leave a source unusable.
+  void sync_disks(std::vector<bool> all_differ, std::uint64_t bytes_per_second,
+                  std::function<void(SyncProgress)> progress, Done done);
+
+  // See DiskLog; both from any thread, at any time.
+  void hurry();
+  void confirm(std::uint64_t epoch);
 
   // Copies all of RAM to the secondary as epoch 0 while the guest runs; `bytes_per_second` 0 = no limit.
   // `progress` is called on the engine's thread some times a second.
   void sync(std::uint64_t bytes_per_second, std::function<void(SyncProgress)> progress, Done done);
 
-  // Inside the pause, the VM stopped and drained: seals the gate (nullptr: none), collects the dirty pages,
-  // copies them into staging. INVARIANT 3: until transmit() succeeds, the pages stay in the epoch's bitmap; a
-  // failed capture leaves them dirty.
+  // Inside the pause, the VM stopped and drained: seals the gate (nullptr: none) and the disks' logs,
+  // collects the dirty pages, copies them into staging. INVARIANT 3: until transmit() succeeds, the pages
+  // stay in the epoch's bitmap; a failed capture leaves them dirty.
   void capture(std::uint64_t epoch, OutputGate* gate, std::function<void(const Error*, CaptureResult)> done);
 
   // Encodes the captured pages against the shadow and sends them and the device state (all of `vmstate_fd`

@@ -8,7 +8,7 @@
 namespace colo {
 namespace {
 
-// Twice the largest PAGES frame, so that little is left over at the end of a chunk.
+// Twice the largest PAGES or DISK frame, so that little is left over at the end of a chunk.
 constexpr std::size_t kChunkBytes = 2u << 20;
 
 // What is kept between epochs; an unusual epoch's memory beyond that goes back to the system.
@@ -60,6 +60,12 @@ void RamCache::add_pages(unsigned lane, std::span<const std::byte> payload) {
   open_->lanes[lane].payloads.push_back(payload);
 }
 
+void RamCache::add_disk_writes(std::span<const std::byte> payload) {
+  const std::lock_guard lock(mutex_);
+  COLO_ASSERT(open_);
+  open_->disk_writes.push_back(payload);
+}
+
 void RamCache::set_vmstate(std::span<const std::byte> payload) {
   const std::lock_guard lock(mutex_);
   COLO_ASSERT(open_ && open_->vmstate.empty());
@@ -96,6 +102,12 @@ void RamCache::flush() {
   for (const Lane& lane : epoch->lanes) {
     for (const std::span<const std::byte> payload : lane.payloads) applier_.apply(payload);
   }
+}
+
+std::span<const std::span<const std::byte>> RamCache::committed_disk_writes() const {
+  const std::lock_guard lock(mutex_);
+  COLO_ASSERT(committed_);
+  return committed_->disk_writes;
 }
 
 std::span<const std::byte> RamCache::committed_vmstate() const {

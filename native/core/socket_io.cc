@@ -2,25 +2,22 @@
 
 #include <cerrno>
 #include <climits>
+#include <string>
 
 #include "error.h"
 
 namespace colo {
 namespace {
 
-void wait_until_ready(SocketCalls& calls, int fd, short events) {
-  pollfd waited = {fd, events, 0};
-  while (calls.poll(&waited, 1, -1) < 0) {
-    if (errno != EINTR) throw_errno("ERR_COLO_LINK", "waiting for a bulk connection");
-  }
-}
-
 // After a call that returned -1: waits where waiting helps, throws where it doesn't. EAGAIN and EWOULDBLOCK
 // are one on Linux.
-void recover(SocketCalls& calls, int fd, short events, const char* what) {
+void recover(SocketCalls& calls, int fd, short events, const char* doing, const char* connection) {
   if (errno == EINTR) return;
-  if (errno != EAGAIN) throw_errno("ERR_COLO_LINK", what);
-  wait_until_ready(calls, fd, events);
+  if (errno != EAGAIN) throw_errno("ERR_COLO_LINK", std::string(doing) + " " + connection);
+  pollfd waited = {fd, events, 0};
+  while (calls.poll(&waited, 1, -1) < 0) {
+    if (errno != EINTR) throw_errno("ERR_COLO_LINK", std::string("waiting for ") + connection);
+  }
 }
 
 // Takes `sent` bytes off the front.
@@ -52,7 +49,7 @@ SocketCalls& system_socket_calls() {
   return calls;
 }
 
-void send_all(SocketCalls& calls, int fd, std::span<iovec> pieces) {
+void send_all(SocketCalls& calls, int fd, std::span<iovec> pieces, const char* connection) {
   pieces = drop_front(pieces, 0);
   while (!pieces.empty()) {
     msghdr message = {};
@@ -60,22 +57,26 @@ void send_all(SocketCalls& calls, int fd, std::span<iovec> pieces) {
     message.msg_iovlen = pieces.size() < IOV_MAX ? pieces.size() : IOV_MAX;
     const ssize_t sent = calls.sendmsg(fd, &message, MSG_NOSIGNAL);
     if (sent < 0) {
-      recover(calls, fd, POLLOUT, "sending on a bulk connection");
+      recover(calls, fd, POLLOUT, "sending on", connection);
     } else {
       pieces = drop_front(pieces, static_cast<std::size_t>(sent));
     }
   }
 }
 
-void receive_all(SocketCalls& calls, int fd, std::span<std::byte> into) {
-  while (!into.empty()) {
+std::size_t receive_some(SocketCalls& calls, int fd, std::span<std::byte> into, const char* connection) {
+  for (;;) {
     const ssize_t received = calls.recv(fd, into.data(), into.size(), 0);
-    if (received == 0) throw Error("ERR_COLO_LINK", 0, "the peer closed a bulk connection");
-    if (received < 0) {
-      recover(calls, fd, POLLIN, "receiving on a bulk connection");
-    } else {
-      into = into.subspan(static_cast<std::size_t>(received));
-    }
+    if (received >= 0) return static_cast<std::size_t>(received);
+    recover(calls, fd, POLLIN, "receiving on", connection);
+  }
+}
+
+void receive_all(SocketCalls& calls, int fd, std::span<std::byte> into, const char* connection) {
+  while (!into.empty()) {
+    const std::size_t received = receive_some(calls, fd, into, connection);
+    if (received == 0) throw Error("ERR_COLO_LINK", 0, std::string("the peer closed ") + connection);
+    into = into.subspan(received);
   }
 }
 

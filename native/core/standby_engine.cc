@@ -9,14 +9,17 @@
 
 #include "bulk_receiver.h"
 #include "ram_cache.h"
+#include "standby_disks.h"
 #include "vmstate_mailbox.h"
 
 namespace colo {
 namespace {
 
+constexpr std::uint64_t kStagingBytesPerDisk = std::uint64_t{512} << 20;
+
 std::uint64_t staging_limit_bytes(const StandbyOptions& options, const GuestMemory& memory) {
   if (options.staging_limit_bytes != 0) return options.staging_limit_bytes;
-  return 2 * memory.total_bytes() + (std::uint64_t{64} << 20);
+  return 2 * memory.total_bytes() + options.disks.size() * kStagingBytesPerDisk + (std::uint64_t{64} << 20);
 }
 
 struct Preserved {
@@ -47,10 +50,13 @@ struct StandbyEngine::State {
         mailbox(options.mailbox_fd, options.mailbox_state_offset, options.mailbox_state_bytes,
                 options.machine),
         cache(memory, staging_limit_bytes(options, memory)),
+        disks(options.disks),
         preserved(preserved_ranges(options, memory)),
-        committer([this] { run_commits(); }) {}
+        committer([this] { run_jobs(); }) {}
 
-  void run_commits();
+  void require_idle();
+  void start(std::function<void()> work, Done done);
+  void run_jobs();
   void wait_until_flushed();
   void flush_committed();
 
@@ -58,48 +64,72 @@ struct StandbyEngine::State {
   const GuestMemory memory;
   const VmstateMailbox mailbox;
   RamCache cache;
+  StandbyDisks disks;
   std::vector<Preserved> preserved;
   std::unique_ptr<BulkReceiver> receiver;
 
-  std::mutex mutex;  // guards `commit_done`, `flushing` and `closing`
+  // A commit or a sync.
+  struct Job {
+    std::function<void()> work;
+    Done done;
+  };
+
+  std::mutex mutex;  // guards the following
   std::condition_variable changed;
-  std::optional<Done> commit_done;  // a commit that the committer hasn't taken up yet
-  bool flushing = false;
+  std::optional<Job> job;  // one that the committer hasn't taken up yet
+  bool busy = false;       // from the start of a job to its end
   bool closing = false;
   std::thread committer;
 };
 
-void StandbyEngine::State::run_commits() {
+void StandbyEngine::State::require_idle() {
+  const std::lock_guard lock(mutex);
+  COLO_ASSERT(!busy && !closing);
+}
+
+void StandbyEngine::State::start(std::function<void()> work, Done done) {
+  {
+    const std::lock_guard lock(mutex);
+    COLO_ASSERT(!busy && !closing);
+    busy = true;
+    job = {std::move(work), std::move(done)};
+  }
+  changed.notify_all();
+}
+
+void StandbyEngine::State::run_jobs() {
   std::unique_lock lock(mutex);
   for (;;) {
-    changed.wait(lock, [this] { return commit_done || closing; });
-    if (!commit_done) return;
-    const Done done = *std::exchange(commit_done, std::nullopt);
+    changed.wait(lock, [this] { return job || closing; });
+    if (!job) return;
+    const Job taken = *std::exchange(job, std::nullopt);
     lock.unlock();
     std::optional<Error> failure;
     try {
-      flush_committed();
+      taken.work();
     } catch (const Error& error) {
       failure = error;
     }
     lock.lock();
-    flushing = false;
+    busy = false;
     changed.notify_all();
     lock.unlock();
-    done(failure ? &*failure : nullptr);
+    taken.done(failure ? &*failure : nullptr);
     lock.lock();
   }
 }
 
+// Nothing here depends on how far an earlier flush of the same epoch has come, so it can be repeated.
 void StandbyEngine::State::flush_committed() {
   cache.flush();  // INVARIANT 6: RAM first; some devices read it while they are loaded
   for (Preserved& range : preserved) memory.read(range.block, range.offset, range.content);
-  mailbox.write(cache.committed_vmstate());
+  for (const std::span<const std::byte> payload : cache.committed_disk_writes()) disks.apply(payload);
+  mailbox.write(cache.committed_vmstate());  // INVARIANT 6: only when RAM and disks are of its epoch
 }
 
 void StandbyEngine::State::wait_until_flushed() {
   std::unique_lock lock(mutex);
-  changed.wait(lock, [this] { return !flushing; });
+  changed.wait(lock, [this] { return !busy; });
 }
 
 StandbyEngine::StandbyEngine(const StandbyOptions& options, Events events)
@@ -111,7 +141,7 @@ void StandbyEngine::open_session(const std::string& token, std::uint64_t generat
   COLO_ASSERT(token.size() == kTokenBytes && connections >= 1 && connections <= kConnectionsMax);
   close_session();
   state_->receiver = std::make_unique<BulkReceiver>(
-      BulkReceiver::Destination{state_->memory, state_->cache, state_->mailbox,
+      BulkReceiver::Destination{state_->memory, state_->cache, state_->disks, state_->mailbox,
                                 [state = state_.get()] { state->wait_until_flushed(); }},
       state_->events, token, generation, connections);
 }
@@ -128,21 +158,19 @@ void StandbyEngine::open_epoch(std::uint64_t epoch) {
 }
 
 void StandbyEngine::commit(std::uint64_t epoch, Done done) {
-  {
-    const std::lock_guard lock(state_->mutex);
-    COLO_ASSERT(!state_->flushing && !state_->closing);
-    state_->cache.commit(epoch);
-    state_->flushing = true;
-    state_->commit_done = std::move(done);
-  }
-  state_->changed.notify_all();
+  State& state = *state_;
+  state.require_idle();
+  state.cache.commit(epoch);
+  state.start([&state] { state.flush_committed(); }, std::move(done));
+}
+
+void StandbyEngine::sync_disks(Done done) {
+  State& state = *state_;
+  state.start([&state] { state.disks.sync(); }, std::move(done));
 }
 
 void StandbyEngine::restore_preserved() {
-  {
-    const std::lock_guard lock(state_->mutex);
-    COLO_ASSERT(!state_->flushing);
-  }
+  state_->require_idle();
   for (const Preserved& range : state_->preserved) {
     const MemoryWrite back{range.offset, range.content.data(), range.content.size()};
     state_->memory.write(range.block, std::span(&back, 1));

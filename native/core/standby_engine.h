@@ -10,6 +10,7 @@
 
 #include "error.h"
 #include "guest_memory.h"
+#include "standby_disks.h"
 
 namespace colo {
 
@@ -28,19 +29,22 @@ struct StandbyOptions {
   std::uint64_t mailbox_state_bytes = 0;   // and how long it is: a longer vmstate is refused
   std::string machine;                     // versioned machine name for the stream's configuration section
   std::vector<PreservedRange> preserved;   // remembered by commit(), put back by restore_preserved()
-  std::uint64_t staging_limit_bytes = 0;   // 0: two guest RAMs and 64 MiB; a peer that sends more is refused
+  std::vector<StandbyDiskOptions> disks;   // in the primary's order: an index on the wire is an index here
+  // A peer that sends more is refused. 0: two guest RAMs, 512 MiB for each disk, and 64 MiB.
+  std::uint64_t staging_limit_bytes = 0;
 };
 
 struct StagedCheckpoint {
   std::uint64_t epoch = 0;
   std::uint64_t pages = 0, wire_bytes = 0, vmstate_bytes = 0;
+  std::uint64_t disk_bytes = 0;  // of the DISK frames' payloads
 };
 
 // A session's life: open_session, add_connection (as many as announced), then per epoch: open_epoch ->
-// `staged` event -> commit. Epoch 0 (the first copy) is applied to guest RAM as it arrives: there is no
-// checkpoint to protect yet. ATOMICITY (invariant 2): nothing of an epoch >= 1 touches guest RAM or the
-// mailbox before commit(), and every frame was checked whole (ranges, lengths, checksum) before `staged` is
-// reported, so that a commit has nothing left to refuse.
+// `staged` event -> commit. Epoch 0 (the first copy) is applied to guest RAM and to the disks as it arrives:
+// there is no checkpoint to protect yet. ATOMICITY (invariant 2): nothing of an epoch >= 1 touches guest RAM,
+// a disk or the mailbox before commit(); every frame was checked whole (ranges, lengths, checksum), and the
+// disks have the space for it, before `staged` is reported, so that a commit has nothing left to refuse.
 class StandbyEngine {
  public:
   using Done = std::function<void(const Error*)>;
@@ -65,22 +69,29 @@ class StandbyEngine {
   // (asserted).
   void open_epoch(std::uint64_t epoch);
 
-  // Flushes a staged epoch: RAM first, then the device state into the mailbox (invariant 6). Runs on the
-  // engine's own thread, `done` comes from there, with ERR_COLO_GUEST_MEMORY when QEMU is gone or
-  // ERR_COLO_MAILBOX. One at a time (asserted). The last committed epoch can be committed again, which
-  // flushes it once more; any other throws ERR_COLO_STATE.
+  // Flushes a staged epoch: RAM first, then the disks, then the device state into the mailbox (invariant 6).
+  // Runs on the engine's own thread, `done` comes from there, with ERR_COLO_GUEST_MEMORY when QEMU is gone,
+  // ERR_COLO_DISK or ERR_COLO_MAILBOX. One at a time (asserted). The last committed epoch can be committed
+  // again, which flushes it once more, so that one whose flush has failed is made whole; any other throws
+  // ERR_COLO_STATE.
   void commit(std::uint64_t epoch, Done done);
 
+  // Makes durable what was committed: a failover's last step before the VM runs, since its guest may have
+  // been told that it is. Runs as commit() does, and not beside one (asserted). `done` gets ERR_COLO_DISK,
+  // then and ever after: see StandbyDisk::sync().
+  void sync_disks(Done done);
+
   // After the device state has been loaded: puts the preserved ranges back as the last commit left them
-  // (invariant 2). No commit is in progress (asserted). Throws ERR_COLO_GUEST_MEMORY when QEMU is gone.
+  // (invariant 2). No commit and no sync is in progress (asserted). Throws ERR_COLO_GUEST_MEMORY when QEMU is
+  // gone.
   void restore_preserved();
 
-  // Throws away everything staged and not committed, and closes the session's connections. A commit in
-  // progress is not touched. No event of the session begins after it; it waits for one in progress, so an
+  // Throws away everything staged and not committed, and closes the session's connections. A commit or sync
+  // in progress is not touched. No event of the session begins after it; it waits for one in progress, so an
   // event must not call it.
   void close_session();
 
-  // close_session(), waits for a commit in progress, ends all threads.
+  // close_session(), waits for a commit or sync in progress, ends all threads.
   void close();
 
  private:

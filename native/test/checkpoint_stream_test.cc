@@ -69,7 +69,7 @@ TEST(CheckpointStream, FrameHeaderRefusesWhatItsFieldsDoNotAllow) {
   EXPECT_NE(with(3, "4a").find("magic"), std::string::npos);
   EXPECT_NE(with(4, "0002").find("version 2"), std::string::npos);
   EXPECT_NE(with(6, "0000").find("type 0"), std::string::npos);
-  EXPECT_NE(with(6, "0004").find("type 4"), std::string::npos);
+  EXPECT_NE(with(6, "0007").find("type 7"), std::string::npos);
   EXPECT_NE(with(6, "0101").find("type 257"), std::string::npos);
   EXPECT_NE(with(31, "01").find("reserved"), std::string::npos);
   EXPECT_EQ(with(24, "00100000"), "");
@@ -79,6 +79,23 @@ TEST(CheckpointStream, FrameHeaderRefusesWhatItsFieldsDoNotAllow) {
   EXPECT_NE(with(24, "04000001", FrameType::vmstate).find("length"), std::string::npos);
   EXPECT_NE(with(24, "ffffffff", FrameType::vmstate).find("length"), std::string::npos);
   EXPECT_NE(with(24, "00000021", FrameType::end, 32).find("length"), std::string::npos);
+}
+
+TEST(CheckpointStream, LengthsOfDiskFramesAreBounded) {
+  const auto allowed = [](FrameType type, std::uint32_t length) {
+    Bytes bytes = as_vector(encode_frame_header({FrameType::pages, 1, 1, 16}));
+    bytes[7] = static_cast<std::byte>(type);
+    for (int i = 0; i < 4; ++i) bytes[27 - i] = static_cast<std::byte>(length >> 8 * i);
+    return header_refusal(bytes).empty();
+  };
+  for (const std::uint32_t length : {24u, 1u << 20}) EXPECT_TRUE(allowed(FrameType::disk, length));
+  for (const std::uint32_t length : {0u, 25u, (1u << 20) + 8, ~0u})
+    EXPECT_FALSE(allowed(FrameType::disk, length));
+  for (const std::uint32_t length : {32u, 65552u}) EXPECT_TRUE(allowed(FrameType::disk_hashes, length));
+  for (const std::uint32_t length : {0u, 16u, 33u, 65568u})
+    EXPECT_FALSE(allowed(FrameType::disk_hashes, length));
+  for (const std::uint32_t length : {8u, 512u}) EXPECT_TRUE(allowed(FrameType::disk_differs, length));
+  for (const std::uint32_t length : {0u, 9u, 520u}) EXPECT_FALSE(allowed(FrameType::disk_differs, length));
 }
 
 TEST(CheckpointStream, EndIsAsTheProtocolSaysByteForByte) {

@@ -322,7 +322,9 @@ TEST(UserfaultfdTracker, LosesNothingOfAGuestThatRuns) {
     const auto collect_and_copy = [&] {
       auto dirty = clean_bitmaps(tracked.memory);
       tracked.tracker->collect(dirty, pool);
-      for (const PageRun& run : runs_of(dirty)[0]) {
+      std::vector<PageRun> runs;
+      dirty[0].append_runs(runs);
+      for (const PageRun& run : runs) {
         tracked.memory.read(0, run.first * kPageSize, {&copy[run.first * kPageSize], run.count * kPageSize});
       }
     };

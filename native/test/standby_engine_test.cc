@@ -251,7 +251,7 @@ TEST_F(StandbyEngineTest, MorePagesThanTheGuestHasAreRefused) {
   StreamWriter writer(recorder, -1, kGeneration);
   writer.begin_epoch(1);
   for (std::uint64_t i = 0; i <= 2 * kPages; ++i) writer.entries().add_zero(0, i % 2);
-  writer.send_pages();
+  writer.send_gathered();
   Connection connection = begin();
   connection.send(recorder.bytes);
   EXPECT_NE(standby_.wait_failure().find("more pages than the guest"), std::string::npos);

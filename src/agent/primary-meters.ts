@@ -61,6 +61,11 @@ export class PrimaryMeters {
     this.#sync = null;
   }
 
+  /** A copy begins: of the disks, then of RAM. */
+  syncBegins(): void {
+    this.#sync = null;
+  }
+
   stopIssued(epoch: number): void {
     this.#stopIssuedAtMs = monotonicMs();
     this.#begunAtMs.set(epoch, this.#stopIssuedAtMs);

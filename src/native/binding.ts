@@ -235,6 +235,8 @@ export interface NativeBinding {
   Acceptor: new (options: AcceptorOptions) => Acceptor;
   ProcessWatch: new (pid: number, onExit: () => void) => ProcessWatch;
   connectUnix(path: string): number;
+  /** A socket that listens at `path`, for QEMU to accept on. */
+  listenUnix(path: string): number;
   peerCredentials(fd: number): { pid: number; uid: number; gid: number };
   sendWithFds(socket: number, bytes: Uint8Array, fds: number[]): void;
   streamSocketPair(): [number, number];

@@ -46,6 +46,7 @@ class World {
       shadow: true,
       tracker,
       stagingResidentBytes: 1 << 20,
+      disks: [],
     });
     fs.ftruncateSync(this.mailbox.readWriteFd, MAILBOX_BYTES);
     this.standby = new native.StandbyEngine({
@@ -57,6 +58,7 @@ class World {
       machine: MACHINE,
       stagingLimitBytes: 0,
       preserved: [PRESERVED],
+      disks: [],
       onStaged: (checkpoint) => this.staged.push(checkpoint),
       onFailed: (error) => this.failures.push(error),
     });

@@ -41,6 +41,7 @@ async function newEngine(): Promise<PrimaryEngine> {
       shadow: true,
       tracker: 'compare',
       stagingResidentBytes: 0,
+      disks: [],
     }),
   );
 }

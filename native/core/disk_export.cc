@@ -1,0 +1,126 @@
+#include "disk_export.h"
+
+#include <exception>
+#include <utility>
+
+#include "error.h"
+
+namespace colo {
+
+DiskExport::DiskExport(const DiskLogOptions& options, DiskLog::Events events)
+    : id_(options.id), log_(options, until_closed(std::move(events))) {}
+
+DiskExport::~DiskExport() { close(); }
+
+DiskLog::Events DiskExport::until_closed(DiskLog::Events events) const {
+  const auto is_open = [this] {
+    const std::lock_guard lock(mutex_);
+    return !closed_;
+  };
+  return {[is_open, pressure = std::move(events.pressure)] {
+            if (is_open()) pressure();
+          },
+          [is_open, failed = std::move(events.failed)](const std::string& reason) {
+            if (is_open()) failed(reason);
+          }};
+}
+
+void DiskExport::serve(UniqueFd socket) {
+  const std::lock_guard lock(mutex_);
+  if (closed_) throw Error("ERR_COLO_CLOSED", 0, "the export of disk '" + id_ + "' is closed");
+  reap_locked();
+  Client& client = clients_.emplace_back(std::move(socket), log_);
+  try {
+    client.thread = std::thread([this, &client] { run(client); });
+  } catch (const std::exception&) {
+    clients_.pop_back();
+    throw;
+  }
+}
+
+void DiskExport::run(Client& client) {
+  std::string end = "it has left";
+  try {
+    client.connection.serve([&] {
+      const std::lock_guard lock(mutex_);
+      client.in_transmission = true;
+    });
+  } catch (const std::exception& error) {
+    end = error.what();
+  }
+  bool lost = false;
+  {
+    const std::lock_guard lock(mutex_);
+    lost = client.in_transmission;
+    client.in_transmission = false;
+  }
+  // INVARIANT 3: what the guest writes from here on passes by unseen.
+  if (lost) log_.lose("the mirror of disk '" + id_ + "' has ended: " + end);
+  const std::lock_guard lock(mutex_);
+  client.ended = true;
+}
+
+void DiskExport::reap_locked() {
+  clients_.remove_if([](Client& client) {
+    if (client.ended) client.thread.join();
+    return client.ended;
+  });
+}
+
+void DiskExport::require_mirror() const {
+  const std::lock_guard lock(mutex_);
+  for (const Client& client : clients_) {
+    if (client.in_transmission) return;
+  }
+  throw Error("ERR_COLO_DISK", 0, "no mirror writes to the export of disk '" + id_ + "'");
+}
+
+void DiskExport::connect_source(UniqueFd socket, const std::string& export_name) {
+  const auto client = std::make_shared<NbdClient>(std::move(socket), export_name);
+  {
+    const std::lock_guard lock(mutex_);
+    if (closed_) throw Error("ERR_COLO_CLOSED", 0, "the export of disk '" + id_ + "' is closed");
+    if (negotiating_) negotiating_->cut();
+    negotiating_ = client;
+  }
+  client->negotiate();
+  if (client->size_bytes() != log_.size_bytes()) {
+    throw Error("ERR_COLO_DISK", 0,
+                "the NBD export '" + export_name + "' has " + std::to_string(client->size_bytes()) +
+                    " bytes and disk '" + id_ + "' has " + std::to_string(log_.size_bytes()));
+  }
+  const std::lock_guard lock(mutex_);
+  if (negotiating_ != client)
+    throw Error("ERR_COLO_CLOSED", 0, "the source of disk '" + id_ + "' was closed");
+  if (source_) source_->cut();
+  source_ = std::exchange(negotiating_, nullptr);
+}
+
+void DiskExport::close_source() {
+  const std::lock_guard lock(mutex_);
+  for (auto* client : {&source_, &negotiating_}) {
+    if (*client) std::exchange(*client, nullptr)->cut();
+  }
+}
+
+std::shared_ptr<NbdClient> DiskExport::source() const {
+  const std::lock_guard lock(mutex_);
+  if (!source_) throw Error("ERR_COLO_DISK", 0, "the source of disk '" + id_ + "' isn't connected");
+  return source_;
+}
+
+void DiskExport::close() {
+  {
+    const std::lock_guard lock(mutex_);
+    closed_ = true;
+    for (Client& client : clients_) client.connection.cut();
+  }
+  close_source();
+  std::call_once(ended_, [this] {
+    // Nothing is added once it is closed.
+    for (Client& client : clients_) client.thread.join();
+    log_.lose("the export of disk '" + id_ + "' was closed");
+  });
+}
+
+}  // namespace colo
