@@ -15,6 +15,8 @@ export interface DiskOptions {
   aio?: 'threads' | 'native' | 'io_uring';
   /** Default virtio-blk; ide needs the machine type pc. */
   bus?: 'virtio-blk' | 'virtio-scsi' | 'ide';
+  /** Opened without a lock, so that two VMs may have the same image open. */
+  shared?: boolean;
   /** Defined by -blockdev with names for its nodes, as libvirt does it, instead of by -drive. */
   namedNodes?: boolean;
   /** The device's requests are served by a thread of its own (virtio-blk only). */
@@ -84,19 +86,28 @@ export function diskArguments(images: DiskImage[]): string[] {
 }
 
 function driveArguments(image: DiskImage): string[] {
-  const { id, path: file, format = 'raw', cache = 'writeback', aio = 'threads', readOnly } = image;
+  const { id, path: file, format = 'raw', cache = 'writeback', aio = 'threads', readOnly, shared } = image;
   const options = [`if=none,id=drive-${id},file=${file},format=${format}`, `cache=${cache},aio=${aio}`];
-  return ['-drive', [...options, 'discard=unmap', ...(readOnly ? ['readonly=on'] : [])].join(',')];
+  if (shared) options.push('file.locking=off');
+  if (readOnly) options.push('readonly=on');
+  return ['-drive', [...options, 'discard=unmap'].join(',')];
 }
 
 function blockdevArguments(image: DiskImage): string[] {
-  const { id, path: file, format = 'raw', cache = 'writeback', aio = 'threads', readOnly } = image;
+  const { id, path: file, format = 'raw', cache = 'writeback', aio = 'threads', readOnly, shared } = image;
   const common = {
     cache: { direct: cache === 'none' || cache === 'directsync', 'no-flush': false },
     'read-only': readOnly ?? false,
     discard: 'unmap',
   };
-  const storage = { driver: 'file', 'node-name': `storage-${id}`, filename: file, aio, ...common };
+  const storage = {
+    driver: 'file',
+    'node-name': `storage-${id}`,
+    filename: file,
+    aio,
+    locking: shared ? 'off' : 'auto',
+    ...common,
+  };
   const node = { driver: format, 'node-name': `drive-${id}`, file: `storage-${id}`, ...common };
   return [storage, node].flatMap((options) => ['-blockdev', JSON.stringify(options)]);
 }

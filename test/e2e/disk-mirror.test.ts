@@ -142,7 +142,9 @@ describe('a mirror', () => {
   it('on a disk that has a job already is refused, and leaves nothing behind', async () => {
     const vm = await start();
     const first = await DiskMirror.start(vm.qmp, vm.disk, vm.target, () => {});
-    await expect(DiskMirror.start(vm.qmp, vm.disk, vm.target, () => {})).rejects.toThrow(/busy|in use|root block node/i);
+    await expect(DiskMirror.start(vm.qmp, vm.disk, vm.target, () => {})).rejects.toThrow(
+      /busy|in use|root block node/i,
+    );
     await first.stop();
     await nothingIsLeft(vm);
   });
