@@ -28,7 +28,7 @@ const BUSY = `
     standby.openSession(token, 1, 1);
     const acceptor = new native.Acceptor({ host: '127.0.0.1', port: 0, onAccepted: (link, fd, preface) => standby.addConnection(fd, preface), onRefused: nothing });
     new native.ProcessWatch(process.ppid, nothing);
-    const primary = new native.PrimaryEngine({ ...options, threads: 2, shadow: true, tracker: 'compare', stagingResidentBytes: 0 });
+    const primary = new native.PrimaryEngine({ ...options, threads: 2, shadow: true, tracker: 'compare', stagingResidentBytes: 0, disks: [] });
     const fds = [theirs, reader, mailbox.readWriteFd, mailbox.writeOnlyFd];
     const syncing = primary.protect()
       .then(() => primary.connect('127.0.0.1', acceptor.port, token, 1, 1))
