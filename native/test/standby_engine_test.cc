@@ -1,7 +1,6 @@
 #include "../core/standby_engine.h"
 
 #include <gtest/gtest.h>
-#include <sys/socket.h>
 
 #include <algorithm>
 
@@ -40,31 +39,11 @@ Bytes epoch_bytes(std::uint64_t epoch, unsigned value, bool with_vmstate = true)
   return recorder.bytes;
 }
 
-// The test's end of a bulk connection.
-class Connection {
+class Connection : public testing::TestConnection {
  public:
   Connection(StandbyEngine& engine, std::uint16_t index, std::uint16_t connections,
-             std::uint64_t generation = kGeneration, const std::string& token = kTestToken) {
-    int fds[2];
-    if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, fds) != 0) std::abort();
-    fd_.reset(fds[0]);
-    const auto preface = encode_preface({token, generation, index, connections});
-    engine.add_connection(fds[1], {reinterpret_cast<const char*>(preface.data()), preface.size()});
-  }
-
-  // Whole, or as far as the engine reads.
-  void send(std::span<const std::byte> bytes) {
-    iovec piece = {const_cast<std::byte*>(bytes.data()), bytes.size()};
-    try {
-      send_all(system_socket_calls(), fd_.get(), {&piece, 1});
-    } catch (const Error& error) {
-      EXPECT_EQ(error.sys_errno(), EPIPE);
-    }
-  }
-  void close() { fd_.reset(); }
-
- private:
-  UniqueFd fd_;
+             std::uint64_t generation = kGeneration, const std::string& token = kTestToken)
+      : TestConnection(engine, index, connections, generation, token) {}
 };
 
 class StandbyEngineTest : public ::testing::Test {

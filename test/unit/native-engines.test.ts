@@ -57,6 +57,7 @@ class World {
       machine: MACHINE,
       stagingLimitBytes: 0,
       preserved: [PRESERVED],
+      disks: [],
       onStaged: (checkpoint) => this.staged.push(checkpoint),
       onFailed: (error) => this.failures.push(error),
     });
