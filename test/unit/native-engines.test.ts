@@ -46,6 +46,7 @@ class World {
       shadow: true,
       tracker,
       stagingResidentBytes: 1 << 20,
+      disks: [],
     });
     fs.ftruncateSync(this.mailbox.readWriteFd, MAILBOX_BYTES);
     this.standby = new native.StandbyEngine({
