@@ -74,7 +74,7 @@ class GuestDisk {
         wait_until([this] { return disk->log().stats().differing_blocks == disk_blocks(size_bytes_); }));
     writer_ = std::make_unique<NbdWriter>(served_socket(*disk));
   }
-  void connect_source() { disk->connect_source(nbd_->connect(), ""); }
+  void connect_source() { disk->connect_source(disk->begin_source(nbd_->connect(), "")); }
 
   // As QEMU does: the source first, then the mirror's target, one write after the other.
   void live(std::mt19937_64& random) {

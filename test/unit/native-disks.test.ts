@@ -309,7 +309,7 @@ describe('a source', () => {
     const connecting = async (name: string) => disk.connectSource(await source.socket(), name);
     await expect(connecting('')).rejects.toMatchObject({
       code: 'ERR_COLO_DISK',
-      message: expect.stringContaining(`${SIZE / 2} bytes and disk 'vda' has ${SIZE}`),
+      message: expect.stringContaining(`${SIZE / 2} bytes where disk 'vda' has ${SIZE}`),
     });
     await expect(connecting('other')).rejects.toMatchObject({
       code: 'ERR_COLO_DISK',
@@ -331,7 +331,7 @@ describe('a source', () => {
       );
       native.closeFd(busy[0]);
       disk[end]();
-      await expect(connecting).rejects.toMatchObject({ code: 'ERR_COLO_DISK' });
+      await expect(connecting).rejects.toMatchObject({ code: 'ERR_COLO_CLOSED' });
       native.closeFd(ours);
     }
   });
