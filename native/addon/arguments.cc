@@ -100,4 +100,15 @@ std::vector<PreservedRange> Argument::preserved_ranges() const {
   return ranges;
 }
 
+std::vector<StandbyDiskOptions> Argument::standby_disks() const {
+  const Napi::Array list = array();
+  std::vector<StandbyDiskOptions> disks;
+  for (std::uint32_t i = 0; i < list.Length(); ++i) {
+    const Argument each{list.Get(i), name + "[" + std::to_string(i) + "]"};
+    disks.push_back({each.property("id").text(), each.property("fd").descriptor(),
+                     each.property("sizeBytes").integer(1)});
+  }
+  return disks;
+}
+
 }  // namespace colo::addon

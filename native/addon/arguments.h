@@ -45,6 +45,7 @@ struct Argument {
   UniqueFd duplicate() const;
   std::vector<RamBlock> ram_blocks() const;
   std::vector<PreservedRange> preserved_ranges() const;
+  std::vector<StandbyDiskOptions> standby_disks() const;
 
   [[noreturn]] void fail(const std::string& what) const;
 };

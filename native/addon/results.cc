@@ -75,7 +75,8 @@ Napi::Value to_js(Napi::Env env, const StagedCheckpoint& checkpoint) {
   return numbers(env, {{"epoch", checkpoint.epoch},
                        {"pages", checkpoint.pages},
                        {"wireBytes", checkpoint.wire_bytes},
-                       {"vmstateBytes", checkpoint.vmstate_bytes}});
+                       {"vmstateBytes", checkpoint.vmstate_bytes},
+                       {"diskBytes", checkpoint.disk_bytes}});
 }
 
 }  // namespace colo::addon

@@ -25,8 +25,8 @@ class StandbyEngineHandle : public Handle<StandbyEngineHandle> {
         env, kName,
         {method<&Self::open_session>("openSession"), method<&Self::add_connection>("addConnection"),
          method<&Self::open_epoch>("openEpoch"), method<&Self::commit>("commit"),
-         method<&Self::restore_preserved>("restorePreserved"), method<&Self::close_session>("closeSession"),
-         close_method()});
+         method<&Self::restore_preserved>("restorePreserved"), method<&Self::sync_disks>("syncDisks"),
+         method<&Self::close_session>("closeSession"), close_method()});
   }
 
   explicit StandbyEngineHandle(const Napi::CallbackInfo& info) : Handle(info) {
@@ -43,6 +43,7 @@ class StandbyEngineHandle : public Handle<StandbyEngineHandle> {
       core.mailbox_state_bytes = options.property("mailboxStateBytes").integer(1);
       core.machine = options.property("machine").text();
       core.preserved = options.property("preserved").preserved_ranges();
+      core.disks = options.property("disks").standby_disks();
       core.staging_limit_bytes = options.property("stagingLimitBytes").integer();
       engine_ = std::make_unique<StandbyEngine>(core, events());
     });
@@ -94,10 +95,20 @@ class StandbyEngineHandle : public Handle<StandbyEngineHandle> {
     const std::uint64_t epoch = argument(info, 0, "epoch").integer(1);
     require_idle("commit");
     return run(info.Env(), [&](const Environment::Operation& operation) {
-      engine_->commit(epoch, [settle = operation.settle](const Error* error) {
-        settle(error, [](Napi::Env env) { return env.Undefined(); });
-      });
+      engine_->commit(epoch, settled_by(operation));
     });
+  }
+
+  Napi::Value sync_disks(const Napi::CallbackInfo& info) {
+    require_idle("syncDisks");
+    return run(info.Env(),
+               [&](const Environment::Operation& operation) { engine_->sync_disks(settled_by(operation)); });
+  }
+
+  static StandbyEngine::Done settled_by(const Environment::Operation& operation) {
+    return [settle = operation.settle](const Error* error) {
+      settle(error, [](Napi::Env env) { return env.Undefined(); });
+    };
   }
 
   Napi::Value restore_preserved(const Napi::CallbackInfo& info) {

@@ -21,8 +21,10 @@ export interface PrimaryDisksOptions {
 export interface PrimaryDisksListener {
   /** A log is nearly full: a checkpoint is wanted. */
   onPressure(): void;
-  /** A disk's writes may have been missed, or can't be kept: the session's checkpoints are not whole any more. */
-  onFailed(reason: string): void;
+  /** QEMU says that a disk isn't mirrored any more: its writes are missed from now on, and the session's checkpoints are not whole. */
+  onMirrorEnded(reason: string): void;
+  /** The same, as a disk's export sees it: QEMU may be dead, or the log has run over. No checkpoint is sent any more. */
+  onExportFailed(reason: string): void;
 }
 
 /** A share of the buffer from which on a checkpoint is asked for. */
@@ -45,7 +47,11 @@ export class PrimaryDisks {
   readonly generation: number;
   readonly #options: PrimaryDisksOptions;
   readonly #disks: Mirrored[];
-  #listener: PrimaryDisksListener = { onPressure: () => {}, onFailed: () => {} };
+  #listener: PrimaryDisksListener = {
+    onPressure: () => {},
+    onMirrorEnded: () => {},
+    onExportFailed: () => {},
+  };
   #copying: { failure: string | null; engine: PrimaryEngine } | null = null;
   #inSession = false;
 
@@ -196,7 +202,7 @@ export class PrimaryDisks {
       limitBytes,
       pressureBytes: Math.floor(limitBytes * PRESSURE),
       onPressure: () => this.#listener.onPressure(),
-      onFailed: (reason) => this.#fail(`disk ${disk.id}: ${reason}`),
+      onFailed: (reason) => this.#fail(reason, () => this.#listener.onExportFailed(reason)),
     });
   }
 
@@ -208,7 +214,7 @@ export class PrimaryDisks {
       const { mirror } = mirrored;
       mirrored.mirror = null;
       mirrored.complete = false;
-      this.#fail(reason);
+      this.#fail(reason, () => this.#listener.onMirrorEnded(reason));
       mirror?.stop().catch((error: Error) => {
         // Its node is without use now, and the next agent removes it.
         this.#options.log.warn('a mirror could not be taken off QEMU', { error: error.message });
@@ -217,11 +223,11 @@ export class PrimaryDisks {
   }
 
   /** A copy in progress fails with the reason; a session with checkpoints is told of it. */
-  #fail(reason: string): void {
+  #fail(reason: string, tell: () => void): void {
     if (this.#copying) {
       this.#copying.failure ??= reason;
       this.#copying.engine.disconnect();
-    } else if (this.#inSession) this.#listener.onFailed(reason);
+    } else if (this.#inSession) tell();
   }
 }
 

@@ -34,6 +34,9 @@ export interface PrimaryVmListener {
 /** How long QEMU may take to obey `quit` before it is killed. */
 const QUIT_TIMEOUT_MS = 2000;
 
+/** What fails when QEMU dies, though it is no QMP command. */
+const NEEDS_QEMU: ReadonlySet<PrimaryStep> = new Set(['disks', 'sync', 'transmit']);
+
 interface Parts {
   qmp: QmpClient;
   engine: PrimaryEngine;
@@ -136,7 +139,8 @@ export class PrimaryVm {
     const { qmp, disks } = this.#parts;
     disks.listen({
       onPressure: () => this.#emit({ type: 'pressure' }),
-      onFailed: (reason) => this.#failed('disks', reason),
+      onMirrorEnded: (reason) => this.#failed('disks', reason),
+      onExportFailed: (reason) => void this.#failedUnlessGone('disks', reason),
     });
     qmp.onEvent('SHUTDOWN', (event) => this.#onShutdown(event.data.guest));
     qmp.onEvent('RESET', () => this.#emit({ type: 'vm-reset' }));
@@ -293,7 +297,7 @@ export class PrimaryVm {
       pressureBytes: Math.floor(this.#options.gateLimitBytes * 0.75),
       onOutputHeld: () => this.#emit({ type: 'output-held' }),
       onPressure: () => this.#emit({ type: 'pressure' }),
-      onBroken: (reason) => void this.#onGateBroken(reason),
+      onBroken: (reason) => void this.#failedUnlessGone('gate', reason),
     });
     this.#gate = gate;
     this.#wiring = await install(qmp, nics, gate);
@@ -399,14 +403,17 @@ export class PrimaryVm {
     this.#releasable = null;
   }
 
-  /** QEMU's end of a socket closes before its death is known otherwise: only a QEMU that still answers has a broken gate. */
-  async #onGateBroken(reason: string): Promise<void> {
+  /**
+   * QEMU's ends of sockets close before its death is known otherwise: only with a QEMU that still answers has a gate, a mirror or a checkpoint that
+   * needs one failed by itself. Told otherwise, the standby would take the primary for alive, and not take over.
+   */
+  async #failedUnlessGone(step: PrimaryStep, error: unknown): Promise<void> {
     try {
       await this.#parts.qmp.execute('query-status');
     } catch {
       return; // the loss of the VM is reported by whoever notices it
     }
-    this.#failed('gate', reason);
+    this.#failed(step, error);
   }
 
   /** INVARIANT 4: destroys the VM, and resolves when its process has ended. Its gate is not opened on the way. */
@@ -442,7 +449,10 @@ export class PrimaryVm {
   #step<T>(step: PrimaryStep, work: Promise<T>, answer: (result: T) => EventBody): void {
     work.then(
       (result) => this.#emit(answer(result)),
-      (error) => this.#failed(step, error),
+      (error) => {
+        if (NEEDS_QEMU.has(step)) void this.#failedUnlessGone(step, error);
+        else this.#failed(step, error);
+      },
     );
   }
 

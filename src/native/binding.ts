@@ -243,6 +243,8 @@ export interface NativeBinding {
   makeMemoryFile(name: string): MemoryFile;
   /** Truncates the file and rewinds the offset that QEMU shares through `writeOnlyFd`. */
   rewindMemoryFile(file: MemoryFile): void;
+  /** Whether a file or block device was never used. Waits while it reads what isn't a hole, at most `readBytesMax`; false when there is more. */
+  readsAsZeros(fd: number, readBytesMax: number): boolean;
   closeFd(fd: number): void;
 }
 

@@ -151,6 +151,7 @@ export interface QmpCommands {
   'set-action': Command<{ shutdown?: ShutdownActionName }, Nothing>;
   'snapshot-load': Command<{ 'job-id': string; tag: string; vmstate: string; devices: string[] }, Nothing>;
   stop: Command<Nothing, Nothing>;
+  system_reset: Command<Nothing, Nothing>;
   'xen-save-devices-state': Command<{ filename: string; live: boolean }, Nothing>;
 }
 

@@ -2,7 +2,8 @@
  * The disks of a standby's QEMU, which is paused and has them open: raw files or block devices that the agent writes through descriptors of its own.
  * Raw is what makes that possible: what the guest sees is the file, byte for byte, whatever QEMU's cache mode.
  */
-import { closeSync, constants, openSync, readSync } from 'node:fs';
+import { closeSync, constants, openSync } from 'node:fs';
+import { native } from '../native/binding.ts';
 import type { QmpClient } from '../qmp/client.ts';
 import type { DescribedDisk } from './description.ts';
 import { bootId, type DiskRecord, readRecord, writeRecord } from './disk-record.ts';
@@ -114,7 +115,7 @@ export class StandbyDisks {
       return `${file} is the very disk that the primary runs on: if both hosts reach one disk, say --shared-disk ${id} on the primary`;
     if (this.#overwrite.includes(id)) return null;
     const remedy = `to give its content up: --overwrite-disk ${id} on the secondary`;
-    if (record === null) return isBlank(fd) ? null : `${file} holds data of unknown origin (${remedy})`;
+    if (record === null) return native.readsAsZeros(fd, PROBE_BYTES_MAX) ? null : `${file} holds data of unknown origin (${remedy})`;
     if (record.vm !== primary.vm || record.disk !== id)
       return `${file} is disk ${record.disk} of VM ${record.vm} (${remedy})`;
     const { role, generation } = record;
@@ -138,11 +139,5 @@ export class StandbyDisks {
   }
 }
 
-const PROBE_BYTES = 1 << 20;
-
-/** Partition tables, file systems, volume managers and boot loaders all have something at the beginning. */
-function isBlank(fd: number): boolean {
-  const head = Buffer.alloc(PROBE_BYTES);
-  const length = readSync(fd, head, 0, PROBE_BYTES, 0);
-  return head.subarray(0, length).every((byte) => byte === 0);
-}
+/** A block device can't tell its holes: one that is longer needs a person's word. */
+const PROBE_BYTES_MAX = 1 << 30;

@@ -23,7 +23,7 @@ const BUSY = `
     gate.flush(600000).then(nothing);
     const options = { pid, blocks: [{ name: 'ram', hostAddress: BigInt(block.hostAddress), sizeBytes: block.sizeBytes }] };
     const mailbox = native.makeMemoryFile('mailbox');
-    const standby = new native.StandbyEngine({ ...options, mailboxFd: mailbox.readWriteFd, mailboxStateOffset: 0, mailboxStateBytes: 65536, machine: 'pc', preserved: [], stagingLimitBytes: 0, onStaged: nothing, onFailed: nothing });
+    const standby = new native.StandbyEngine({ ...options, mailboxFd: mailbox.readWriteFd, mailboxStateOffset: 0, mailboxStateBytes: 65536, machine: 'pc', preserved: [], disks: [], stagingLimitBytes: 0, onStaged: nothing, onFailed: nothing });
     const token = new Uint8Array(16);
     standby.openSession(token, 1, 1);
     const acceptor = new native.Acceptor({ host: '127.0.0.1', port: 0, onAccepted: (link, fd, preface) => standby.addConnection(fd, preface), onRefused: nothing });
