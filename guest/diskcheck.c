@@ -7,8 +7,8 @@
  *
  * The disks must hold nothing but zeros at the start. Console: "diskcheck ok STEP" about every 0.5 s, or
  * "DISKCHECK FAILED ..." from the first mismatch on, for good. TCP port 5003: reads all of every disk and
- * answers "ok STEP WRITES" or "failed MISMATCHES ...". Usage: diskcheck MS DISK...   (a step every MS
- * milliseconds)
+ * answers "steps=N writes=N mismatches=N", then a blank and the first mismatch if there is one. Usage:
+ * diskcheck MS DISK...   (a step every MS milliseconds)
  */
 #define _GNU_SOURCE /* O_DIRECT */
 #include <errno.h>
@@ -184,14 +184,13 @@ static void verify_all(void) {
 }
 
 static void answer(int listener) {
-  char line[sizeof failure + 64];
+  char line[sizeof failure + 128];
   int fd = accept(listener, NULL, NULL);
   if (fd < 0) return;
   verify_all();
-  int length = *failure
-                   ? snprintf(line, sizeof line, "failed %llu %s\n", (unsigned long long)mismatches, failure)
-                   : snprintf(line, sizeof line, "ok %llu %llu\n", (unsigned long long)step,
-                              (unsigned long long)writes);
+  int length =
+      snprintf(line, sizeof line, "steps=%llu writes=%llu mismatches=%llu%s%s\n", (unsigned long long)step,
+               (unsigned long long)writes, (unsigned long long)mismatches, *failure ? " " : "", failure);
   send(fd, line, (size_t)length, MSG_NOSIGNAL);
   close(fd);
 }

@@ -5,11 +5,11 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { Cleanup } from '../../src/testbed/cleanup.ts';
 import type { DiskOptions } from '../../src/testbed/disks.ts';
 import type { TestVm } from '../../src/testbed/vm.ts';
+import { waitFor } from '../../src/testbed/wait.ts';
 import { compareImages, disksOf, execute, makeFolder } from './support/disks.ts';
 import {
   type GuestOptions,
   moreCheckpoints,
-  PROTECT_MS,
   protect,
   startPrimary,
   startSecondary,
@@ -127,14 +127,16 @@ describe('a primary’s disk', () => {
       format: 'raw',
       sync: 'full',
     });
-    const primary = await startPrimary(cleanup, primaryVm, listen);
-    await primary.waitStatus('the refusal', 30_000, ({ reason }) => /d0.*(job|busy|in use)/i.test(reason));
+    await expect(startPrimary(cleanup, primaryVm, listen)).rejects.toThrow(
+      /status 78.*job users: a mirror job/s,
+    );
     expect(await execute(primaryVm, 'query-status')).toMatchObject({ running: true });
-    // It isn't ended for us, and when it is over protection begins by itself.
-    const jobs = async () => (await execute(primaryVm, 'query-jobs')) as { id: string }[];
-    expect(await jobs()).toMatchObject([{ id: 'users' }]);
+    expect(await execute(primaryVm, 'query-jobs')).toMatchObject([{ id: 'users' }]);
     await execute(primaryVm, 'block-job-cancel', { device: 'users' });
-    await primary.waitState('PROTECTED', PROTECT_MS);
+    await waitFor('end of the job', 30_000, async () => {
+      return ((await execute(primaryVm, 'query-jobs')) as object[]).length === 0;
+    });
+    await moreCheckpoints(await startPrimary(cleanup, primaryVm, listen), 2);
   });
 
   test('that both hosts reach is left alone when it is named, and refused when not', async () => {
