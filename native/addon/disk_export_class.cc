@@ -71,15 +71,16 @@ class DiskExportHandle : public Handle<DiskExportHandle> {
 
   // On a thread of its own, because it waits; it is rare.
   Napi::Value connect_source(const Napi::CallbackInfo& info) {
-    const auto socket = std::make_shared<UniqueFd>(argument(info, 0, "fd").descriptor());
+    UniqueFd socket(argument(info, 0, "fd").descriptor());
     const std::string name = argument(info, 1, "exportName").text();
     require_idle("connectSource");
     if (connector_.joinable()) connector_.join();
+    const auto source = export_->begin_source(std::move(socket), name);
     return run(info.Env(), [&](const Environment::Operation& operation) {
-      connector_ = std::thread([target = export_, socket, name, settle = operation.settle] {
+      connector_ = std::thread([target = export_, source, settle = operation.settle] {
         const auto undefined = [](Napi::Env env) { return env.Undefined(); };
         try {
-          target->connect_source(std::move(*socket), name);
+          target->connect_source(source);
           settle(nullptr, undefined);
         } catch (const Error& error) {
           settle(&error, undefined);

@@ -16,8 +16,8 @@ namespace colo {
 // path in its text.
 UniqueFd connect_unix(const std::string& path);
 
-// Makes a unix stream socket that listens at `path`, CLOEXEC, for QEMU to accept on: a process that may open no
-// path of ours can be given the descriptor. Who may connect is up to the path's folder. Throws
+// Makes a unix stream socket that listens at `path`, CLOEXEC, for QEMU to accept on: a process that may open
+// no path of ours can be given the descriptor. Who may connect is up to the path's folder. Throws
 // ERR_COLO_SOCKET.
 UniqueFd listen_unix(const std::string& path);
 

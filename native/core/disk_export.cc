@@ -75,30 +75,42 @@ void DiskExport::require_mirror() const {
   throw Error("ERR_COLO_DISK", 0, "no mirror writes to the export of disk '" + id_ + "'");
 }
 
-void DiskExport::connect_source(UniqueFd socket, const std::string& export_name) {
-  const auto client = std::make_shared<NbdClient>(std::move(socket), export_name);
-  {
+std::shared_ptr<NbdClient> DiskExport::begin_source(UniqueFd socket, const std::string& export_name) {
+  const auto source = std::make_shared<NbdClient>(std::move(socket), export_name);
+  const std::lock_guard lock(mutex_);
+  if (closed_) throw Error("ERR_COLO_CLOSED", 0, "the export of disk '" + id_ + "' is closed");
+  if (begun_) begun_->cut();
+  return begun_ = source;
+}
+
+void DiskExport::require_begun_locked(const std::shared_ptr<NbdClient>& source) const {
+  if (begun_ != source) throw Error("ERR_COLO_CLOSED", 0, "the source of disk '" + id_ + "' was closed");
+}
+
+void DiskExport::connect_source(const std::shared_ptr<NbdClient>& begun) {
+  try {
+    begun->negotiate();
+  } catch (const Error&) {
     const std::lock_guard lock(mutex_);
-    if (closed_) throw Error("ERR_COLO_CLOSED", 0, "the export of disk '" + id_ + "' is closed");
-    if (negotiating_) negotiating_->cut();
-    negotiating_ = client;
-  }
-  client->negotiate();
-  if (client->size_bytes() != log_.size_bytes()) {
-    throw Error("ERR_COLO_DISK", 0,
-                "the NBD export '" + export_name + "' has " + std::to_string(client->size_bytes()) +
-                    " bytes and disk '" + id_ + "' has " + std::to_string(log_.size_bytes()));
+    require_begun_locked(begun);
+    begun_.reset();
+    throw;
   }
   const std::lock_guard lock(mutex_);
-  if (negotiating_ != client)
-    throw Error("ERR_COLO_CLOSED", 0, "the source of disk '" + id_ + "' was closed");
+  require_begun_locked(begun);
+  begun_.reset();
+  if (begun->size_bytes() != log_.size_bytes()) {
+    throw Error("ERR_COLO_DISK", 0,
+                "its source has " + std::to_string(begun->size_bytes()) + " bytes where disk '" + id_ +
+                    "' has " + std::to_string(log_.size_bytes()));
+  }
   if (source_) source_->cut();
-  source_ = std::exchange(negotiating_, nullptr);
+  source_ = begun;
 }
 
 void DiskExport::close_source() {
   const std::lock_guard lock(mutex_);
-  for (auto* client : {&source_, &negotiating_}) {
+  for (auto* client : {&source_, &begun_}) {
     if (*client) std::exchange(*client, nullptr)->cut();
   }
 }

@@ -33,9 +33,11 @@ class DiskExport {
   // and a session has failed. Throws ERR_COLO_CLOSED, ERR_COLO_SOCKET.
   void serve(UniqueFd socket);
 
-  // Negotiates with the NBD server at the other end of a connected stream socket, whose export is this disk,
-  // and has later copies read from it. Waits; closing ends that. Throws ERR_COLO_DISK, ERR_COLO_CLOSED.
-  void connect_source(UniqueFd socket, const std::string& export_name);
+  // Two steps to have copies read from the NBD server at the other end of a connected stream socket, whose
+  // export is this disk. The first never waits: from then on close_source() and close() reach it. The second
+  // negotiates, and ends with ERR_COLO_CLOSED then. Throw ERR_COLO_CLOSED, ERR_COLO_DISK.
+  std::shared_ptr<NbdClient> begin_source(UniqueFd socket, const std::string& export_name);
+  void connect_source(const std::shared_ptr<NbdClient>& begun);
   void close_source();
 
   // For a copy. Throws ERR_COLO_DISK when there is no source.
@@ -63,13 +65,14 @@ class DiskExport {
   DiskLog::Events until_closed(DiskLog::Events events) const;
   void run(Client& client);
   void reap_locked();
+  void require_begun_locked(const std::shared_ptr<NbdClient>& source) const;
 
   const std::string id_;
   DiskLog log_;
   mutable std::mutex mutex_;  // guards everything below
   std::list<Client> clients_;
-  std::shared_ptr<NbdClient> source_;       // negotiated
-  std::shared_ptr<NbdClient> negotiating_;  // for close() to reach
+  std::shared_ptr<NbdClient> source_;  // negotiated
+  std::shared_ptr<NbdClient> begun_;   // not yet
   bool closed_ = false;
   std::once_flag ended_;
 };

@@ -186,7 +186,7 @@ void DiskLog::require_session() const {
 void DiskLog::require_session_locked() const {
   if (session_ == Session::failed) throw Error("ERR_COLO_DISK", 0, failure_);
   if (session_ == Session::none)
-    throw Error("ERR_COLO_LINK", 0, "the session of disk '" + options_.id + "' has ended");
+    throw Error("ERR_COLO_LINK", 0, "no session of disk '" + options_.id + "' is open");
 }
 
 BlockRun DiskLog::next_differing(std::uint64_t blocks_max) {

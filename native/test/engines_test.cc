@@ -1,120 +1,33 @@
 // Both engines, guest to guest, over loopback TCP.
-#include <arpa/inet.h>
 #include <gtest/gtest.h>
-#include <netinet/in.h>
-#include <sys/socket.h>
 
 #include <atomic>
 #include <cstdio>
 #include <fstream>
 #include <thread>
 
-#include "../core/checkpoint_stream.h"
-#include "../core/primary_engine.h"
-#include "engine_harness.h"
+#include "primary_harness.h"
 
 namespace colo {
 namespace {
 
 using testing::Bytes;
+using testing::capture;
+using testing::connect;
+using testing::kGeneration;
 using testing::kTestToken;
+using testing::Listener;
 using testing::ModelledGuest;
+using testing::options_for;
 using testing::Outcome;
+using testing::protect;
 using testing::ram_of;
 using testing::same_ram;
+using testing::sync;
 using testing::TestStandby;
+using testing::Tracker;
+using testing::transmit;
 using testing::vmstate_of;
-
-constexpr std::uint64_t kGeneration = 3;
-using Tracker = PrimaryOptions::Tracker;
-
-// Listens like the acceptor, and hands each bulk connection to `accepted`, on a thread of its own.
-class Listener {
- public:
-  explicit Listener(std::function<void(UniqueFd, std::string preface)> accepted = {}, int backlog = 16)
-      : fd_(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
-    sockaddr_in address = {};
-    address.sin_family = AF_INET;
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    socklen_t length = sizeof address;
-    if (::bind(fd_.get(), reinterpret_cast<sockaddr*>(&address), length) != 0 ||
-        ::listen(fd_.get(), backlog) != 0)
-      std::abort();
-    if (::getsockname(fd_.get(), reinterpret_cast<sockaddr*>(&address), &length) != 0) std::abort();
-    port = ntohs(address.sin_port);
-    if (accepted) thread_ = std::thread([this, accepted] { serve(accepted); });
-  }
-  ~Listener() {
-    ::shutdown(fd_.get(), SHUT_RDWR);
-    if (thread_.joinable()) thread_.join();
-  }
-
-  std::uint16_t port = 0;
-
- private:
-  void serve(const std::function<void(UniqueFd, std::string)>& accepted) {
-    for (;;) {
-      UniqueFd fd(::accept4(fd_.get(), nullptr, nullptr, SOCK_CLOEXEC));
-      if (!fd) return;
-      std::string preface(kBulkPrefaceBytes, '\0');
-      try {
-        receive_all(system_socket_calls(), fd.get(), std::as_writable_bytes(std::span(preface)));
-      } catch (const Error&) {
-        continue;  // a connection that was cut before it said anything
-      }
-      accepted(std::move(fd), std::move(preface));
-    }
-  }
-
-  UniqueFd fd_;
-  std::thread thread_;
-};
-
-PrimaryOptions options_for(const ModelledGuest& guest, Tracker tracker = Tracker::compare,
-                           bool shadow = true) {
-  PrimaryOptions options;
-  options.pid = guest.pid();
-  options.blocks = guest.blocks();
-  options.threads = 2;
-  options.shadow = shadow;
-  options.tracker = tracker;
-  options.staging_resident_bytes = 1u << 20;
-  return options;
-}
-
-std::string protect(PrimaryEngine& engine) {
-  Outcome<> outcome;
-  engine.protect(outcome.plain_done());
-  return outcome.wait();
-}
-std::string connect(PrimaryEngine& engine, std::uint16_t port, unsigned connections) {
-  Outcome<> outcome;
-  engine.connect("127.0.0.1", port, kTestToken, kGeneration, connections, outcome.plain_done());
-  return outcome.wait();
-}
-std::string sync(PrimaryEngine& engine) {
-  Outcome<> outcome;
-  engine.sync(
-      0, [](SyncProgress) {}, outcome.plain_done());
-  return outcome.wait();
-}
-std::string capture(PrimaryEngine& engine, std::uint64_t epoch, CaptureResult* result = nullptr) {
-  Outcome<CaptureResult> outcome;
-  engine.capture(epoch, nullptr, outcome.done());
-  const std::string code = outcome.wait();
-  if (result != nullptr) *result = outcome.result();
-  return code;
-}
-std::string transmit(PrimaryEngine& engine, std::uint64_t epoch, const std::string& vmstate,
-                     TransmitResult* result = nullptr) {
-  const UniqueFd file(::memfd_create("vmstate", MFD_CLOEXEC));
-  EXPECT_EQ(::pwrite(file.get(), vmstate.data(), vmstate.size(), 0), static_cast<ssize_t>(vmstate.size()));
-  Outcome<TransmitResult> outcome;
-  engine.transmit(epoch, file.get(), outcome.done());
-  const std::string code = outcome.wait();
-  if (result != nullptr) *result = outcome.result();
-  return code;
-}
 
 struct Variant {
   const char* name;

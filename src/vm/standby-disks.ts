@@ -115,7 +115,10 @@ export class StandbyDisks {
       return `${file} is the very disk that the primary runs on: if both hosts reach one disk, say --shared-disk ${id} on the primary`;
     if (this.#overwrite.includes(id)) return null;
     const remedy = `to give its content up: --overwrite-disk ${id} on the secondary`;
-    if (record === null) return native.readsAsZeros(fd, PROBE_BYTES_MAX) ? null : `${file} holds data of unknown origin (${remedy})`;
+    if (record === null)
+      return native.readsAsZeros(fd, PROBE_BYTES_MAX)
+        ? null
+        : `${file} holds data of unknown origin (${remedy})`;
     if (record.vm !== primary.vm || record.disk !== id)
       return `${file} is disk ${record.disk} of VM ${record.vm} (${remedy})`;
     const { role, generation } = record;

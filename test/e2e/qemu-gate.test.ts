@@ -132,7 +132,7 @@ describe('the output gate', () => {
     expect((await findLeftovers(next)).gate).toBe(true);
     const beforeRemoval = wire.frames;
     // INVARIANT 1: it failed closed. The firmware asks again, QEMU complains about each frame that it can't get rid of, and none gets out.
-    await next.execute('system_reset');
+    await next.execute('human-monitor-command', { 'command-line': 'system_reset' });
     await vi.waitFor(() => expect(qemu.stderr()).toMatch(/send failed/), TIMEOUT_MS);
     expect(wire.frames).toBe(beforeRemoval);
     await removeLeftovers(next);

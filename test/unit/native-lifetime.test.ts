@@ -28,8 +28,14 @@ const BUSY = `
     standby.openSession(token, 1, 1);
     const acceptor = new native.Acceptor({ host: '127.0.0.1', port: 0, onAccepted: (link, fd, preface) => standby.addConnection(fd, preface), onRefused: nothing });
     new native.ProcessWatch(process.ppid, nothing);
-    const primary = new native.PrimaryEngine({ ...options, threads: 2, shadow: true, tracker: 'compare', stagingResidentBytes: 0 });
-    const fds = [theirs, reader, mailbox.readWriteFd, mailbox.writeOnlyFd];
+    const disk = new native.DiskExport({ id: 'disk', sizeBytes: 1 << 20, limitBytes: 1 << 23, pressureBytes: 1 << 22, onPressure: nothing, onFailed: nothing });
+    const [mirror, served] = native.streamSocketPair();
+    disk.serve(served);
+    const [silent, source] = native.streamSocketPair();
+    disk.connectSource(source, '').catch(nothing);
+    const primary = new native.PrimaryEngine({ ...options, threads: 2, shadow: true, tracker: 'compare', stagingResidentBytes: 0, disks: [] });
+    new native.PrimaryEngine({ ...options, threads: 1, shadow: true, tracker: 'compare', stagingResidentBytes: 0, disks: [disk] });
+    const fds = [theirs, reader, mirror, silent, mailbox.readWriteFd, mailbox.writeOnlyFd];
     const syncing = primary.protect()
       .then(() => primary.connect('127.0.0.1', acceptor.port, token, 1, 1))
       .then(() => primary.sync(4096, () => {}));

@@ -67,6 +67,7 @@ describe('arguments', () => {
     shadow: true,
     tracker: 'compare',
     stagingResidentBytes: 0,
+    disks: [],
   };
   const acceptorBase = { host: '127.0.0.1', port: 0, onAccepted: nothing, onRefused: nothing };
   const cases: [string, () => unknown][] = [
