@@ -86,7 +86,7 @@ test('the user cancels our job: the session ends, and protection comes back by i
   expect(ours).toHaveLength(1);
   const logged = primary.log().length;
   await execute(primaryVm, 'block-job-cancel', { device: ours[0]?.id, force: true });
-  await primary.waitStatus('word of it', 60_000, () => /d0.*job/.test(primary.log().slice(logged)));
+  await primary.waitStatus('word of it', 60_000, () => /mirror job of disk d0/.test(primary.log().slice(logged)));
   await primary.waitState('PROTECTED', PROTECT_MS);
   await waitSteps(primaryVm, 10);
   await expectEqualDisks(primaryVm, standbyVm);
@@ -100,7 +100,7 @@ test('the standby’s file system is full: the guest runs on, status says why, a
   const { reason } = await primary.waitStatus(
     'a full disk',
     60_000,
-    (status) => status.state === 'EXPOSED' && /No space left/.test(status.reason),
+    (status) => status.state === 'EXPOSED' && /no space left/i.test(status.reason),
   );
   expect(reason).toContain('d0');
   await waitSteps(primaryVm, 20);

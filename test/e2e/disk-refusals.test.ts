@@ -82,10 +82,13 @@ describe('a standby’s disk', () => {
     await expectUntouched(primaryVm);
     expect(readFileSync(precious).toString('latin1', atBytes, atBytes + 8)).toBe('precious');
 
-    secondary.kill();
-    await secondary.exited;
+    // The primary is started anew, too: after a refusal it doesn't ask again for a while.
+    for (const agent of [primary, secondary]) {
+      await agent.command('stop');
+      await agent.exited;
+    }
     await startSecondary(cleanup, standbyVm, ['--overwrite-disk', 'd0'], listen);
-    await moreCheckpoints(primary, 2);
+    await moreCheckpoints(await startPrimary(cleanup, primaryVm, listen), 2);
     expect(await compareImages(primaryVm.disks[0]?.path ?? '', 'raw', precious)).toBe('');
   });
 

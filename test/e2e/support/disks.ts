@@ -87,7 +87,7 @@ export async function expectEqualDisks(primaryVm: TestVm, standbyVm: TestVm): Pr
 /** Empty when they are equal; what qemu-img says of the first difference when not. */
 export async function compareImages(file: string, format: string, rawCopy: string): Promise<string> {
   try {
-    await run('qemu-img', 'compare', '-U', '-s', '-f', format, '-F', 'raw', file, rawCopy);
+    await run('qemu-img', 'compare', '-U', '-f', format, '-F', 'raw', file, rawCopy);
     return '';
   } catch (error) {
     const { code, stdout } = error as { code?: number; stdout?: string };
