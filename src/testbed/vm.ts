@@ -252,9 +252,11 @@ function qemuCommand(options: VmOptions, files: GuestFiles, directory: string): 
         `memory-backend-memfd,id=ram0,size=${memoryMiB}M,share=on`,
       ]
     : ['-machine', `${machine},accel=${accel}`];
+  // no_timer_check: a guest that gets too little processor while it boots would take its timer for broken, and panic.
+  const kernelLine = `console=ttyS0 quiet no_timer_check ${append}`;
   const boot =
     options.guest === 'linux'
-      ? ['-kernel', files.kernel, '-initrd', files.initrd, '-append', `console=ttyS0 quiet ${append}`]
+      ? ['-kernel', files.kernel, '-initrd', files.initrd, '-append', kernelLine]
       : ['-kernel', files.baremetal, ...(append ? ['-append', append] : [])];
   return [
     qemuBinary(options),
