@@ -1,5 +1,6 @@
 /** The primary's shell: one protected VM, its QMP connection, the native parts and the link to the standby, run as the machine says. */
 
+import { randomBytes } from 'node:crypto';
 import type { PrimaryEffect, PrimaryEvent, StateWord, Timings } from '../protocol/machine.ts';
 import type { Mode } from '../protocol/messages.ts';
 import { PrimaryMachine } from '../protocol/primary.ts';
@@ -68,7 +69,6 @@ export class PrimaryAgent {
       connections: options.connections,
       description: vm.description,
       copiesDisks: vm.disks.any,
-      lineage: vm.disks.lineage,
       generation: vm.disks.generation,
       timings: options.timings,
       foundClosedGate: vm.foundClosedGate,
@@ -158,10 +158,22 @@ export class PrimaryAgent {
   }
 
   #connect(): void {
+    let cancelled = false;
+    this.#cancelConnect = () => {
+      cancelled = true;
+    };
+    // INVARIANT 4: HELLO tells no generation that isn't recorded beside the disks.
+    this.#vm.disks.record(this.#machine.generation).then(
+      () => !cancelled && this.#connectPeer(),
+      (error: Error) => !cancelled && this.#dispatch({ type: 'peer-lost', reason: error.message }),
+    );
+  }
+
+  #connectPeer(): void {
     this.#cancelConnect = connectPeer(this.#options.peer, {
       onConnected: (link) => {
         this.#link = link;
-        this.#dispatch({ type: 'peer-connected' });
+        this.#dispatch({ type: 'peer-connected', lineage: randomBytes(16).toString('hex') });
       },
       onMessage: (message) => this.#dispatch({ type: 'message', message }),
       onLost: (reason) => {

@@ -36,13 +36,13 @@ interface Mirrored {
   file: string;
   export: DiskExport;
   mirror: DiskMirror | null;
-  /** Whether the export has seen every write since the standby's disk was last known. */
-  complete: boolean;
+  /** The state of a standby's disk that was confirmed last, if the export has seen every write since. */
+  known: Lineage | null;
 }
 
 export class PrimaryDisks {
-  /** New with each agent: a standby's disk that carries it differs from the source only where the exports know of it. */
-  readonly lineage: Lineage = randomBytes(16).toString('hex');
+  /** New with each agent; stands in the records. */
+  readonly owner = randomBytes(16).toString('hex');
   /** The newest in which a VM ran on one of these disks, as their records say; 1 where nothing is recorded. */
   readonly generation: number;
   readonly #options: PrimaryDisksOptions;
@@ -54,6 +54,9 @@ export class PrimaryDisks {
   };
   #copying: { failure: string | null; engine: PrimaryEngine } | null = null;
   #inSession = false;
+  /** What the standby's disks become when the session's first checkpoint is confirmed. */
+  #lineage: Lineage | null = null;
+  #recorded = 0;
 
   /** Takes off what an agent that died has left, and records the disks as this VM's. Adds nothing to QEMU yet. Throws DiskRecordError. */
   static async attach(qmp: QmpClient, options: PrimaryDisksOptions): Promise<PrimaryDisks> {
@@ -62,7 +65,7 @@ export class PrimaryDisks {
     const copied = copiedDisks(await findDisks(qmp), options.exceptions);
     const disks = new PrimaryDisks(qmp.peer.pid, copied, options);
     try {
-      disks.record(disks.generation);
+      await disks.record(disks.generation);
     } catch (error) {
       disks.close();
       throw error;
@@ -79,7 +82,7 @@ export class PrimaryDisks {
       file: files[index] as string,
       export: this.#makeExport(disk, options.bufferBytes),
       mirror: null,
-      complete: false,
+      known: null,
     }));
   }
 
@@ -96,46 +99,46 @@ export class PrimaryDisks {
     this.#listener = listener;
   }
 
-  /** INVARIANT 4: durable before a standby is told of this generation. Throws DiskRecordError. */
-  record(generation: number): void {
+  /** INVARIANT 4: durable before a standby is told of this generation, and as soon as the VM goes on alone in it. Rejects with DiskRecordError. */
+  async record(generation: number): Promise<void> {
+    if (generation === this.#recorded) return;
     const { vm } = this.#options;
     for (const { disk, file } of this.#disks) {
-      writeRecord(file, {
+      await writeRecord(file, {
         vm,
         disk: disk.id,
         role: 'source',
         generation,
-        lineage: this.lineage,
+        lineage: this.owner,
         bootId: bootId(),
       });
     }
+    this.#recorded = generation;
   }
 
   /**
-   * Brings the standby's disks, of these lineages, up to date; from here on writes belong to epochs. `copy` has the engine do it. Rejects with the
-   * reason when a disk fails meanwhile.
+   * Brings the standby's disks, of these lineages, up to date; from here on writes belong to epochs, and with the first confirmed() the disks are
+   * of `lineage`. `copy` has the engine do it. Rejects with the reason when a disk fails meanwhile.
    */
   async sync(
     qmp: QmpClient,
     engine: PrimaryEngine,
-    lineages: readonly (Lineage | null)[],
+    { lineages, lineage }: { lineages: readonly (Lineage | null)[]; lineage: Lineage },
     copy: (allDiffer: boolean[]) => Promise<void>,
   ): Promise<void> {
-    await this.#requireUnchanged(qmp);
-    if (lineages.length !== this.#disks.length)
-      throw new Error(`the standby names ${lineages.length} disks, ${this.#disks.length} are copied`);
     const copying = { failure: null as string | null, engine };
     this.#copying = copying;
     this.#inSession = true;
+    this.#lineage = lineage;
     try {
+      if (lineages.length !== this.#disks.length)
+        throw new Error(`the standby names ${lineages.length} disks, ${this.#disks.length} are copied`);
+      await this.#requireUnchanged(qmp);
       for (const mirrored of this.#disks) await this.#mirror(qmp, mirrored);
-      const allDiffer = this.#disks.map(
-        ({ complete }, index) => !complete || lineages[index] !== this.lineage,
-      );
       const source = await DiskSource.open(qmp, this.#disks);
       try {
-        for (const mirrored of this.#disks) mirrored.complete = true;
-        await copy(allDiffer);
+        // INVARIANT 3: only of a state that this very agent has seen confirmed, and of every write since, can it tell what differs.
+        await copy(this.#disks.map(({ known }, index) => known === null || known !== lineages[index]));
       } finally {
         await source.close();
       }
@@ -147,18 +150,20 @@ export class PrimaryDisks {
     }
   }
 
+  /** A checkpoint of the session has been loaded. */
+  confirmed(): void {
+    for (const mirrored of this.#disks) mirrored.known = this.#lineage;
+  }
+
   /** The engine has ended the disks' session, too. */
   sessionEnded(): void {
     this.#inSession = false;
+    this.#lineage = null;
   }
 
   /** The guest's writes go to its disks alone again. */
   async detach(): Promise<void> {
-    for (const mirrored of this.#disks) {
-      const { mirror } = mirrored;
-      mirrored.mirror = null;
-      await mirror?.stop();
-    }
+    for (const mirrored of this.#disks) await this.#takeOff(mirrored);
   }
 
   close(): void {
@@ -173,16 +178,25 @@ export class PrimaryDisks {
     });
   }
 
-  /** Disks that were plugged in or out since have no export, or one that nobody writes to. */
+  /** A disk that is new has no export; one that was given another image would be mirrored from the old one. */
   async #requireUnchanged(qmp: QmpClient): Promise<void> {
-    const ids = copiedDisks(await findDisks(qmp), this.#options.exceptions).map(({ id }) => id);
-    const known = this.#disks.map(({ disk }) => disk.id);
-    const added = ids.filter((id) => !known.includes(id));
-    const gone = known.filter((id) => !ids.includes(id));
-    if (added.length + gone.length === 0) return;
-    const changes = [...added.map((id) => `${id} is new`), ...gone.map((id) => `${id} is gone`)].join(', ');
+    const now = copiedDisks(await findDisks(qmp), this.#options.exceptions);
+    const changes = now
+      .filter(({ id }) => !this.#disks.some(({ disk }) => disk.id === id))
+      .map(({ id }) => `${id} is new`);
+    for (const { disk, mirror } of this.#disks) {
+      const found = now.find(({ id }) => id === disk.id);
+      if (!found) changes.push(`${disk.id} is gone`);
+      // Under a mirror QEMU lets nobody change it, and shows the mirror's node in its place.
+      else if (
+        !mirror &&
+        (found.node !== disk.node || found.file !== disk.file || found.sizeBytes !== disk.sizeBytes)
+      )
+        changes.push(`${disk.id} has another image or size`);
+    }
+    if (changes.length === 0) return;
     throw new Error(
-      `the VM's disks have changed since the agent attached (${changes}): give the standby the same, then restart this agent`,
+      `the VM's disks have changed since the agent attached (${changes.join(', ')}): give the standby the same, then restart this agent`,
     );
   }
 
@@ -207,19 +221,25 @@ export class PrimaryDisks {
   }
 
   async #mirror(qmp: QmpClient, mirrored: Mirrored): Promise<void> {
-    if (mirrored.mirror) return;
+    if (mirrored.mirror && mirrored.export.stats().clients > 0) return;
+    // Its connection has ended, with its job or without.
+    await this.#takeOff(mirrored);
     // Whatever the guest wrote while there was no mirror is known to nobody.
-    mirrored.complete = false;
+    mirrored.known = null;
     mirrored.mirror = await DiskMirror.start(qmp, mirrored.disk, mirrored.export, (reason) => {
-      const { mirror } = mirrored;
-      mirrored.mirror = null;
-      mirrored.complete = false;
+      mirrored.known = null;
       this.#fail(reason, () => this.#listener.onMirrorEnded(reason));
-      mirror?.stop().catch((error: Error) => {
+      this.#takeOff(mirrored).catch((error: Error) => {
         // Its node is without use now, and the next agent removes it.
         this.#options.log.warn('a mirror could not be taken off QEMU', { error: error.message });
       });
     });
+  }
+
+  async #takeOff(mirrored: Mirrored): Promise<void> {
+    const { mirror } = mirrored;
+    mirrored.mirror = null;
+    await mirror?.stop();
   }
 
   /** A copy in progress fails with the reason; a session with checkpoints is told of it. */

@@ -8,7 +8,6 @@ import {
   type TrackerInfo,
 } from '../native/binding.ts';
 import type { PrimaryEffect, PrimaryEvent, PrimaryStep } from '../protocol/machine.ts';
-import type { Lineage } from '../protocol/messages.ts';
 import { QmpClient } from '../qmp/client.ts';
 import { describeVm, type VmDescription } from '../vm/description.ts';
 import { findLeftovers, type GateWiring, handOver, install, removeLeftovers } from '../vm/gate-wiring.ts';
@@ -61,7 +60,7 @@ export async function attachPrimary(options: PrimaryAgentOptions): Promise<Prima
     const blocks = await findRamBlocks(qmp, pid);
     const { vm, diskBufferBytes: bufferBytes, exceptions, log } = options;
     disks = await PrimaryDisks.attach(qmp, { vm, bufferBytes, exceptions, log });
-    const description = await describeVm(qmp, pid, blocks, options.exceptions);
+    const description = await describeVm(qmp, pid, blocks, exceptions, null, disks.owner);
     const shutdownAction = ShutdownAction.of(pid);
     const vmstate = await VmstateFile.attach(qmp);
     engine = new native.PrimaryEngine({
@@ -177,7 +176,7 @@ export class PrimaryVm {
           .then(() => this.#emit({ type: 'handed-over' }));
         break;
       case 'sync-disks':
-        this.#step('disks', this.#syncDisks(effect.lineages, generation, meters), () => ({
+        this.#step('disks', this.#syncDisks(effect, meters), () => ({
           type: 'disks-synced',
         }));
         break;
@@ -258,6 +257,7 @@ export class PrimaryVm {
         break;
       case 'confirm-disks':
         engine.confirm(effect.epoch);
+        disks.confirmed();
         break;
       case 'quit-vm':
         void this.#queue.run(() => this.#quit());
@@ -305,14 +305,12 @@ export class PrimaryVm {
   }
 
   async #syncDisks(
-    lineages: readonly (Lineage | null)[],
-    generation: number,
+    session: Extract<PrimaryEffect, { type: 'sync-disks' }>,
     meters: PrimaryMeters,
   ): Promise<void> {
     const { qmp, engine, disks } = this.#parts;
-    disks.record(generation);
     meters.syncBegins();
-    await disks.sync(qmp, engine, lineages, (allDiffer) =>
+    await disks.sync(qmp, engine, session, (allDiffer) =>
       this.#onEngine(() =>
         engine.syncDisks(allDiffer, this.#options.syncBytesPerSecond, (progress) =>
           meters.syncProgress(progress),
@@ -324,7 +322,7 @@ export class PrimaryVm {
 
   /** `generation`: that in which the VM goes on alone, unless it doesn't. */
   async #handOver(generation: number | null = null): Promise<void> {
-    if (generation !== null) this.#recordGeneration(generation);
+    if (generation !== null) await this.#recordGeneration(generation);
     const gate = this.#gate;
     const wiring = this.#wiring;
     this.#gate = null;
@@ -350,9 +348,9 @@ export class PrimaryVm {
   }
 
   /** INVARIANT 7 before INVARIANT 4: a record that can't be written must not cost the VM its network. */
-  #recordGeneration(generation: number): void {
+  async #recordGeneration(generation: number): Promise<void> {
     try {
-      this.#parts.disks.record(generation);
+      await this.#parts.disks.record(generation);
     } catch (error) {
       this.#options.log.error('the generation is not recorded beside the disks', {
         error: (error as Error).message,
@@ -362,6 +360,7 @@ export class PrimaryVm {
 
   async #protect(): Promise<void> {
     try {
+      this.#parts.engine.hurry();
       await this.#runState.stop();
       await this.#onEngine(() => this.#parts.engine.protect());
     } finally {

@@ -102,6 +102,8 @@ export class StandbyVm {
   #onEvent: (event: EventBody) => void = () => {};
   /** The primary whose disks these are copies of, and what they were copies of before it came. */
   #source: PrimaryOfDisks | null = null;
+  /** What they become with the session's first checkpoint. */
+  #lineage: Lineage = '';
   #lineages: (Lineage | null)[] = [];
   /** The records say that the copies are whole. */
   #wholeCopy = false;
@@ -145,7 +147,9 @@ export class StandbyVm {
         void this.#queue.run(() => this.#compare(effect));
         break;
       case 'open-session':
-        void this.#queue.run(async () => this.#openSession(effect));
+        void this.#queue
+          .run(async () => this.#openSession(effect))
+          .catch((error: Error) => this.#onEvent({ type: 'stream-failed', reason: error.message }));
         break;
       case 'open-epoch':
         this.#engine?.openEpoch(effect.epoch);
@@ -184,20 +188,21 @@ export class StandbyVm {
     if (differences.length === 0) {
       const primary = description as VmDescription;
       this.#blockNames = primary.ramBlocks.map((block) => block.name);
-      differences.push(...(await this.#acceptDisks(primary, generation, lineage)));
+      differences.push(...(await this.#acceptDisks(primary, generation)));
+      this.#lineage = lineage;
     }
     this.#onEvent({ type: 'compared', difference: differences.length === 0 ? null : differences.join('; ') });
   }
 
-  async #acceptDisks(primary: VmDescription, generation: number, lineage: Lineage): Promise<string[]> {
+  async #acceptDisks(primary: VmDescription, generation: number): Promise<string[]> {
     const { vm, disks } = this.#parts;
-    const source = { vm, generation, lineage, disks: primary.disks };
+    const source = { vm, generation, owner: primary.diskOwner, disks: primary.disks };
     try {
       const problems = await disks.accept(source);
       if (problems.length > 0) return problems;
       this.#lineages = disks.lineages();
-      // INVARIANT 4: recorded before a byte of this primary can come.
-      disks.record('copying', source);
+      // INVARIANT 4: recorded before a byte of this primary can come; what the content descends from is still what it was.
+      await disks.record('copying', source, this.#lineages);
       this.#source = source;
       this.#wholeCopy = false;
       return [];
@@ -257,7 +262,9 @@ export class StandbyVm {
       this.#checkSections(epoch);
       await this.#parts.mailbox.load(this.#parts.qmp);
       this.#engine?.restorePreserved();
-      if (this.#source && !this.#wholeCopy) this.#parts.disks.record('copy', this.#source);
+      // Before LOADED: the primary takes the lineage for confirmed with it.
+      if (this.#source && !this.#wholeCopy)
+        await this.#parts.disks.record('copy', this.#source, this.#lineage);
       this.#wholeCopy = true;
     } catch (error) {
       this.#onEvent({ type: 'load-failed', epoch, reason: (error as Error).message });
@@ -288,7 +295,7 @@ export class StandbyVm {
       // What the guest was told is durable has to be, on this host too; and whoever asks later must find here that this disk is the newest
       // (INVARIANT 4). Both before the guest's first write.
       await this.#engine?.syncDisks();
-      if (this.#source) disks.record('source', { ...this.#source, generation });
+      if (this.#source) await disks.record('source', { ...this.#source, generation }, []);
       await Promise.all([qmp.execute('cont'), qmp.execute('announce-self', ANNOUNCE)]);
     } catch (error) {
       this.#onEvent({ type: 'promote-failed', reason: (error as Error).message });

@@ -121,6 +121,8 @@ export interface DiskStats {
   loggedBytes: number;
   /** The guest's writes since the export began. */
   writes: number;
+  /** Connected and negotiated: the mirror, and perhaps tools. */
+  clients: number;
   /** Blocks of 64 KiB that the standby lacks, as far as this side knows. */
   differingBlocks: number;
 }

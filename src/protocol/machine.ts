@@ -65,7 +65,8 @@ export type PrimaryStep =
 export type PrimaryEvent = { nowMs: number } & (
   | { type: 'start' }
   | { type: 'tick' }
-  | { type: 'peer-connected' }
+  /** `lineage`: a new one. */
+  | { type: 'peer-connected'; lineage: Lineage }
   | { type: 'peer-lost'; reason: string }
   /** What came isn't the protocol. The connection is still open: the machine answers with ERROR and disconnects. */
   | { type: 'peer-malformed'; reason: string }
@@ -110,9 +111,10 @@ export type PrimaryEffect =
   | { type: 'hand-over' }
   /**
    * Brings the standby's disks up to date while the guest runs; from here on what it writes to them belongs to the epochs. Before `protect`:
-   * it may take hours, in which every page would become dirty. `lineages` as READY had them.
+   * it may take hours, in which every page would become dirty. `lineages` as READY had them; `lineage` is what the disks become with the first
+   * `confirm-disks`.
    */
-  | { type: 'sync-disks'; lineages: (Lineage | null)[] }
+  | { type: 'sync-disks'; lineages: (Lineage | null)[]; lineage: Lineage }
   /** One short stop: protect every page (invariant 5), go on. */
   | { type: 'protect' }
   | { type: 'connect-bulk'; bulkToken: string; connections: number }
@@ -149,7 +151,6 @@ export interface PrimaryOptions {
   description: unknown;
   /** The VM has disks that are copied. */
   copiesDisks: boolean;
-  lineage: Lineage;
   generation: number;
   timings: Timings;
   /** A gate of an earlier agent was found: output is cut off until the peer has said that it didn't take over. */
@@ -185,8 +186,9 @@ export type SecondaryEffect =
   | { type: 'send'; message: Message }
   | { type: 'disconnect'; reason: string }
   /**
-   * Hold HELLO's description against this VM's; and its generation and lineage against what is recorded beside the disks: a disk is overwritten only
-   * when it is known to be the older one. Without a difference, the records say from here on whose copies they are.
+   * Hold HELLO's description against this VM's, and its generation against what is recorded beside the disks: a disk is overwritten only when it is
+   * known to be the older one. Without a difference, the records say from here on whose copies they are to be. `lineage` is what the disks become
+   * with the session's first checkpoint.
    */
   | { type: 'compare'; description: unknown; generation: number; lineage: Lineage }
   /** Forget what an earlier session staged and expect the bulk connections. */

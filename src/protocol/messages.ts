@@ -21,8 +21,8 @@ export type Body =
   | { type: 'heartbeat' };
 
 /**
- * 32 hex digits, chosen anew by each primary agent. A standby's disk with the primary's own lineage differs from the source only where the primary
- * knows of it.
+ * 32 hex digits, chosen anew for each session: names one state of a standby's disks, that of the session's first checkpoint. Whoever knows a disk to
+ * descend from a state that it has confirmed itself, and has kept account of every write since, knows where it differs.
  */
 export type Lineage = string;
 

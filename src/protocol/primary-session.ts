@@ -37,6 +37,7 @@ export class PrimarySession {
   private readonly context: PrimaryContext;
   private readonly vm: VmControl;
   private readonly capture: Capture;
+  private readonly lineage: Lineage;
   private readonly live: Liveness;
   /** Of the standby's disks, from READY. */
   private lineages: (Lineage | null)[] = [];
@@ -56,14 +57,15 @@ export class PrimarySession {
   /** The last sign of progress: the peer's answers, heartbeats not counted, and our own sending. */
   private progressMs: number;
 
-  constructor(context: PrimaryContext, vm: VmControl, capture: Capture) {
+  constructor(context: PrimaryContext, vm: VmControl, capture: Capture, lineage: Lineage) {
     this.context = context;
     this.vm = vm;
     this.capture = capture;
+    this.lineage = lineage;
     this.live = new Liveness(context.options.timings, context.nowMs);
     this.beganMs = context.nowMs;
     this.progressMs = context.nowMs;
-    const { description, mode, connections, lineage } = context.options;
+    const { description, mode, connections } = context.options;
     context.send({ type: 'hello', description, mode, connections, lineage });
   }
 
@@ -209,7 +211,7 @@ export class PrimarySession {
   private syncDisks(): void {
     this.phase = 'disks';
     this.context.steps.begin('disks');
-    this.context.emit({ type: 'sync-disks', lineages: this.lineages });
+    this.context.emit({ type: 'sync-disks', lineages: this.lineages, lineage: this.lineage });
   }
 
   private protect(): void {

@@ -8,7 +8,7 @@ import type {
   PrimaryStep,
   StateWord,
 } from './machine.ts';
-import type { ByeReason } from './messages.ts';
+import type { ByeReason, Lineage } from './messages.ts';
 import { Capture } from './primary-capture.ts';
 import { PrimaryContext } from './primary-context.ts';
 import { PrimarySession, type SessionEnd } from './primary-session.ts';
@@ -109,7 +109,7 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
       case 'tick':
         return;
       case 'peer-connected':
-        this.onPeerConnected();
+        this.onPeerConnected(event.lineage);
         break;
       case 'peer-lost':
         this.onPeerLost(event.reason);
@@ -152,10 +152,10 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
     else this.setState('STARTING', 'connecting to the secondary');
   }
 
-  private onPeerConnected(): void {
+  private onPeerConnected(lineage: Lineage): void {
     if (this.link !== 'connecting') invalidTransition(`link ${this.link}`, 'peer-connected');
     this.link = 'up';
-    this.session = new PrimarySession(this.context, this.vm, this.capture);
+    this.session = new PrimarySession(this.context, this.vm, this.capture, lineage);
   }
 
   private onPeerLost(reason: string): void {

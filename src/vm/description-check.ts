@@ -107,6 +107,7 @@ const description = object<VmDescription>({
       worldWideId: nullable(text),
     }),
   ),
+  diskOwner: nullable(text),
   sections: nullable(list(object<Section>({ name: text, instance: count, version: count }))),
 });
 

@@ -52,6 +52,8 @@ export interface VmDescription {
   /** QOM paths and types. */
   devices: { path: string; type: string }[];
   disks: DescribedDisk[];
+  /** What the records beside the primary's disks carry: a standby that finds it beside its own has been given the primary's. */
+  diskOwner: string | null;
   /** What the device state holds; null when nobody looked. */
   sections: Section[] | null;
 }
@@ -63,6 +65,7 @@ export async function describeVm(
   blocks: readonly RamBlock[],
   exceptions: DiskExceptions = { ungatedDisks: [], sharedDisks: [] },
   vmstate: VmstateFile | null = null,
+  diskOwner: string | null = null,
 ): Promise<VmDescription> {
   const [machineType, kvm, buses] = await qmp.executeAll([
     ['qom-get', { path: '/machine', property: 'type' }],
@@ -81,6 +84,7 @@ export async function describeVm(
     pci: buses.flatMap(({ bus, devices: onBus }) => flatten(`${bus}:`, onBus)),
     devices: devices.map(({ path, type }) => ({ path, type })),
     disks: disks.map((disk) => describeDisk(disk, exceptions)),
+    diskOwner,
     sections: vmstate && parseSections(readFileSync(`/proc/self/fd/${vmstate.fd}`)),
   };
 }

@@ -4,30 +4,24 @@
  * brought up to date, and never the newer one by a mistake.
  */
 import { createHash } from 'node:crypto';
-import {
-  closeSync,
-  existsSync,
-  fsyncSync,
-  mkdirSync,
-  openSync,
-  readFileSync,
-  renameSync,
-  statSync,
-  writeSync,
-} from 'node:fs';
+import { existsSync, readFileSync, statSync } from 'node:fs';
+import { type FileHandle, mkdir, open, rename } from 'node:fs/promises';
 import path from 'node:path';
 
 export interface DiskRecord {
   vm: string;
   disk: string;
   /**
-   * `source`: a VM ran on it in `generation`. `copying`: a standby's, not whole yet. `copy`: a standby's, at a checkpoint of `generation` or on its
-   * way to the next.
+   * `source`: a VM ran on it in `generation`. `copying`: a standby's, not whole: content of `lineage` and newer blocks. `copy`: a standby's, at a
+   * checkpoint of `generation` or on its way to the next.
    */
   role: 'source' | 'copying' | 'copy';
   generation: number;
-  /** Of the primary agent that this content comes from, or that runs on it. */
-  lineage: string;
+  /**
+   * Of a copy: the state that it descends from; null: unknown. Of a source: the agent that protects it, by which a standby tells that it has been
+   * given the primary's own disk.
+   */
+  lineage: string | null;
   /** Of the host that wrote the content: after a crash of the host, what the disk's cache had taken is unknown. */
   bootId: string;
 }
@@ -62,32 +56,50 @@ export function readRecord(file: string): DiskRecord | null {
   }
 }
 
-/** Durable when it returns: written beside, synced, and put in place of the old one at once. Throws DiskRecordError. */
-export function writeRecord(file: string, content: DiskRecord): void {
+/**
+ * Durable when it resolves: written beside, synced, and put in place of the old one at once; on a file system that is full, over the old one, which
+ * needs no room. Rejects with DiskRecordError.
+ */
+export async function writeRecord(file: string, content: DiskRecord): Promise<void> {
   const record = recordPath(file);
+  const text = `${JSON.stringify(content)}\n`;
   try {
-    mkdirSync(path.dirname(record), { recursive: true });
-    const fresh = `${record}.new`;
-    const fd = openSync(fresh, 'w', 0o644);
-    try {
-      writeSync(fd, `${JSON.stringify(content)}\n`);
-      fsyncSync(fd);
-    } finally {
-      closeSync(fd);
-    }
-    renameSync(fresh, record);
-    syncFolder(path.dirname(record));
+    await mkdir(path.dirname(record), { recursive: true });
+    await replace(record, text);
   } catch (error) {
     throw new DiskRecordError(`can't record the disk's generation in ${record}: ${(error as Error).message}`);
   }
 }
 
-function syncFolder(folder: string): void {
-  const fd = openSync(folder, 'r');
+async function replace(record: string, text: string): Promise<void> {
   try {
-    fsyncSync(fd);
+    await writeSynced(await open(`${record}.new`, 'w', 0o644), text);
+  } catch (error) {
+    const full = ['ENOSPC', 'EDQUOT'].includes((error as NodeJS.ErrnoException).code ?? '');
+    if (!full || !existsSync(record)) throw error;
+    await writeSynced(await open(record, 'r+'), text);
+    return;
+  }
+  await rename(`${record}.new`, record);
+  await syncFolder(path.dirname(record));
+}
+
+async function writeSynced(file: FileHandle, text: string): Promise<void> {
+  try {
+    await file.write(text, 0);
+    await file.truncate(Buffer.byteLength(text));
+    await file.sync();
   } finally {
-    closeSync(fd);
+    await file.close();
+  }
+}
+
+async function syncFolder(folder: string): Promise<void> {
+  const handle = await open(folder, 'r');
+  try {
+    await handle.sync();
+  } finally {
+    await handle.close();
   }
 }
 
@@ -98,7 +110,8 @@ function check(value: unknown): DiskRecord {
   const valid =
     typeof value === 'object' &&
     value !== null &&
-    [record.vm, record.disk, record.lineage, record.bootId].every((text) => typeof text === 'string') &&
+    [record.vm, record.disk, record.bootId].every((text) => typeof text === 'string') &&
+    (record.lineage === null || typeof record.lineage === 'string') &&
     ROLES.includes(record.role) &&
     Number.isSafeInteger(record.generation);
   if (!valid) throw new Error('it lacks a member, or has one of another kind');

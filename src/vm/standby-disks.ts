@@ -19,7 +19,8 @@ export interface StandbyDisk {
 export interface PrimaryOfDisks {
   vm: string;
   generation: number;
-  lineage: string;
+  /** What the records beside its own disks carry. */
+  owner: string | null;
   /** As HELLO describes them: those with `copy: 'copied'` count here, in their order. */
   disks: readonly DescribedDisk[];
 }
@@ -35,27 +36,35 @@ export class StandbyDisks {
     this.#overwrite = overwrite;
   }
 
-  /** In the order of the primary's copied disks, since the last accept(). */
+  /** In the order of the primary's copied disks, since an accept() that found nothing against them. */
   get disks(): readonly StandbyDisk[] {
     return this.#open;
   }
 
   /**
-   * Opens what this primary copies. Returns what stands against it, each with what to do, or nothing: then all are open and as long as the primary's (a
-   * file that is shorter is made longer). Nothing on a disk is changed.
+   * Opens what this primary copies. Returns what stands against it, each with what to do; then those of an earlier primary stay open, whose checkpoint
+   * may still be taken over. Nothing: all are open and as long as the primary's (files that are shorter are made longer). No content is changed.
    */
   async accept(primary: PrimaryOfDisks): Promise<string[]> {
-    this.close();
-    const problems: string[] = [];
     const own = await findDisks(this.#qmp);
+    const opened: StandbyDisk[] = [];
+    const problems: string[] = [];
+    const lengthen: (() => Promise<string | null>)[] = [];
     for (const wanted of primary.disks.filter(({ copy }) => copy === 'copied')) {
       const disk = own.find(({ id }) => id === wanted.id);
       // That it is missing is the description's to tell.
       if (!disk) continue;
-      const problem = await this.#accept(disk, wanted, primary);
+      const problem = this.#openDisk(disk, wanted, primary, opened);
       if (problem !== null) problems.push(`disk ${disk.id}: ${problem}`);
+      lengthen.push(() => this.#lengthen(disk, wanted.sizeBytes));
     }
-    if (problems.length > 0) this.close();
+    for (const each of problems.length === 0 ? lengthen : []) {
+      const problem = await each();
+      if (problem !== null) problems.push(problem);
+    }
+    if (problems.length === 0) this.close();
+    else for (const { fd } of opened) closeSync(fd);
+    if (problems.length === 0) this.#open = opened;
     return problems;
   }
 
@@ -69,10 +78,18 @@ export class StandbyDisks {
     });
   }
 
-  /** INVARIANT 4: from here on the disks say that they are this primary's copies, and no newer ones. Throws DiskRecordError. */
-  record(role: DiskRecord['role'], { vm, generation, lineage }: Omit<PrimaryOfDisks, 'disks'>): void {
-    for (const { id, file } of this.#open) {
-      writeRecord(file, { vm, disk: id, role, generation, lineage, bootId: bootId() });
+  /**
+   * INVARIANT 4: from here on the disks say whose they are and of which generation. `lineages` has one for each disk, or is all of theirs. Rejects
+   * with DiskRecordError.
+   */
+  async record(
+    role: DiskRecord['role'],
+    { vm, generation }: Pick<PrimaryOfDisks, 'vm' | 'generation'>,
+    lineages: readonly (string | null)[] | string,
+  ): Promise<void> {
+    for (const [index, { id, file }] of this.#open.entries()) {
+      const lineage = typeof lineages === 'string' ? lineages : (lineages[index] ?? null);
+      await writeRecord(file, { vm, disk: id, role, generation, lineage, bootId: bootId() });
     }
   }
 
@@ -81,27 +98,30 @@ export class StandbyDisks {
     this.#open = [];
   }
 
-  async #accept(disk: Disk, wanted: DescribedDisk, primary: PrimaryOfDisks): Promise<string | null> {
+  #openDisk(
+    disk: Disk,
+    wanted: DescribedDisk,
+    primary: PrimaryOfDisks,
+    opened: StandbyDisk[],
+  ): string | null {
     if (disk.readOnly) return `${disk.file} is read-only here: start the standby with it writable`;
     if (disk.format !== 'raw')
       return `${disk.file} is ${disk.format} here: the standby's disks must be raw (a file or a block device)`;
+    if (disk.sizeBytes > wanted.sizeBytes)
+      return `${differentSize(disk, wanted.sizeBytes)}: give the standby one of the same size`;
     const file = diskFile(this.#qmp.peer.pid, disk);
-    let fd: number;
     try {
       // On a block device O_EXCL fails when it is mounted or part of another one (open(2)); QEMU doesn't claim it so. Only a look: an earlier
       // session's engine may still have it open.
       closeSync(openSync(file, constants.O_RDWR | constants.O_EXCL));
-      fd = openSync(file, constants.O_RDWR);
+      opened.push({ id: disk.id, file, sizeBytes: wanted.sizeBytes, fd: openSync(file, constants.O_RDWR) });
     } catch (error) {
       const inUse = (error as NodeJS.ErrnoException).code === 'EBUSY';
       return inUse
         ? `${file} is in use on this host (mounted, or part of another device)`
         : `can't open ${file}: ${(error as Error).message}`;
     }
-    const opened = { id: disk.id, file, sizeBytes: wanted.sizeBytes, fd };
-    this.#open.push(opened);
-    const refused = this.#refuseContent(opened, primary);
-    return refused ?? (await this.#fit(disk, wanted.sizeBytes));
+    return this.#refuseContent(opened.at(-1) as StandbyDisk, primary);
   }
 
   #refuseContent({ id, file, fd }: StandbyDisk, primary: PrimaryOfDisks): string | null {
@@ -111,7 +131,7 @@ export class StandbyDisks {
     } catch (error) {
       return (error as Error).message;
     }
-    if (record?.role === 'source' && record.lineage === primary.lineage)
+    if (record?.role === 'source' && record.lineage !== null && record.lineage === primary.owner)
       return `${file} is the very disk that the primary runs on: if both hosts reach one disk, say --shared-disk ${id} on the primary`;
     if (this.#overwrite.includes(id)) return null;
     const remedy = `to give its content up: --overwrite-disk ${id} on the secondary`;
@@ -129,18 +149,20 @@ export class StandbyDisks {
     return null;
   }
 
-  async #fit(disk: Disk, sizeBytes: number): Promise<string | null> {
+  async #lengthen(disk: Disk, sizeBytes: number): Promise<string | null> {
     if (disk.sizeBytes === sizeBytes) return null;
-    const differs = `${disk.file} has ${disk.sizeBytes} bytes here, the primary's disk ${sizeBytes}`;
-    if (disk.sizeBytes > sizeBytes) return `${differs}: give the standby one of the same size`;
     try {
       await this.#qmp.execute('block_resize', { 'node-name': disk.node, size: sizeBytes });
       return null;
     } catch (error) {
-      return `${differs}, and it can't be made longer: ${(error as Error).message}`;
+      return `disk ${disk.id}: ${differentSize(disk, sizeBytes)}, and it can't be made longer: ${(error as Error).message}`;
     }
   }
 }
 
-/** A block device can't tell its holes: one that is longer needs a person's word. */
-const PROBE_BYTES_MAX = 1 << 30;
+function differentSize({ file, sizeBytes }: Disk, wantedBytes: number): string {
+  return `${file} has ${sizeBytes} bytes here, the primary's disk ${wantedBytes}`;
+}
+
+/** The look holds everything else up. A block device can't tell its holes: one that is longer needs a person's word. */
+const PROBE_BYTES_MAX = 64 << 20;

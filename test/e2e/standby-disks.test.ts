@@ -37,7 +37,7 @@ async function standby(options: StandbyOptions = {}): Promise<{ disks: StandbyDi
     truncateSync(image, sizeBytes);
   } else await run('qemu-img', 'create', '-q', '-f', format, image, String(sizeBytes));
   if (record)
-    writeRecord(image, {
+    await writeRecord(image, {
       vm: 'web1',
       disk: 'vda',
       role: 'copy',
@@ -69,7 +69,7 @@ function primary(change: Partial<PrimaryOfDisks> = {}, disk: Partial<DescribedDi
     worldWideId: null,
     ...disk,
   };
-  return { vm: 'web1', generation: 2, lineage: 'bb'.repeat(16), disks: [vda], ...change };
+  return { vm: 'web1', generation: 2, owner: 'bb'.repeat(16), disks: [vda], ...change };
 }
 
 const DATA = Buffer.from('a boot loader, say');
@@ -139,7 +139,7 @@ describe("a standby's disk is refused, and left as it is, when", () => {
     [
       'it is the very disk of the primary',
       { content: DATA, record: { role: 'source', lineage: LINEAGE }, overwrite: ['vda'] },
-      { lineage: LINEAGE },
+      { owner: LINEAGE },
       /the very disk that the primary runs on: .*--shared-disk vda/,
     ],
     ['it is longer', { sizeBytes: 2 * MIB }, {}, /has 2097152 bytes here, the primary's disk 1048576/],
@@ -154,6 +154,15 @@ describe("a standby's disk is refused, and left as it is, when", () => {
     expect(problems[0]).toMatch(problem);
     expect(disks.disks).toEqual([]);
     expect(statSync(image)).toMatchObject({ size: before.size, mtimeMs: before.mtimeMs });
+  });
+
+  it('and those of an earlier primary stay open: its checkpoint may be taken over', async () => {
+    const { disks, image } = await standby();
+    await disks.accept(primary());
+    expect(await disks.accept(primary({}, { sizeBytes: MIB / 2 }))).toHaveLength(1);
+    expect(disks.disks).toMatchObject([{ id: 'vda' }]);
+    await disks.record('source', { vm: 'web1', generation: 3 }, []);
+    expect(readRecord(image)).toMatchObject({ role: 'source', generation: 3 });
   });
 
   it('its record is damaged', async () => {
@@ -184,15 +193,13 @@ describe('the lineage', () => {
     const { disks, image } = await standby();
     const source = primary();
     await disks.accept(source);
-    disks.record('copying', source);
-    expect(readRecord(image)).toEqual({
-      vm: 'web1',
-      disk: 'vda',
-      role: 'copying',
-      generation: 2,
-      lineage: source.lineage,
-      bootId: bootId(),
-    });
-    expect(disks.lineages()).toEqual([source.lineage]);
+    const told = disks.lineages();
+    await disks.record('copying', source, told);
+    const recorded = { vm: 'web1', disk: 'vda', generation: 2, bootId: bootId() };
+    expect(readRecord(image)).toEqual({ ...recorded, role: 'copying', lineage: null });
+    expect(disks.lineages()).toEqual([null]); // nothing has come yet
+    await disks.record('copy', source, LINEAGE);
+    expect(readRecord(image)).toEqual({ ...recorded, role: 'copy', lineage: LINEAGE });
+    expect(disks.lineages()).toEqual([LINEAGE]);
   });
 });

@@ -78,11 +78,28 @@ const ORDERLY: Fault[] = [
 
 const DEATHS: Fault[] = (['P-agent', 'P-qemu', 'P-host', 'S-agent', 'S-qemu', 'S-host'] as const).map(kill);
 
+/** The next sessions are cut off early: whatever was begun with a standby that has lost its memory must not count. */
+const crashAndCuts: Fault = (world) => {
+  if (world.svm.running) return;
+  world.kill('S-host');
+  for (let cuts = world.random.below(4); cuts >= 0; cuts--)
+    world.clock.after(world.random.between(30, 900), () => world.control?.reset());
+};
+
+const swapDisk: Fault = (world) => {
+  world.swapStandbyDisk();
+  world.clock.after(world.random.between(200, 700), () => world.swapStandbyDisk());
+};
+
 /** What a standby that takes over by itself can tell from the primary's death. */
 const WITHOUT_WITNESS: Fault[] = [...ORDERLY, ...DEATHS, ...DEATHS];
 
 const EVERYTHING: Fault[] = [
   ...WITHOUT_WITNESS,
+  crashAndCuts,
+  crashAndCuts,
+  swapDisk,
+  swapDisk,
   (world) => world.control?.reset(),
   (world) => {
     world.control?.reset();

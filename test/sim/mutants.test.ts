@@ -93,12 +93,18 @@ describe('a machine is caught that', () => {
 
   test("believes that every standby's disk is its own copy", () => {
     const mutant: Partial<WorldOptions> = {
-      makePrimary: (options) =>
-        new (mutantOf((effects) =>
-          effects.map((effect) =>
-            effect.type === 'sync-disks' ? { ...effect, lineages: [options.lineage] } : effect,
-          ),
-        ))(options),
+      makePrimary: (options) => {
+        let confirmed = '';
+        const Mutant = mutantOf((effects) =>
+          effects.map((effect) => {
+            if (effect.type !== 'sync-disks') return effect;
+            const told = confirmed;
+            confirmed = effect.lineage;
+            return { ...effect, lineages: [told] };
+          }),
+        );
+        return new Mutant(options);
+      },
     };
     const crash = (seed: number) => ({ side: 1 as const, effects: 20 + seed, victim: 'S-host' as const });
     expect(caught(mutant, (seed) => ({ crash: crash(seed) }))).toBe(3);

@@ -19,15 +19,16 @@ export class PrimaryAgent extends Agent<PrimaryEvent, PrimaryEffect> {
   private shadow = new Map<number, number>();
   private vmstate = 0;
   private readonly disk: DiskLog;
-  private readonly lineage: string;
+  /** The state of the standby's disk that was confirmed last. */
+  private known: string | null = null;
+  private lineage = '';
   /** The engine's job in progress, which a disconnect fails. */
   private job: { step: PrimaryStep; over: boolean } | null = null;
   private connecting = false;
 
-  constructor(world: World, guest: Guest, lineage: string, machine: PrimaryObserved) {
+  constructor(world: World, guest: Guest, machine: PrimaryObserved) {
     super(world, 0, machine);
     this.guest = guest;
-    this.lineage = lineage;
     this.disk = new DiskLog(guest.disk);
     guest.onDiskWrite = (block, value) => this.disk.write(block, value);
   }
@@ -81,10 +82,12 @@ export class PrimaryAgent extends Agent<PrimaryEvent, PrimaryEffect> {
         this.world.gate?.release(effect.epoch);
         return;
       case 'sync-disks':
-        this.syncDisks(effect.lineages[0] === this.lineage);
+        this.lineage = effect.lineage;
+        this.syncDisks(this.known !== null && this.known === effect.lineages[0]);
         break;
       case 'confirm-disks':
         this.disk.confirm(effect.epoch);
+        this.known = this.lineage;
         return;
       case 'quit-vm':
         this.world.killGuest('P');
@@ -128,7 +131,7 @@ export class PrimaryAgent extends Agent<PrimaryEvent, PrimaryEffect> {
       }
       world.control = link;
       this.takeLink(link);
-      this.dispatch({ type: 'peer-connected' });
+      this.dispatch({ type: 'peer-connected', lineage: this.world.newLineage() });
     });
   }
 

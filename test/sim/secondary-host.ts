@@ -36,6 +36,8 @@ export class SecondaryAgent extends Agent<SecondaryEvent, SecondaryEffect> {
   private tokens = 0;
   /** Of the disk, before the session's primary came. */
   private lineage: string | null = null;
+  /** With the session's first checkpoint. */
+  private becomes: string | null = null;
 
   constructor(world: World, guest: Guest, machine: SecondaryObserved) {
     super(world, 1, machine);
@@ -89,7 +91,7 @@ export class SecondaryAgent extends Agent<SecondaryEvent, SecondaryEffect> {
       case 'compare':
         this.later(() => {
           this.lineage = this.world.standbyDisk.lineage;
-          this.world.standbyDisk.lineage = effect.lineage;
+          this.becomes = effect.lineage;
           return { type: 'compared', difference: null };
         });
         break;
@@ -251,6 +253,7 @@ export class SecondaryAgent extends Agent<SecondaryEvent, SecondaryEffect> {
       if (this.fails()) return { type: 'load-failed', epoch, reason: 'the world is bad' };
       this.guest.device = this.mailbox;
       this.at = committed;
+      this.world.standbyDisk.lineage = this.becomes;
       if (committed !== null)
         this.world.compare(committed.generation, committed.epoch, this.guest.snapshot());
       return { type: 'loaded', epoch };

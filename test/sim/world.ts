@@ -79,7 +79,9 @@ export class World {
   readonly clock = new Clock();
   readonly pvm: Guest;
   /** On the standby's host. */
-  readonly standbyDisk = new StandbyDisk();
+  standbyDisk = new StandbyDisk();
+  /** One that was taken out, with all that is on it, and may come back. */
+  private otherDisk = new StandbyDisk();
   svm: Guest;
   gate: Gate | null = null;
   primary: PrimaryAgent | null = null;
@@ -100,7 +102,7 @@ export class World {
   private readonly snapshots = new Map<string, Snapshot>();
   /** The newest state that the standby has promised, and the newest that the outside has seen a frame of. */
   private promised = 0;
-  private primaries = 0;
+  private lineages = 0;
   private seen = 0;
   private effects: [number, number] = [0, 0];
   private standingSinceMs: number | null = null;
@@ -121,7 +123,6 @@ export class World {
 
   startPrimary(): void {
     const { mode, connections } = this.options;
-    const lineage = String(++this.primaries).padStart(32, '0');
     const machine = this.options.makePrimary({
       vmId: VM_ID,
       mode,
@@ -130,10 +131,9 @@ export class World {
       generation: 1,
       timings: TIMINGS,
       copiesDisks: true,
-      lineage,
       foundClosedGate: this.gate !== null,
     });
-    this.primary = new PrimaryAgent(this, this.pvm, lineage, machine);
+    this.primary = new PrimaryAgent(this, this.pvm, machine);
     this.primary.dispatch({ type: 'start' });
   }
 
@@ -159,6 +159,15 @@ export class World {
     if (victim === 'S-host') this.standbyDisk.hostCrashed();
     // The gate is a part of the agent: it fails closed.
     if (primary && this.gate !== null) this.gate.dead = true;
+  }
+
+  /** The standby ends, and begins again with another disk. */
+  swapStandbyDisk(): void {
+    if (this.svm.running) return;
+    this.trace("* the standby's disk is another one");
+    this.kill('S-qemu');
+    this.kill('S-agent');
+    [this.standbyDisk, this.otherDisk] = [this.otherDisk, this.standbyDisk];
   }
 
   killGuest(which: 'P' | 'S', withHost = false): void {
@@ -239,6 +248,10 @@ export class World {
   handOver(): void {
     if (this.gate !== null && !this.gate.dead) this.gate.open();
     this.gate = null;
+  }
+
+  newLineage(): string {
+    return String(++this.lineages).padStart(32, '0');
   }
 
   /** After every event. */

@@ -60,7 +60,6 @@ export class Conversation {
       connections: 1,
       description: { machine: 'pc' },
       copiesDisks: options.disks,
-      lineage: LINEAGE,
       generation: options.generation,
       foundClosedGate: options.foreign,
     });
@@ -166,7 +165,8 @@ export class Conversation {
       // What an earlier connection carried is lost with it.
       for (const side of Object.values(this.sides)) side.inbox = [];
     }
-    this.step(name, { type, ...fieldsOf(type, first, second, words) });
+    const lineage = type === 'peer-connected' && name === 'P' ? { lineage: LINEAGE } : {};
+    this.step(name, { type, ...lineage, ...fieldsOf(type, first, second, words) });
   }
 
   private step(name: 'P' | 'S', fields: object): void {

@@ -22,7 +22,6 @@ const newPrimary = (foundClosedGate = false): PrimaryMachine =>
     description: {},
     generation: 1,
     copiesDisks: false,
-    lineage: VM_ID,
     foundClosedGate,
   });
 const newSecondary = (): SecondaryMachine =>
@@ -45,7 +44,7 @@ const received = (body: Body, epoch = 0) => ({ type: 'message' as const, message
 /** From the start to every place that matters, one event at a time. */
 const PRIMARY_PATH: Bare<PrimaryEvent>[] = [
   { type: 'start' },
-  { type: 'peer-connected' },
+  { type: 'peer-connected', lineage: VM_ID },
   received({ type: 'ready', bulkToken: VM_ID, lineages: [] }),
   { type: 'bulk-connected' },
   { type: 'gate-installed' },
@@ -151,8 +150,8 @@ function sent(effects: PrimaryEffect[]): number[] {
 describe('events that the shell cannot rightly send', () => {
   test.each<[string, number, Bare<PrimaryEvent>]>([
     ['a second start', 1, { type: 'start' }],
-    ['a peer that nobody called', 0, { type: 'peer-connected' }],
-    ['a second peer', 2, { type: 'peer-connected' }],
+    ['a peer that nobody called', 0, { type: 'peer-connected', lineage: VM_ID }],
+    ['a second peer', 2, { type: 'peer-connected', lineage: VM_ID }],
     ['a gate before it was asked for', 3, { type: 'gate-installed' }],
     ['an answer to another epoch', 8, { type: 'stopped', epoch: 2, wasRunning: true }],
     ['a second answer', 9, { type: 'stopped', epoch: 1, wasRunning: true }],

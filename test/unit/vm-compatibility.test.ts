@@ -45,6 +45,7 @@ const BASE: VmDescription = {
       worldWideId: null,
     },
   ],
+  diskOwner: null,
   sections: [
     { name: 'timer', instance: 0, version: 2 },
     { name: 'apic', instance: 1, version: 3 },

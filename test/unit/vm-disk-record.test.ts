@@ -1,3 +1,4 @@
+import { execFileSync } from 'node:child_process';
 import { mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
@@ -29,13 +30,28 @@ function image(): string {
   return file;
 }
 
-test('a record lies beside its image, whole, and is replaced', () => {
+test('a record lies beside its image, whole, and is replaced', async () => {
   const file = image();
   expect(readRecord(file)).toBeNull();
-  writeRecord(file, RECORD);
-  writeRecord(file, { ...RECORD, role: 'source', generation: 4 });
+  await writeRecord(file, RECORD);
+  await writeRecord(file, { ...RECORD, role: 'source', generation: 4 });
   expect(readRecord(file)).toEqual({ ...RECORD, role: 'source', generation: 4 });
   expect(readdirSync(path.dirname(file)).sort()).toEqual(['disk.raw', 'disk.raw.colo']);
+});
+
+test('a full file system takes a record in place of an old one', async () => {
+  const folder = mkdtempSync(path.join(tmpdir(), 'colo-record-'));
+  execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=64k', 'tmpfs', folder]);
+  onTestFinished(() => {
+    execFileSync('umount', [folder]);
+    rmSync(folder, { recursive: true });
+  });
+  const file = path.join(folder, 'disk.raw');
+  writeFileSync(file, '');
+  await writeRecord(file, { ...RECORD, vm: 'a longer name than the next' });
+  expect(() => writeFileSync(file, Buffer.alloc(1 << 20))).toThrow(/ENOSPC/);
+  await writeRecord(file, { ...RECORD, role: 'source', generation: 4 });
+  expect(readRecord(file)).toEqual({ ...RECORD, role: 'source', generation: 4 });
 });
 
 test('what is no plain file has its record in a folder of ours, under a name of its own', () => {
@@ -58,8 +74,8 @@ test.each([
   expect(() => readRecord(file)).toThrow(`${file}.colo is no disk record`);
 });
 
-test('a record that cannot be written is an error that names the file', () => {
-  expect(() => writeRecord('/proc/version', RECORD)).toThrow(
+test('a record that cannot be written is an error that names the file', async () => {
+  await expect(writeRecord('/proc/version', RECORD)).rejects.toThrow(
     /can't record the disk's generation in \/proc\/version\.colo/,
   );
 });
