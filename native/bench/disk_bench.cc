@@ -12,6 +12,7 @@
 
 #include "../core/descriptors.h"
 #include "../core/disk_export.h"
+#include "../core/error.h"
 #include "../core/nbd_protocol.h"
 #include "../core/socket_io.h"
 

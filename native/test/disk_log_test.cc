@@ -280,6 +280,20 @@ TEST_F(DiskLogTest, ConfirmedEpochsAreForgottenOthersAreNot) {
   EXPECT_EQ(log_.stats().differing_blocks, 1u);
 }
 
+TEST_F(DiskLogTest, CheckpointsThatNobodyConfirmsAreNotRememberedForEver) {
+  begin();
+  std::uint64_t epoch = 0;
+  try {
+    while (++epoch < 1000) {
+      log_.seal(epoch);
+      (void)log_.take_sealed(epoch);
+    }
+  } catch (const Error& error) {
+    EXPECT_STREQ(error.code(), "ERR_COLO_DISK");
+  }
+  EXPECT_LT(epoch, 1000u);
+}
+
 TEST_F(DiskLogTest, WritesToWhatIsStillToBeCopiedAreNotLogged) {
   log_.begin_session(true);
   ASSERT_EQ(log_.next_differing(4), (BlockRun{0, 4}));
