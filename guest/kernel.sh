@@ -1,9 +1,11 @@
 #!/bin/sh
 # Fetches a kernel for the test guest from the distribution, without installing it.
-# Usage: kernel.sh DIR      leaves DIR/vmlinuz, DIR/modules/*.ko (uncompressed) and DIR/modules/order, the order in which to load them
+# Usage: kernel.sh DIR
+# Leaves DIR/vmlinuz, and for a guest with a network DIR/modules/*.ko (uncompressed) and DIR/modules/order, the order in which to load them;
+# DIR/disk-modules has what comes on top for a guest with disks, in *.ko and order-disks.
 set -eu
 export LC_ALL=C
-mkdir -p "$1/modules"
+mkdir -p "$1"
 out=$(cd "$1" && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -40,28 +42,29 @@ fi
 
 modules=$(find root -path '*/lib/modules/*/modules.builtin')
 modules=${modules%/*}
-rm -f "$out"/modules/*
-: >"$out/modules/order"
+rm -rf "$out/modules" "$out/disk-modules"
+mkdir "$out/modules" "$out/disk-modules"
 
-# add_module NAME: the module and before it what it depends on, as the module itself says (modinfo's `depends`).
+# add_module FOLDER/ORDER NAME: the module and before it what it depends on, as the module itself says (modinfo's `depends`).
 add_module() {
-  target=$out/modules/$1.ko
-  [ ! -f "$target" ] || return 0
-  file=$(find "$modules" -name "$(echo "$1" | sed 's/_/[-_]/g').ko*")
+  [ ! -f "$out/modules/$2.ko" ] && [ ! -f "$out/disk-modules/$2.ko" ] || return 0
+  target=$out/${1%/*}/$2.ko
+  file=$(find "$modules" -name "$(echo "$2" | sed 's/_/[-_]/g').ko*")
   case $file in
     *.ko) cp "$file" "$target" ;;
     *.ko.xz) xz -dc "$file" >"$target" ;;
     *.ko.zst) zstd -qdc "$file" >"$target" ;;
     *.ko.gz) gzip -dc "$file" >"$target" ;;
     *)
-      grep -q "/$1\.ko$" "$modules/modules.builtin" || { echo "The kernel has no $1." >&2; exit 1; }
+      grep -q "/$2\.ko$" "$modules/modules.builtin" || { echo "The kernel has no $2." >&2; exit 1; }
       return 0
       ;;
   esac
-  for dependency in $(tr '\0' '\n' <"$target" | sed -n 's/^depends=//p' | tr , ' '); do add_module "$dependency"; done
-  echo "$1.ko" >>"$out/modules/order"
+  for dependency in $(tr '\0' '\n' <"$target" | sed -n 's/^depends=//p' | tr , ' '); do add_module "$1" "$dependency"; done
+  echo "$2.ko" >>"$out/$1"
 }
-add_module virtio_pci
-add_module virtio_net
+for module in virtio_pci virtio_net; do add_module modules/order $module; done
+# ata_piix is the IDE controller of machine type pc; Debian's cloud kernel has none for q35's.
+for module in virtio_blk virtio_scsi ata_piix sd_mod ext4; do add_module disk-modules/order-disks $module; done
 # Last, because it is what says that the kernel is complete.
 mv "$out/vmlinuz.new" "$out/vmlinuz"

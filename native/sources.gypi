@@ -39,6 +39,7 @@
       "native/core/userfaultfd_tracker.cc",
       "native/core/vmstate_mailbox.cc",
       "native/core/worker_pool.cc",
+      "native/core/zero_file.cc",
       "native/core/write_memory.cc"
     ],
     "addon_sources": [

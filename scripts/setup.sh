@@ -50,6 +50,8 @@ find_missing() {
   # The guest has no shared libraries: its busybox and its programs are linked statically.
   has busybox && ! ldd "$(command -v busybox)" >/dev/null 2>&1 || needed busybox-static busybox
   [ -f "$(cc -print-file-name=libc.a 2>/dev/null)" ] || needed libc6-dev glibc-static
+  has mke2fs || needed e2fsprogs e2fsprogs
+  [ -f /usr/include/sqlite3.h ] || needed libsqlite3-dev sqlite-devel
   [ -f /usr/include/gtest/gtest.h ] || needed libgtest-dev gtest-devel
   [ -f /usr/include/benchmark/benchmark.h ] || needed libbenchmark-dev google-benchmark-devel
   [ -f /usr/include/xxhash.h ] || needed libxxhash-dev xxhash-devel

@@ -2,47 +2,50 @@
  * Everything that `npm test` runs, after scripts/setup.sh: lint, the native tests (plain, then under ASan+UBSan and TSan), unit tests,
  * simulation, and the end-to-end tests on real QEMU. Nothing is skipped; the last line counts what ran.
  */
-import { spawnSync } from 'node:child_process';
-import { mkdirSync, readFileSync, rmSync } from 'node:fs';
+import { spawn, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
+import { existsSync, mkdirSync, readFileSync, rmSync } from 'node:fs';
+import { availableParallelism } from 'node:os';
 
 const OUTPUT = '.cache/test';
+const CORES = availableParallelism();
 rmSync(OUTPUT, { recursive: true, force: true });
 mkdirSync(OUTPUT, { recursive: true });
 
 const total = { passed: 0, failed: 0 };
 
-step('lint', () => check('npx', ['biome', 'check', '.']));
-step('types', () => check('npx', ['tsc', '-p', 'tsconfig.json', '--noEmit']));
-step('native format', () => check('sh', ['scripts/lint-native.sh']));
+await step('lint', () => check('npx', ['biome', 'check', '.']));
+await step('types', () => check('npx', ['tsc', '-p', 'tsconfig.json', '--noEmit']));
+await step('native format', () => check('sh', ['scripts/lint-native.sh']));
 for (const sanitizer of ['none', 'address', 'thread'])
-  step(`native tests (sanitizer: ${sanitizer})`, () => nativeTests(sanitizer));
-for (const project of ['unit', 'sim', 'e2e']) step(`${project} tests`, () => vitest(project));
+  await step(`native tests (sanitizer: ${sanitizer})`, () => nativeTests(sanitizer));
+for (const project of ['unit', 'sim', 'e2e']) await step(`${project} tests`, () => vitest(project));
 
 console.log(`${total.passed} passed, ${total.failed} failed`);
 process.exitCode = total.failed === 0 ? 0 : 1;
 
 /** Runs one step and adds what it counted; a step that breaks before it could count is one failure. */
-function step(name, run) {
+async function step(name, body) {
   console.log(`\n== ${name}`);
   const began = performance.now();
-  let counted;
+  let result;
   try {
-    counted = run();
+    result = await body();
   } catch (error) {
     console.error(error.message);
-    counted = { passed: 0, failed: 1 };
+    result = { passed: 0, failed: 1 };
   }
-  total.passed += counted.passed;
-  total.failed += counted.failed;
+  total.passed += result.passed;
+  total.failed += result.failed;
   const seconds = ((performance.now() - began) / 1000).toFixed(1);
-  console.log(`-- ${name}: passed ${counted.passed}, failed ${counted.failed}, in ${seconds} s`);
+  console.log(`-- ${name}: passed ${result.passed}, failed ${result.failed}, in ${seconds} s`);
 }
 
 function check(command, args) {
-  return spawn(command, args) ? { passed: 1, failed: 0 } : { passed: 0, failed: 1 };
+  return run(command, args) ? { passed: 1, failed: 0 } : { passed: 0, failed: 1 };
 }
 
-function nativeTests(sanitizer) {
+async function nativeTests(sanitizer) {
   const folder = `build-test/${sanitizer}`;
   const options = ['-DCOLO_TESTS=ON', `-DCOLO_SANITIZE=${sanitizer === 'none' ? '' : sanitizer}`];
   must('cmake', [
@@ -54,17 +57,37 @@ function nativeTests(sanitizer) {
     ...options,
     '--log-level=WARNING',
   ]);
-  must('cmake', ['--build', folder, '--target', 'core_test', '--parallel', '2', '--', '--quiet']);
-  const report = `${OUTPUT}/native-${sanitizer}.json`;
-  const ended = spawn(`${folder}/core_test`, ['--gtest_brief=1', `--gtest_output=json:${report}`]);
+  must('cmake', ['--build', folder, '--target', 'core_test', '--parallel', `${CORES}`, '--', '--quiet']);
+  const shards = Array.from({ length: CORES }, (_, index) => index);
+  const ended = await Promise.all(
+    shards.map((shard) => nativeShard(`${folder}/core_test`, sanitizer, shard, shards.length)),
+  );
+  return {
+    passed: ended.reduce((sum, { passed }) => sum + passed, 0),
+    failed: ended.reduce((sum, { failed }) => sum + failed, 0),
+  };
+}
+
+/** One process with its share of the tests. Most tests use one core: they wait for a child process, or it waits for them. */
+async function nativeShard(file, sanitizer, shard, shards) {
+  const report = `${OUTPUT}/native-${sanitizer}-${shard}.json`;
+  const child = spawn(file, ['--gtest_brief=1', `--gtest_output=json:${report}`], {
+    stdio: 'inherit',
+    env: { ...process.env, GTEST_TOTAL_SHARDS: `${shards}`, GTEST_SHARD_INDEX: `${shard}` },
+  });
+  const [code, signal] = await once(child, 'exit');
+  if (!existsSync(report)) {
+    console.error(`${file} (shard ${shard}) ended without a report: ${signal ?? `status ${code}`}`);
+    return { passed: 0, failed: 1 };
+  }
   const { tests, failures, errors } = JSON.parse(readFileSync(report, 'utf8'));
-  return counted(tests, failures + errors, ended);
+  return counted(tests, failures + errors, code === 0);
 }
 
 function vitest(project) {
   const report = `${OUTPUT}/${project}.json`;
   const reporters = ['--reporter=default', '--reporter=json', `--outputFile.json=${report}`];
-  const ended = spawn('npx', ['vitest', 'run', '--project', project, ...reporters]);
+  const ended = run('npx', ['vitest', 'run', '--project', project, ...reporters]);
   const { numTotalTests, numPassedTests, numFailedTestSuites } = JSON.parse(readFileSync(report, 'utf8'));
   const failed = numTotalTests - numPassedTests; // a skipped or pending test counts as failed: nothing is skipped here
   return counted(numTotalTests, Math.max(failed, numFailedTestSuites > 0 ? 1 : 0), ended);
@@ -78,10 +101,10 @@ function counted(tests, failed, ended) {
 }
 
 function must(command, args) {
-  if (!spawn(command, args)) throw new Error(`${command} ${args.join(' ')} failed`);
+  if (!run(command, args)) throw new Error(`${command} ${args.join(' ')} failed`);
 }
 
-function spawn(command, args) {
+function run(command, args) {
   const result = spawnSync(command, args, { stdio: 'inherit' });
   if (result.error) throw result.error;
   return result.status === 0;

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "../core/descriptors.h"
+#include "../core/zero_file.h"
 #include "classes.h"
 #include "errors.h"
 
@@ -15,6 +16,10 @@ Napi::Number number(Napi::Env env, std::int64_t value) {
 
 Napi::Value connect_unix_function(const Napi::CallbackInfo& info) {
   return number(info.Env(), connect_unix(argument(info, 0, "path").text()).release());
+}
+
+Napi::Value listen_unix_function(const Napi::CallbackInfo& info) {
+  return number(info.Env(), listen_unix(argument(info, 0, "path").text()).release());
 }
 
 Napi::Value peer_credentials_function(const Napi::CallbackInfo& info) {
@@ -60,6 +65,11 @@ Napi::Value rewind_memory_file_function(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
+Napi::Value reads_as_zeros_function(const Napi::CallbackInfo& info) {
+  const int fd = argument(info, 0, "fd").descriptor();
+  return Napi::Boolean::New(info.Env(), reads_as_zeros(fd, argument(info, 1, "readBytesMax").integer()));
+}
+
 Napi::Value close_fd_function(const Napi::CallbackInfo& info) {
   const int fd = argument(info, 0, "fd").descriptor();
   if (::close(fd) < 0) throw_errno("ERR_COLO_DESCRIPTOR", "can't close descriptor " + std::to_string(fd));
@@ -75,11 +85,13 @@ void define(Napi::Env env, Napi::Object exports, const char* name) {
 
 void define_descriptors(Napi::Env env, Napi::Object exports) {
   define<connect_unix_function>(env, exports, "connectUnix");
+  define<listen_unix_function>(env, exports, "listenUnix");
   define<peer_credentials_function>(env, exports, "peerCredentials");
   define<send_with_fds_function>(env, exports, "sendWithFds");
   define<stream_socket_pair_function>(env, exports, "streamSocketPair");
   define<make_memory_file_function>(env, exports, "makeMemoryFile");
   define<rewind_memory_file_function>(env, exports, "rewindMemoryFile");
+  define<reads_as_zeros_function>(env, exports, "readsAsZeros");
   define<close_fd_function>(env, exports, "closeFd");
 }
 

@@ -37,17 +37,33 @@ void wait_writable(int fd, const char* what) {
   throw_errno("ERR_COLO_SOCKET", what);
 }
 
-}  // namespace
-
-UniqueFd connect_unix(const std::string& path) {
+sockaddr_un unix_address(const std::string& path, const char* doing) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   if (path.empty() || path.size() >= sizeof address.sun_path || path.find('\0') != std::string::npos) {
     throw Error("ERR_COLO_SOCKET", ENAMETOOLONG,
-                "can't connect to '" + path + "': a unix socket's path has 1 to " +
+                std::string("can't ") + doing + " '" + path + "': a unix socket's path has 1 to " +
                     std::to_string(sizeof address.sun_path - 1) + " bytes");
   }
   std::copy(path.begin(), path.end(), address.sun_path);
+  return address;
+}
+
+}  // namespace
+
+UniqueFd listen_unix(const std::string& path) {
+  const sockaddr_un address = unix_address(path, "listen at");
+  UniqueFd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  if (!fd) throw_errno("ERR_COLO_SOCKET", "socket");
+  if (::bind(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) < 0 ||
+      ::listen(fd.get(), SOMAXCONN) < 0) {
+    throw_errno("ERR_COLO_SOCKET", "can't listen at " + path);
+  }
+  return fd;
+}
+
+UniqueFd connect_unix(const std::string& path) {
+  const sockaddr_un address = unix_address(path, "connect to");
   UniqueFd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!fd) throw_errno("ERR_COLO_SOCKET", "socket");
   // Non-blocking on a unix socket never means "in progress": it connects at once or, with a full backlog, not

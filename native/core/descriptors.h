@@ -16,6 +16,11 @@ namespace colo {
 // path in its text.
 UniqueFd connect_unix(const std::string& path);
 
+// Makes a unix stream socket that listens at `path`, CLOEXEC, for QEMU to accept on: a process that may open
+// no path of ours can be given the descriptor. Who may connect is up to the path's folder. Throws
+// ERR_COLO_SOCKET.
+UniqueFd listen_unix(const std::string& path);
+
 // The process that listens on the other end (SO_PEERCRED): for a QMP socket, QEMU itself. Throws
 // ERR_COLO_SOCKET.
 struct PeerCredentials {

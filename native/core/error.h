@@ -6,8 +6,8 @@
 
 namespace colo {
 
-// What every function of the core throws. `code` is stable and documented ("ERR_COLO_..."); programs match on it, people read what().
-// `sys_errno` is the errno behind it, or 0.
+// What every function of the core throws. `code` is stable and documented ("ERR_COLO_..."); programs match on
+// it, people read what(). `sys_errno` is the errno behind it, or 0.
 class Error : public std::runtime_error {
  public:
   Error(const char* code, int sys_errno, const std::string& what);
@@ -27,7 +27,7 @@ class Error : public std::runtime_error {
 
 }  // namespace colo
 
-// On in every build type: these guard the invariants that protect data. CMake's release types define NDEBUG, which assert() obeys and this
-// does not.
+// On in every build type: these guard the invariants that protect data. CMake's release types define NDEBUG,
+// which assert() obeys and this does not.
 #define COLO_ASSERT(expression) \
   (static_cast<bool>(expression) ? (void)0 : ::colo::assertion_failed(#expression, __FILE__, __LINE__))

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 
 #include <cstdint>
@@ -27,14 +28,20 @@ struct BlockSpec {
   std::uint64_t pages = 0;
 };
 
-// Asks the kernel for huge pages as long as it lives.
+// Asks the kernel for huge pages as long as it lives. The kernel has one number of them for everybody, and
+// other tests may run beside this one: they take turns.
 class HugePages {
  public:
-  explicit HugePages(unsigned pages) : before_(read()) {
+  explicit HugePages(unsigned pages) : turn_(::open(kPath, O_RDONLY | O_CLOEXEC)) {
+    if (::flock(turn_.get(), LOCK_EX) != 0) turn_.reset();
+    if (!turn_) return;
+    before_ = read();
     write(before_ + pages);
     granted_ = read() >= before_ + pages;
   }
-  ~HugePages() { write(before_); }
+  ~HugePages() {
+    if (turn_) write(before_);
+  }
   bool granted() const { return granted_; }
 
  private:
@@ -46,8 +53,9 @@ class HugePages {
   }
   static void write(unsigned pages) { std::ofstream(kPath) << pages; }
 
-  unsigned before_;
-  bool granted_;
+  UniqueFd turn_;
+  unsigned before_ = 0;
+  bool granted_ = false;
 };
 
 // Carries out one command at a time; every call returns when the child has done it. The child's main thread

@@ -54,6 +54,7 @@ class ChildProcess {
   ~ChildProcess() { kill(); }
 
   pid_t pid() const { return pid_; }
+  int socket() const { return socket_.get(); }
 
   template <typename T>
   void send(const T& message) {

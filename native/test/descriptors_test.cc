@@ -53,6 +53,21 @@ std::string error_text(const std::string& path) {
   return "connected";
 }
 
+TEST(ListenUnix, TakesConnectionsUntilItsPathIsGone) {
+  const std::string path = "/tmp/colo-listen-" + std::to_string(::getpid());
+  const UniqueFd listener = listen_unix(path);
+  EXPECT_EQ(::fcntl(listener.get(), F_GETFD) & FD_CLOEXEC, FD_CLOEXEC);
+  EXPECT_THROW(listen_unix(path), Error);  // in use
+  const UniqueFd client = connect_unix(path);
+  ::unlink(path.c_str());
+  EXPECT_THROW(connect_unix(path), Error);
+  const UniqueFd served(::accept(listener.get(), nullptr, nullptr));
+  ASSERT_EQ(::send(client.get(), "x", 1, 0), 1);
+  char byte = 0;
+  EXPECT_EQ(::recv(served.get(), &byte, 1, 0), 1);
+  EXPECT_THROW(listen_unix(std::string(200, 'x')), Error);
+}
+
 TEST(ConnectUnix, ConnectsAndKnowsThePeer) {
   UnixListener listener(1);
   const UniqueFd fd = connect_unix(listener.path());

@@ -25,6 +25,7 @@ export interface PrimaryAgentOptions {
   threads: number;
   syncBytesPerSecond: number;
   gateLimitBytes: number;
+  diskBufferBytes: number;
   exceptions: AcceptedExceptions;
   log: Log;
 }
@@ -66,7 +67,9 @@ export class PrimaryAgent {
       mode: options.mode,
       connections: options.connections,
       description: vm.description,
-      generation: 1,
+      copiesDisks: vm.disks.any,
+      lineage: vm.disks.lineage,
+      generation: vm.disks.generation,
       timings: options.timings,
       foundClosedGate: vm.foundClosedGate,
     });
@@ -119,7 +122,9 @@ export class PrimaryAgent {
       tracker: tracker.kind,
       trackerReason: tracker.reason,
       ungated: this.#options.exceptions.ungatedNics,
+      disks: this.#vm.disks.status(),
       ungatedDisks: this.#options.exceptions.ungatedDisks,
+      sharedDisks: this.#options.exceptions.sharedDisks,
     };
   }
 

@@ -61,6 +61,11 @@ export class PrimaryMeters {
     this.#sync = null;
   }
 
+  /** A copy begins: of the disks, then of RAM. */
+  syncBegins(): void {
+    this.#sync = null;
+  }
+
   stopIssued(epoch: number): void {
     this.#stopIssuedAtMs = monotonicMs();
     this.#begunAtMs.set(epoch, this.#stopIssuedAtMs);
@@ -80,7 +85,8 @@ export class PrimaryMeters {
   }
 
   syncProgress(progress: SyncProgress): void {
-    this.#sync ??= { startedAtMs: monotonicMs(), progress };
+    this.#sync ??= { startedAtMs: monotonicMs(), progress: { ...progress, wireBytes: 0 } };
+    this.#sentBytes += progress.wireBytes - this.#sync.progress.wireBytes;
     this.#sync.progress = progress;
   }
 

@@ -8,6 +8,7 @@ import {
   type TrackerInfo,
 } from '../native/binding.ts';
 import type { PrimaryEffect, PrimaryEvent, PrimaryStep } from '../protocol/machine.ts';
+import type { Lineage } from '../protocol/messages.ts';
 import { QmpClient } from '../qmp/client.ts';
 import { describeVm, type VmDescription } from '../vm/description.ts';
 import { findLeftovers, type GateWiring, handOver, install, removeLeftovers } from '../vm/gate-wiring.ts';
@@ -18,6 +19,7 @@ import { ShutdownAction } from '../vm/shutdown-action.ts';
 import { VmstateFile } from '../vm/vmstate.ts';
 import type { HostPort } from './peer-address.ts';
 import type { PrimaryAgentOptions } from './primary-agent.ts';
+import { PrimaryDisks } from './primary-disks.ts';
 import type { PrimaryMeters } from './primary-meters.ts';
 import { RunState } from './run-state.ts';
 import { SerialQueue } from './serial-queue.ts';
@@ -32,11 +34,15 @@ export interface PrimaryVmListener {
 /** How long QEMU may take to obey `quit` before it is killed. */
 const QUIT_TIMEOUT_MS = 2000;
 
+/** What fails when QEMU dies, though it is no QMP command. */
+const NEEDS_QEMU: ReadonlySet<PrimaryStep> = new Set(['disks', 'sync', 'transmit']);
+
 interface Parts {
   qmp: QmpClient;
   engine: PrimaryEngine;
   vmstate: VmstateFile;
   nics: Nic[];
+  disks: PrimaryDisks;
   shutdownAction: ShutdownAction;
   description: VmDescription;
   foundClosedGate: boolean;
@@ -46,13 +52,16 @@ interface Parts {
 export async function attachPrimary(options: PrimaryAgentOptions): Promise<PrimaryVm> {
   const qmp = await QmpClient.connect(options.qmpPath);
   let engine: PrimaryEngine | null = null;
+  let disks: PrimaryDisks | null = null;
   try {
     const pid = qmp.peer.pid;
     await assertProtectable(qmp, pid, options.exceptions);
     const foundClosedGate = (await findLeftovers(qmp)).gate;
     const nics = (await findNics(qmp, pid)).filter((nic) => !isUngated(nic, options.exceptions.ungatedNics));
     const blocks = await findRamBlocks(qmp, pid);
-    const description = await describeVm(qmp, pid, blocks);
+    const { vm, diskBufferBytes: bufferBytes, exceptions, log } = options;
+    disks = await PrimaryDisks.attach(qmp, { vm, bufferBytes, exceptions, log });
+    const description = await describeVm(qmp, pid, blocks, options.exceptions);
     const shutdownAction = ShutdownAction.of(pid);
     const vmstate = await VmstateFile.attach(qmp);
     engine = new native.PrimaryEngine({
@@ -62,18 +71,21 @@ export async function attachPrimary(options: PrimaryAgentOptions): Promise<Prima
       shadow: options.shadow,
       tracker: options.tracker,
       stagingResidentBytes: 64 * 1024 * 1024,
+      disks: disks.exports,
     });
     return new PrimaryVm(options, {
       qmp,
       engine,
       vmstate,
       nics,
+      disks,
       shutdownAction,
       description,
       foundClosedGate,
     });
   } catch (error) {
     engine?.close();
+    disks?.close();
     qmp.close();
     throw error;
   }
@@ -124,7 +136,12 @@ export class PrimaryVm {
   /** Events flow from here on. */
   listen(listener: PrimaryVmListener): void {
     this.#listener = listener;
-    const { qmp } = this.#parts;
+    const { qmp, disks } = this.#parts;
+    disks.listen({
+      onPressure: () => this.#emit({ type: 'pressure' }),
+      onMirrorEnded: (reason) => this.#failed('disks', reason),
+      onExportFailed: (reason) => void this.#failedUnlessGone('disks', reason),
+    });
     qmp.onEvent('SHUTDOWN', (event) => this.#onShutdown(event.data.guest));
     qmp.onEvent('RESET', () => this.#emit({ type: 'vm-reset' }));
     qmp.onClosed((reason) => this.#lost(`the QMP connection ended: ${reason}`));
@@ -134,6 +151,10 @@ export class PrimaryVm {
     return this.#gate?.stats() ?? { heldFrames: 0, heldBytes: 0, droppedFrames: 0 };
   }
 
+  get disks(): PrimaryDisks {
+    return this.#parts.disks;
+  }
+
   /** Begins what `effect` asks for; its answer comes as an event. */
   perform(
     effect: Exclude<PrimaryEffect, { type: 'connect' | 'disconnect' | 'send' | 'state' | 'finished' }>,
@@ -141,7 +162,7 @@ export class PrimaryVm {
     generation: number,
     meters: PrimaryMeters,
   ): void {
-    const { engine, vmstate } = this.#parts;
+    const { engine, vmstate, disks } = this.#parts;
     switch (effect.type) {
       case 'install-gate':
         this.#step(
@@ -151,7 +172,14 @@ export class PrimaryVm {
         );
         break;
       case 'hand-over':
-        void this.#queue.run(() => this.#handOver()).then(() => this.#emit({ type: 'handed-over' }));
+        void this.#queue
+          .run(() => this.#handOver(generation))
+          .then(() => this.#emit({ type: 'handed-over' }));
+        break;
+      case 'sync-disks':
+        this.#step('disks', this.#syncDisks(effect.lineages, generation, meters), () => ({
+          type: 'disks-synced',
+        }));
         break;
       case 'protect':
         this.#step(
@@ -177,6 +205,7 @@ export class PrimaryVm {
         break;
       case 'disconnect-bulk':
         engine.disconnect();
+        disks.sessionEnded();
         break;
       case 'sync':
         this.#step(
@@ -189,6 +218,7 @@ export class PrimaryVm {
         break;
       case 'stop-and-save':
         meters.stopIssued(effect.epoch);
+        engine.hurry();
         void this.#queue.run(() => this.#stopAndSave(effect.epoch));
         break;
       case 'capture':
@@ -226,6 +256,9 @@ export class PrimaryVm {
       case 'release-output':
         this.#release(effect.epoch);
         break;
+      case 'confirm-disks':
+        engine.confirm(effect.epoch);
+        break;
       case 'quit-vm':
         void this.#queue.run(() => this.#quit());
         break;
@@ -234,11 +267,12 @@ export class PrimaryVm {
 
   /** Takes everything off the VM that is still on it. A living VM keeps its network: what was held has been handed over before. */
   async detach(): Promise<void> {
-    const { qmp, engine, vmstate } = this.#parts;
+    const { qmp, engine, vmstate, disks } = this.#parts;
     if (!this.#gone) {
       await this.#queue
         .run(async () => {
           await this.#handOver();
+          await disks.detach();
           await vmstate.detach(qmp);
         })
         .catch((error: Error) => {
@@ -249,6 +283,7 @@ export class PrimaryVm {
     await this.#queue.run(async () => {}); // what is under way, a quit say, comes to its end
     this.#gone = true;
     engine.close();
+    disks.close();
     this.#gate?.close();
     this.#watch.close();
     qmp.close();
@@ -261,15 +296,35 @@ export class PrimaryVm {
       limitBytes: this.#options.gateLimitBytes,
       pressureBytes: Math.floor(this.#options.gateLimitBytes * 0.75),
       onOutputHeld: () => this.#emit({ type: 'output-held' }),
-      onPressure: () => this.#emit({ type: 'gate-pressure' }),
-      onBroken: (reason) => void this.#onGateBroken(reason),
+      onPressure: () => this.#emit({ type: 'pressure' }),
+      onBroken: (reason) => void this.#failedUnlessGone('gate', reason),
     });
     this.#gate = gate;
     this.#wiring = await install(qmp, nics, gate);
     await shutdownAction.pause(qmp);
   }
 
-  async #handOver(): Promise<void> {
+  async #syncDisks(
+    lineages: readonly (Lineage | null)[],
+    generation: number,
+    meters: PrimaryMeters,
+  ): Promise<void> {
+    const { qmp, engine, disks } = this.#parts;
+    disks.record(generation);
+    meters.syncBegins();
+    await disks.sync(qmp, engine, lineages, (allDiffer) =>
+      this.#onEngine(() =>
+        engine.syncDisks(allDiffer, this.#options.syncBytesPerSecond, (progress) =>
+          meters.syncProgress(progress),
+        ),
+      ),
+    );
+    meters.syncBegins();
+  }
+
+  /** `generation`: that in which the VM goes on alone, unless it doesn't. */
+  async #handOver(generation: number | null = null): Promise<void> {
+    if (generation !== null) this.#recordGeneration(generation);
     const gate = this.#gate;
     const wiring = this.#wiring;
     this.#gate = null;
@@ -291,6 +346,17 @@ export class PrimaryVm {
     } finally {
       gate?.close();
       await this.#resumeAfterAll();
+    }
+  }
+
+  /** INVARIANT 7 before INVARIANT 4: a record that can't be written must not cost the VM its network. */
+  #recordGeneration(generation: number): void {
+    try {
+      this.#parts.disks.record(generation);
+    } catch (error) {
+      this.#options.log.error('the generation is not recorded beside the disks', {
+        error: (error as Error).message,
+      });
     }
   }
 
@@ -337,14 +403,17 @@ export class PrimaryVm {
     this.#releasable = null;
   }
 
-  /** QEMU's end of a socket closes before its death is known otherwise: only a QEMU that still answers has a broken gate. */
-  async #onGateBroken(reason: string): Promise<void> {
+  /**
+   * QEMU's ends of sockets close before its death is known otherwise: only with a QEMU that still answers has a gate, a mirror or a checkpoint that
+   * needs one failed by itself. Told otherwise, the standby would take the primary for alive, and not take over.
+   */
+  async #failedUnlessGone(step: PrimaryStep, error: unknown): Promise<void> {
     try {
       await this.#parts.qmp.execute('query-status');
     } catch {
       return; // the loss of the VM is reported by whoever notices it
     }
-    this.#failed('gate', reason);
+    this.#failed(step, error);
   }
 
   /** INVARIANT 4: destroys the VM, and resolves when its process has ended. Its gate is not opened on the way. */
@@ -380,7 +449,10 @@ export class PrimaryVm {
   #step<T>(step: PrimaryStep, work: Promise<T>, answer: (result: T) => EventBody): void {
     work.then(
       (result) => this.#emit(answer(result)),
-      (error) => this.#failed(step, error),
+      (error) => {
+        if (NEEDS_QEMU.has(step)) void this.#failedUnlessGone(step, error);
+        else this.#failed(step, error);
+      },
     );
   }
 

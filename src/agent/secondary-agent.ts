@@ -17,6 +17,7 @@ export interface SecondaryAgentOptions {
   qmpPath: string;
   listen: HostPort;
   autoFailover: boolean;
+  overwriteDisks: readonly string[];
   timings: Timings;
   log: Log;
 }
@@ -47,7 +48,7 @@ export class SecondaryAgent {
 
   /** Attaches to a VM started with -S and listens. Throws NotAStandbyError, QmpError or NativeError. */
   static async attach(options: SecondaryAgentOptions): Promise<SecondaryAgent> {
-    const vm = await attachStandby(options.qmpPath, options.log);
+    const vm = await attachStandby(options);
     try {
       return new SecondaryAgent(options, vm);
     } catch (error) {
@@ -125,6 +126,7 @@ export class SecondaryAgent {
       autoFailover: this.#options.autoFailover,
       receivedBytes: this.#vm.receivedBytes,
       checkpoints: this.#vm.checkpoints,
+      disks: this.#vm.disks.map(({ id, file, sizeBytes }) => ({ id, file, sizeBytes })),
       flushMs: this.#vm.flushMs.summary(),
       loadMs: this.#vm.loadMs.summary(),
     };

@@ -2,6 +2,7 @@
 import { randomBytes } from 'node:crypto';
 import { type NativeError, native, type ProcessWatch, type StandbyEngine } from '../native/binding.ts';
 import type { SecondaryEffect, SecondaryEvent } from '../protocol/machine.ts';
+import type { Lineage } from '../protocol/messages.ts';
 import { QmpClient } from '../qmp/client.ts';
 import { compare, compareSections } from '../vm/compatibility.ts';
 import { describeVm, type VmDescription } from '../vm/description.ts';
@@ -9,10 +10,12 @@ import { findOverwrittenRanges, type OverwrittenRange } from '../vm/load-overwri
 import { Mailbox } from '../vm/mailbox.ts';
 import { assertUsableAsStandby } from '../vm/preflight.ts';
 import { findRamBlocks, type RamBlock } from '../vm/ram-blocks.ts';
+import { type PrimaryOfDisks, type StandbyDisk, StandbyDisks } from '../vm/standby-disks.ts';
 import { VmstateFile } from '../vm/vmstate.ts';
 import { monotonicMs } from './driver.ts';
 import type { Log } from './log.ts';
 import { Samples } from './samples.ts';
+import type { SecondaryAgentOptions } from './secondary-agent.ts';
 import { SerialQueue } from './serial-queue.ts';
 
 type EventBody = SecondaryEvent extends infer E
@@ -21,12 +24,16 @@ type EventBody = SecondaryEvent extends infer E
     : never
   : never;
 
+type Effect<Type extends SecondaryEffect['type']> = Extract<SecondaryEffect, { type: Type }>;
+
 /** `cont` after a failover: the switches on the way learn the new port from these packets (QEMU's `announce-self`). */
 const ANNOUNCE = { initial: 50, max: 550, rounds: 5, step: 50 };
 const QUIT_TIMEOUT_MS = 2000;
 
 interface Parts {
+  vm: string;
   qmp: QmpClient;
+  disks: StandbyDisks;
   mailbox: Mailbox;
   blocks: RamBlock[];
   overwritten: OverwrittenRange[];
@@ -38,7 +45,12 @@ export class NotAStandbyError extends Error {
 }
 
 /** Attaches to a VM that was started with -S and has not run. Throws NotAStandbyError when it runs. */
-export async function attachStandby(qmpPath: string, log: Log): Promise<StandbyVm> {
+export async function attachStandby({
+  vm,
+  qmpPath,
+  overwriteDisks,
+  log,
+}: SecondaryAgentOptions): Promise<StandbyVm> {
   const qmp = await QmpClient.connect(qmpPath);
   try {
     const { running, status } = await qmp.execute('query-status');
@@ -53,7 +65,8 @@ export async function attachStandby(qmpPath: string, log: Log): Promise<StandbyV
     const description = await describeWithSections(qmp, pid, blocks);
     const overwritten = await findOverwrittenRanges(qmp, blocks);
     const mailbox = await Mailbox.attach(qmp);
-    return new StandbyVm({ qmp, mailbox, blocks, overwritten, description }, log);
+    const disks = new StandbyDisks(qmp, overwriteDisks);
+    return new StandbyVm({ vm, qmp, disks, mailbox, blocks, overwritten, description }, log);
   } catch (error) {
     qmp.close();
     throw error;
@@ -64,7 +77,7 @@ export async function attachStandby(qmpPath: string, log: Log): Promise<StandbyV
 async function describeWithSections(qmp: QmpClient, pid: number, blocks: RamBlock[]): Promise<VmDescription> {
   const vmstate = await VmstateFile.attach(qmp);
   try {
-    return await describeVm(qmp, pid, blocks, vmstate);
+    return await describeVm(qmp, pid, blocks, undefined, vmstate);
   } finally {
     await vmstate.detach(qmp);
   }
@@ -87,6 +100,11 @@ export class StandbyVm {
   /** This session's device states have the sections that this QEMU expects. */
   #sectionsChecked = false;
   #onEvent: (event: EventBody) => void = () => {};
+  /** The primary whose disks these are copies of, and what they were copies of before it came. */
+  #source: PrimaryOfDisks | null = null;
+  #lineages: (Lineage | null)[] = [];
+  /** The records say that the copies are whole. */
+  #wholeCopy = false;
   #mailboxAttached = true;
   #gone = false;
 
@@ -96,6 +114,10 @@ export class StandbyVm {
     this.pid = parts.qmp.peer.pid;
     this.#blockNames = parts.blocks.map((block) => block.name);
     this.#watch = new native.ProcessWatch(this.pid, () => this.#lost('the QEMU process ended'));
+  }
+
+  get disks(): readonly StandbyDisk[] {
+    return this.#parts.disks.disks;
   }
 
   listen(onEvent: (event: EventBody) => void): void {
@@ -120,10 +142,10 @@ export class StandbyVm {
   perform(effect: Exclude<SecondaryEffect, { type: 'send' | 'disconnect' | 'state' | 'finished' }>): void {
     switch (effect.type) {
       case 'compare':
-        this.#compare(effect.description);
+        void this.#queue.run(() => this.#compare(effect));
         break;
       case 'open-session':
-        void this.#queue.run(async () => this.#openSession(effect.generation, effect.connections));
+        void this.#queue.run(async () => this.#openSession(effect));
         break;
       case 'open-epoch':
         this.#engine?.openEpoch(effect.epoch);
@@ -138,7 +160,7 @@ export class StandbyVm {
         this.#engine?.closeSession();
         break;
       case 'promote':
-        void this.#queue.run(() => this.#promote());
+        void this.#queue.run(() => this.#promote(effect.generation));
         break;
       case 'quit-vm':
         void this.#queue.run(() => this.#quit());
@@ -150,21 +172,42 @@ export class StandbyVm {
   async detach(): Promise<void> {
     const { qmp } = this.#parts;
     this.#engine?.close();
+    this.#parts.disks.close();
     if (!this.#gone) await this.#queue.run(() => this.#removeMailbox());
     this.#gone = true;
     this.#watch.close();
     qmp.close();
   }
 
-  #compare(description: unknown): void {
+  async #compare({ description, generation, lineage }: Effect<'compare'>): Promise<void> {
     const differences = compare(description, this.#parts.description);
-    if (differences.length === 0)
-      this.#blockNames = (description as VmDescription).ramBlocks.map((block) => block.name);
+    if (differences.length === 0) {
+      const primary = description as VmDescription;
+      this.#blockNames = primary.ramBlocks.map((block) => block.name);
+      differences.push(...(await this.#acceptDisks(primary, generation, lineage)));
+    }
     this.#onEvent({ type: 'compared', difference: differences.length === 0 ? null : differences.join('; ') });
   }
 
-  #openSession(generation: number, connections: number): void {
-    const { blocks, mailbox, description } = this.#parts;
+  async #acceptDisks(primary: VmDescription, generation: number, lineage: Lineage): Promise<string[]> {
+    const { vm, disks } = this.#parts;
+    const source = { vm, generation, lineage, disks: primary.disks };
+    try {
+      const problems = await disks.accept(source);
+      if (problems.length > 0) return problems;
+      this.#lineages = disks.lineages();
+      // INVARIANT 4: recorded before a byte of this primary can come.
+      disks.record('copying', source);
+      this.#source = source;
+      this.#wholeCopy = false;
+      return [];
+    } catch (error) {
+      return [(error as Error).message];
+    }
+  }
+
+  #openSession({ generation, connections }: Effect<'open-session'>): void {
+    const { blocks, disks, mailbox, description } = this.#parts;
     this.#engine?.close();
     const engine = new native.StandbyEngine({
       pid: this.pid,
@@ -179,6 +222,7 @@ export class StandbyVm {
         offsetBytes,
         sizeBytes,
       })),
+      disks: disks.disks.map(({ id, fd, sizeBytes }) => ({ id, fd, sizeBytes })),
       stagingLimitBytes: 0,
       onStaged: (checkpoint) => {
         this.receivedBytes += checkpoint.wireBytes;
@@ -192,7 +236,7 @@ export class StandbyVm {
     const token = randomBytes(16);
     engine.openSession(token, generation, connections);
     this.#engine = engine;
-    this.#onEvent({ type: 'session-opened', bulkToken: token.toString('hex') });
+    this.#onEvent({ type: 'session-opened', bulkToken: token.toString('hex'), lineages: this.#lineages });
   }
 
   async #flush(epoch: number): Promise<void> {
@@ -213,6 +257,8 @@ export class StandbyVm {
       this.#checkSections(epoch);
       await this.#parts.mailbox.load(this.#parts.qmp);
       this.#engine?.restorePreserved();
+      if (this.#source && !this.#wholeCopy) this.#parts.disks.record('copy', this.#source);
+      this.#wholeCopy = true;
     } catch (error) {
       this.#onEvent({ type: 'load-failed', epoch, reason: (error as Error).message });
       return;
@@ -236,9 +282,13 @@ export class StandbyVm {
     this.#sectionsChecked = true;
   }
 
-  async #promote(): Promise<void> {
-    const { qmp } = this.#parts;
+  async #promote(generation: number): Promise<void> {
+    const { qmp, disks } = this.#parts;
     try {
+      // What the guest was told is durable has to be, on this host too; and whoever asks later must find here that this disk is the newest
+      // (INVARIANT 4). Both before the guest's first write.
+      await this.#engine?.syncDisks();
+      if (this.#source) disks.record('source', { ...this.#source, generation });
       await Promise.all([qmp.execute('cont'), qmp.execute('announce-self', ANNOUNCE)]);
     } catch (error) {
       this.#onEvent({ type: 'promote-failed', reason: (error as Error).message });
@@ -247,6 +297,7 @@ export class StandbyVm {
     this.#onEvent({ type: 'promoted' });
     this.#engine?.close();
     this.#engine = null;
+    disks.close();
     await this.#removeMailbox();
   }
 

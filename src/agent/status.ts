@@ -17,6 +17,19 @@ export interface CommonStatus {
   qemuPid: number;
 }
 
+export interface DiskStatus {
+  id: string;
+  /** `copying`: the standby's is being brought up to date. `mirrored`: it follows the checkpoints. `absent`: there is none, differences are remembered. */
+  state: 'copying' | 'mirrored' | 'absent';
+  sizeBytes: number;
+  /** What the standby lacks, as far as is known here; whole blocks. */
+  differingBytes: number;
+  /** Writes of the guest that wait for their checkpoint. */
+  loggedBytes: number;
+  /** Since the agent began. */
+  writes: number;
+}
+
 export interface PrimaryStatus extends CommonStatus {
   role: 'primary';
   mode: Mode;
@@ -34,6 +47,7 @@ export interface PrimaryStatus extends CommonStatus {
   dirtyPages: { last: number | null; p50: number | null };
   /** Where the last pause went, in microseconds. */
   pauseStepsUs: { stop: number; seal: number; scan: number; copy: number; save: number; cont: number } | null;
+  /** First copies and checkpoints. */
   sentBytes: number;
   heldFrames: number;
   heldBytes: number;
@@ -42,7 +56,9 @@ export interface PrimaryStatus extends CommonStatus {
   tracker: 'userfaultfd' | 'compare' | null;
   trackerReason: string;
   ungated: readonly string[];
+  disks: readonly DiskStatus[];
   ungatedDisks: readonly string[];
+  sharedDisks: readonly string[];
 }
 
 export interface SecondaryStatus extends CommonStatus {
@@ -51,6 +67,7 @@ export interface SecondaryStatus extends CommonStatus {
   autoFailover: boolean;
   receivedBytes: number;
   checkpoints: number;
+  disks: readonly { id: string; file: string; sizeBytes: number }[];
   flushMs: Summary;
   loadMs: Summary;
 }

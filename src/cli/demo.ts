@@ -22,14 +22,17 @@ export function demoCommand(): Command {
     });
 }
 
-function summary({ result, qemu, checkpoints, pauseMs, failoverMs, stream }: DemoResult): string {
+function summary({ result, qemu, checkpoints, pauseMs, failoverMs, stream, disk }: DemoResult): string {
   const word =
-    result === 'ok' ? 'The guest outlived its host.' : 'FAILED: the stream did not go on unbroken.';
+    result === 'ok'
+      ? 'The guest outlived its host.'
+      : 'FAILED: the stream did not go on unbroken, or the disk is not of the same moment as memory.';
   return [
     '',
     word,
     `  QEMU ${qemu}, ${checkpoints} checkpoints; the guest stood for ${pauseMs.p50} ms at the median, ${pauseMs.p99} ms at the 99th percentile`,
     `  the client waited ${failoverMs} ms from the kill to the first new byte`,
     `  its stream: ${stream.received} lines, ${stream.gaps} gaps, ${stream.regressions} regressions, one connection`,
+    `  its disk: ${disk.writes} writes, ${disk.mismatches} mismatches`,
   ].join('\n');
 }

@@ -27,6 +27,8 @@ interface PrimaryCliOptions extends SharedOptions {
   peerTimeout: number;
   ungated: string[];
   ungatedDisk: string[];
+  sharedDisk: string[];
+  diskBuffer: number;
 }
 
 export function primaryCommand(): Command {
@@ -80,10 +82,17 @@ export function primaryCommand(): Command {
     )
     .option(
       '--ungated-disk <id>',
-      'accept this writable disk although it is not copied; may be given several times',
+      "don't copy this writable disk: the standby can do without its content; may be given several times",
       collect,
       [],
     )
+    .option(
+      '--shared-disk <id>',
+      'both hosts reach this very disk: it is not copied. Safe only for what must not be ahead of memory; may be given several times',
+      collect,
+      [],
+    )
+    .option('--disk-buffer <mib>', "hold at most so many of a disk's writes", integer(4, 4096), 64)
     .action(runPrimary);
 }
 
@@ -148,7 +157,12 @@ function agentOptions(options: PrimaryCliOptions, log: Log) {
     threads: options.threads,
     syncBytesPerSecond: options.syncRate * 1024 * 1024,
     gateLimitBytes: options.gateLimit * 1024 * 1024,
-    exceptions: { ungatedNics: options.ungated, ungatedDisks: options.ungatedDisk },
+    diskBufferBytes: options.diskBuffer * 1024 * 1024,
+    exceptions: {
+      ungatedNics: options.ungated,
+      ungatedDisks: options.ungatedDisk,
+      sharedDisks: options.sharedDisk,
+    },
     log,
   };
 }

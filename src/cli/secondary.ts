@@ -6,7 +6,7 @@ import { SecondaryAgent, type SecondaryOutcome } from '../agent/secondary-agent.
 import { DEFAULT_TIMINGS } from '../protocol/machine.ts';
 import { defaultControlPath } from './control-path.ts';
 import { EXIT } from './exit-codes.ts';
-import { integer, listenAddress } from './option-parsers.ts';
+import { collect, integer, listenAddress } from './option-parsers.ts';
 import { type SharedOptions, withSharedOptions } from './shared-options.ts';
 import { onTerminationSignal } from './signals.ts';
 
@@ -14,6 +14,7 @@ interface SecondaryCliOptions extends SharedOptions {
   listen: HostPort;
   autoFailover: boolean;
   peerTimeout: number;
+  overwriteDisk: string[];
 }
 
 export function secondaryCommand(): Command {
@@ -36,6 +37,12 @@ export function secondaryCommand(): Command {
       integer(200, 600_000),
       DEFAULT_TIMINGS.peerTimeoutMs,
     )
+    .option(
+      '--overwrite-disk <id>',
+      'give up whatever is on this disk, also when it may be the newer one; may be given several times',
+      collect,
+      [],
+    )
     .action(runSecondary);
 }
 
@@ -51,6 +58,7 @@ async function runSecondary(options: SecondaryCliOptions): Promise<void> {
     qmpPath: options.qmp,
     listen: options.listen,
     autoFailover: options.autoFailover,
+    overwriteDisks: options.overwriteDisk,
     timings: {
       ...DEFAULT_TIMINGS,
       peerTimeoutMs: options.peerTimeout,

@@ -1,5 +1,5 @@
 import type { Summary } from '../agent/samples.ts';
-import type { Status } from '../agent/status.ts';
+import type { DiskStatus, Status } from '../agent/status.ts';
 
 /** A status for people: a word, the reason, and the figures that matter for the role. */
 export function statusText(status: Status): string {
@@ -25,24 +25,35 @@ export function statusText(status: Status): string {
         `${summaryText(status.pauseMs, 'ms')}; ${(status.pauseShare * 100).toFixed(1)} % of the time`,
       ],
       ['dirty pages', `${status.dirtyPages.last ?? '-'} (p50 ${status.dirtyPages.p50 ?? '-'})`],
-      ['sent', `${(status.sentBytes / 1e6).toFixed(1)} MB`],
+      ['sent', megabytes(status.sentBytes)],
       [
         'held output',
         `${status.heldFrames} frames, ${status.heldBytes} bytes; dropped ${status.droppedFrames}`,
       ],
+      ...status.disks.map((disk): [string, string] => [`disk ${disk.id}`, diskText(disk)]),
       ['tracker', status.trackerReason ? `${status.tracker} (${status.trackerReason})` : `${status.tracker}`],
     );
   } else {
     rows.push(
       ['listens at', status.listen],
       ['automatic failover', status.autoFailover ? 'on' : 'off'],
-      ['checkpoints', `${status.checkpoints}, ${(status.receivedBytes / 1e6).toFixed(1)} MB`],
+      ['checkpoints', `${status.checkpoints}, ${megabytes(status.receivedBytes)}`],
+      ...status.disks.map(({ id, file }): [string, string] => [`disk ${id}`, file]),
       ['flush', summaryText(status.flushMs, 'ms')],
       ['load', summaryText(status.loadMs, 'ms')],
     );
   }
   const width = Math.max(...rows.map(([name]) => name.length));
   return rows.map(([name, value]) => `${name.padEnd(width)}  ${value}`).join('\n');
+}
+
+function diskText({ state, sizeBytes, differingBytes, loggedBytes, writes }: DiskStatus): string {
+  const lacking = differingBytes > 0 ? `, the standby lacks ${megabytes(differingBytes)}` : '';
+  return `${state}, ${megabytes(sizeBytes)}${lacking}; ${writes} writes, ${megabytes(loggedBytes)} wait`;
+}
+
+function megabytes(bytes: number): string {
+  return `${(bytes / 1e6).toFixed(1)} MB`;
 }
 
 function summaryText(summary: Summary, unit: string): string {

@@ -6,6 +6,8 @@ import type { PrimaryStatus } from '../agent/status.ts';
 import { TestAgent } from '../testbed/agents.ts';
 import { Cleanup } from '../testbed/cleanup.ts';
 import { checkMemory, StreamClient } from '../testbed/client.ts';
+import { type DiskCheck, readDisks } from '../testbed/disk-clients.ts';
+import { type DiskOptions, standbyDisks } from '../testbed/disks.ts';
 import { TestNetwork } from '../testbed/network.ts';
 import { TestVm, type VmOptions } from '../testbed/vm.ts';
 import { monotonicMs, waitFor } from '../testbed/wait.ts';
@@ -18,13 +20,16 @@ export interface DemoResult {
   /** The client's view: from the kill to the first new byte. */
   failoverMs: number;
   stream: { received: number; gaps: number; regressions: number };
+  /** What the guest wrote, and how often a sector was not what its memory said. */
+  disk: { writes: number; mismatches: number };
 }
 
 /** Seconds of protected running that are shown before the kill, and of running on the standby after it. */
 const SECONDS_BEFORE = 5;
 const SECONDS_AFTER = 3;
 const VM_NAME = 'demo';
-const GUEST_APPEND = 'colo.services=counter,memcheck colo.memcheck=8 colo.dirty=100,20';
+const GUEST_APPEND = 'colo.services=counter,memcheck,diskcheck colo.memcheck=8 colo.dirty=100,20';
+const DISKS: DiskOptions[] = [{ id: 'disk0', sizeMiB: 64, format: 'qcow2' }];
 
 export type Narrate = (line: string) => void;
 
@@ -65,7 +70,13 @@ class Demo {
     await this.#watchStandby(secondary, client);
     const round = await checkMemory(network, 60_000);
     this.#say(`the guest has verified all of its checksummed memory (round ${round}): it is intact`);
-    return this.#result(before, failoverMs, client, await primaryVm.qemuVersion());
+    const disk = await readDisks(network, 60_000);
+    this.#say(
+      disk.mismatches === 0
+        ? `and all of its disk against what its memory says it wrote (${disk.writes} writes): they are of one moment`
+        : `but its disk isn't what its memory says: ${disk.firstMismatch}`,
+    );
+    return this.#result({ before, failoverMs, client, disk, qemu: await primaryVm.qemuVersion() });
   }
 
   async #startVms(network: TestNetwork): Promise<{ primaryVm: TestVm; standbyVm: TestVm }> {
@@ -76,11 +87,15 @@ class Demo {
       nics: [{ tap: await network.addTap() }],
       append: GUEST_APPEND,
     });
-    this.#say('a guest boots (256 MiB, Linux, software emulation), with nothing special on its command line');
-    const primaryVm = this.#cleanup.own(await TestVm.start(await options('primary')));
+    this.#say(
+      'a guest boots (256 MiB, Linux, software emulation, a qcow2 disk), with nothing special on its command line',
+    );
+    const primaryVm = this.#cleanup.own(await TestVm.start({ ...(await options('primary')), disks: DISKS }));
     await primaryVm.waitConsole('GUEST-READY', 120_000);
-    this.#say('it runs; a second QEMU with the same command line and -S is to be its standby');
-    const standbyVm = this.#cleanup.own(await TestVm.start({ ...(await options('standby')), paused: true }));
+    this.#say('it runs; a second QEMU with the same devices, an empty raw disk and -S is to be its standby');
+    const standbyVm = this.#cleanup.own(
+      await TestVm.start({ ...(await options('standby')), disks: standbyDisks(DISKS), paused: true }),
+    );
     return { primaryVm, standbyVm };
   }
 
@@ -138,16 +153,26 @@ class Demo {
     }
   }
 
-  #result(before: PrimaryStatus, failoverMs: number, client: StreamClient, qemu: string): DemoResult {
+  #result(seen: {
+    before: PrimaryStatus;
+    failoverMs: number;
+    client: StreamClient;
+    disk: DiskCheck;
+    qemu: string;
+  }): DemoResult {
+    const { before, failoverMs, client, qemu } = seen;
     const { received, gaps, regressions } = client.check;
+    const { writes, mismatches } = seen.disk;
     const { p50, p99, max } = before.pauseMs;
+    const unbroken = gaps === 0 && regressions === 0 && client.ended === undefined;
     return {
-      result: gaps === 0 && regressions === 0 && client.ended === undefined ? 'ok' : 'failed',
+      result: unbroken && mismatches === 0 ? 'ok' : 'failed',
       qemu,
       checkpoints: before.checkpoints,
       pauseMs: { p50, p99, max },
       failoverMs,
       stream: { received, gaps, regressions },
+      disk: { writes, mismatches },
     };
   }
 

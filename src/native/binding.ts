@@ -62,6 +62,8 @@ export interface TransmitResult {
 export interface SyncProgress {
   doneBytes: number;
   totalBytes: number;
+  /** Sent by this job so far. */
+  wireBytes: number;
 }
 
 export interface PrimaryEngine {
@@ -235,12 +237,16 @@ export interface NativeBinding {
   Acceptor: new (options: AcceptorOptions) => Acceptor;
   ProcessWatch: new (pid: number, onExit: () => void) => ProcessWatch;
   connectUnix(path: string): number;
+  /** A socket that listens at `path`, for QEMU to accept on. */
+  listenUnix(path: string): number;
   peerCredentials(fd: number): { pid: number; uid: number; gid: number };
   sendWithFds(socket: number, bytes: Uint8Array, fds: number[]): void;
   streamSocketPair(): [number, number];
   makeMemoryFile(name: string): MemoryFile;
   /** Truncates the file and rewinds the offset that QEMU shares through `writeOnlyFd`. */
   rewindMemoryFile(file: MemoryFile): void;
+  /** Whether a file or block device was never used. Waits while it reads what isn't a hole, at most `readBytesMax`; false when there is more. */
+  readsAsZeros(fd: number, readBytesMax: number): boolean;
   closeFd(fd: number): void;
 }
 

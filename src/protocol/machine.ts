@@ -10,7 +10,7 @@
  * - One control connection at a time: a secondary's shell refuses a second one until the first is gone.
  * - `staged` and `stream-failed` are told only of the session that is open.
  */
-import type { Message, Mode } from './messages.ts';
+import type { Lineage, Message, Mode } from './messages.ts';
 
 /** The one word that `status` shows (docs/architecture.md, "State"). */
 export type StateWord =
@@ -52,6 +52,7 @@ export const DEFAULT_TIMINGS: Timings = {
 
 export type PrimaryStep =
   | 'gate'
+  | 'disks'
   | 'protect'
   | 'bulk'
   | 'sync'
@@ -72,6 +73,7 @@ export type PrimaryEvent = { nowMs: number } & (
   /** The answers to the effects of the same name. */
   | { type: 'gate-installed' }
   | { type: 'handed-over' }
+  | { type: 'disks-synced' }
   | { type: 'protected' }
   | { type: 'bulk-connected' }
   | { type: 'synced' }
@@ -81,11 +83,12 @@ export type PrimaryEvent = { nowMs: number } & (
   | { type: 'saved'; epoch: number; vmstateBytes: number }
   | { type: 'resumed' }
   | { type: 'transmitted'; epoch: number }
-  /** Two may also come unasked: `gate` when the gate has broken, `resume` when a hand-over left the VM standing. */
+  /** Three may also come unasked: `gate` when the gate has broken, `disks` when a disk isn't mirrored any more, `resume` when a hand-over left the VM standing. */
   | { type: 'step-failed'; step: PrimaryStep; reason: string }
   /** The gate got the first frame of the open epoch. */
   | { type: 'output-held' }
-  | { type: 'gate-pressure' }
+  /** The gate, or the log of a disk's writes, is nearly full. */
+  | { type: 'pressure' }
   /** Somebody else paused or resumed the VM: our own `stop` and `cont` are not told. */
   | { type: 'vm-paused' }
   | { type: 'vm-resumed' }
@@ -105,6 +108,11 @@ export type PrimaryEffect =
   | { type: 'install-gate' }
   /** INVARIANT 7: everything held leaves in order, the filters go, the tracker's protection stays or goes: the guest runs on alone. */
   | { type: 'hand-over' }
+  /**
+   * Brings the standby's disks up to date while the guest runs; from here on what it writes to them belongs to the epochs. Before `protect`:
+   * it may take hours, in which every page would become dirty. `lineages` as READY had them.
+   */
+  | { type: 'sync-disks'; lineages: (Lineage | null)[] }
   /** One short stop: protect every page (invariant 5), go on. */
   | { type: 'protect' }
   | { type: 'connect-bulk'; bulkToken: string; connections: number }
@@ -127,6 +135,8 @@ export type PrimaryEffect =
   | { type: 'transmit'; epoch: number }
   /** OUTPUT COMMIT (invariant 1): only on RECEIVED(epoch). */
   | { type: 'release-output'; epoch: number }
+  /** LOADED(epoch): the standby's disks hold what the guest wrote until then. */
+  | { type: 'confirm-disks'; epoch: number }
   | { type: 'quit-vm' }
   | { type: 'state'; state: StateWord; reason: string }
   /** The agent is done; `code` is for its exit status. */
@@ -137,6 +147,9 @@ export interface PrimaryOptions {
   mode: Mode;
   connections: number;
   description: unknown;
+  /** The VM has disks that are copied. */
+  copiesDisks: boolean;
+  lineage: Lineage;
   generation: number;
   timings: Timings;
   /** A gate of an earlier agent was found: output is cut off until the peer has said that it didn't take over. */
@@ -155,7 +168,7 @@ export type SecondaryEvent = { nowMs: number } & (
   | { type: 'message'; message: Message }
   /** The answer to `compare`. */
   | { type: 'compared'; difference: string | null }
-  | { type: 'session-opened'; bulkToken: string }
+  | { type: 'session-opened'; bulkToken: string; lineages: (Lineage | null)[] }
   | { type: 'staged'; epoch: number; pages: number; vmstateBytes: number }
   | { type: 'stream-failed'; reason: string }
   | { type: 'flushed'; epoch: number }
@@ -171,19 +184,25 @@ export type SecondaryEvent = { nowMs: number } & (
 export type SecondaryEffect =
   | { type: 'send'; message: Message }
   | { type: 'disconnect'; reason: string }
-  /** Hold HELLO's description against this VM's. */
-  | { type: 'compare'; description: unknown }
+  /**
+   * Hold HELLO's description against this VM's; and its generation and lineage against what is recorded beside the disks: a disk is overwritten only
+   * when it is known to be the older one. Without a difference, the records say from here on whose copies they are.
+   */
+  | { type: 'compare'; description: unknown; generation: number; lineage: Lineage }
   /** Forget what an earlier session staged and expect the bulk connections. */
   | { type: 'open-session'; generation: number; connections: number }
   | { type: 'open-epoch'; epoch: number }
-  /** INVARIANT 6: RAM first ... */
+  /** INVARIANT 6: RAM and disks first ... */
   | { type: 'flush'; epoch: number }
   /** ... then the device state. */
   | { type: 'load'; epoch: number }
   /** INVARIANT 2: what is staged and not committed is thrown away whole. */
   | { type: 'close-session' }
-  /** `cont` and `announce-self`. Never while a flush or a load is in progress (invariant 6). */
-  | { type: 'promote' }
+  /**
+   * The disks synced and recorded as the newest, in `generation`; then `cont` and `announce-self`. Never while a flush or a load is in progress
+   * (invariant 6).
+   */
+  | { type: 'promote'; generation: number }
   | { type: 'quit-vm' }
   | { type: 'state'; state: StateWord; reason: string }
   | { type: 'finished'; outcome: 'stopped' | 'guest-shutdown' | 'vm-lost'; reason: string };

@@ -8,8 +8,9 @@ export const GENERATION_MAX = 2 ** 52;
 export type Mode = 'pipelined' | 'strict';
 
 export type Body =
-  | { type: 'hello'; description: unknown; mode: Mode; connections: number }
-  | { type: 'ready'; bulkToken: string }
+  | { type: 'hello'; description: unknown; mode: Mode; connections: number; lineage: Lineage }
+  /** `lineages`: for each disk that is copied, in the order of the description, what its content descends from; null: nobody knows. */
+  | { type: 'ready'; bulkToken: string; lineages: (Lineage | null)[] }
   | { type: 'new' }
   | { type: 'suspended' }
   | { type: 'send'; pages: number; vmstateBytes: number }
@@ -18,6 +19,12 @@ export type Body =
   | { type: 'error'; code: string; message: string; generation?: number; role?: 'standby' | 'running' }
   | { type: 'bye'; reason: ByeReason }
   | { type: 'heartbeat' };
+
+/**
+ * 32 hex digits, chosen anew by each primary agent. A standby's disk with the primary's own lineage differs from the source only where the primary
+ * knows of it.
+ */
+export type Lineage = string;
 
 /** Why a side leaves in order: the guest shut down; protection was ended by a person; the primary's QEMU died under a living agent. */
 export type ByeReason = 'shutdown' | 'detach' | 'qemu-lost';

@@ -1,10 +1,15 @@
 /** The JSON payloads of control messages: what each field may be. Nothing from a peer is believed before it has passed here. */
 import { ProtocolError } from './errors.ts';
-import type { Body } from './messages.ts';
+import type { Body, Lineage } from './messages.ts';
 import { CONNECTIONS_MAX } from './preface.ts';
 
 /** A description nests a few levels; code that walks it recursively must not be led into a stack overflow. */
 export const DEPTH_MAX = 64;
+
+/** READY has to fit into 4 KiB. */
+export const DISKS_MAX = 64;
+
+const HEX_32 = /^[0-9a-f]{32}$/;
 
 type Fields = Record<string, unknown>;
 
@@ -15,9 +20,9 @@ export function parseBody(type: 'hello' | 'ready' | 'error' | 'bye', payload: Ui
     case 'hello':
       return parseHello(fields);
     case 'ready': {
-      onlyFields(type, fields, ['bulkToken']);
-      const bulkToken = textField(type, fields, 'bulkToken', /^[0-9a-f]{32}$/, '32 hex digits');
-      return { type, bulkToken };
+      onlyFields(type, fields, ['bulkToken', 'lineages']);
+      const bulkToken = textField(type, fields, 'bulkToken', HEX_32, '32 hex digits');
+      return { type, bulkToken, lineages: lineagesField(fields) };
     }
     case 'error':
       return parseError(fields);
@@ -30,14 +35,24 @@ export function parseBody(type: 'hello' | 'ready' | 'error' | 'bye', payload: Ui
 }
 
 function parseHello(fields: Fields): Body {
-  onlyFields('hello', fields, ['description', 'mode', 'connections']);
+  onlyFields('hello', fields, ['description', 'mode', 'connections', 'lineage']);
   const { description, connections } = fields;
   if (!isObject(description)) refuse('hello', 'description', 'an object');
   const mode = choiceField('hello', fields, 'mode', ['pipelined', 'strict'] as const);
   if (!isCount(connections) || connections < 1 || connections > CONNECTIONS_MAX) {
     refuse('hello', 'connections', `a number from 1 to ${CONNECTIONS_MAX}`);
   }
-  return { type: 'hello', description, mode, connections };
+  const lineage = textField('hello', fields, 'lineage', HEX_32, '32 hex digits');
+  return { type: 'hello', description, mode, connections, lineage };
+}
+
+function lineagesField({ lineages }: Fields): (Lineage | null)[] {
+  const valid = (value: unknown): value is Lineage | null =>
+    value === null || (typeof value === 'string' && HEX_32.test(value));
+  if (!Array.isArray(lineages) || lineages.length > DISKS_MAX || !lineages.every(valid)) {
+    refuse('ready', 'lineages', `a list of at most ${DISKS_MAX} items, each null or 32 hex digits`);
+  }
+  return lineages;
 }
 
 function parseError(fields: Fields): Body {

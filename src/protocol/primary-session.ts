@@ -5,7 +5,7 @@
 import { invalidTransition } from './errors.ts';
 import { Liveness } from './liveness.ts';
 import type { PrimaryEvent, PrimaryStep } from './machine.ts';
-import { type Body, GENERATION_MAX, type Message } from './messages.ts';
+import { type Body, GENERATION_MAX, type Lineage, type Message } from './messages.ts';
 import type { Capture } from './primary-capture.ts';
 import type { PrimaryContext } from './primary-context.ts';
 import type { VmControl } from './primary-vm.ts';
@@ -23,7 +23,7 @@ export interface SessionEnd {
   cause: 'peer' | 'local' | 'incompatible' | 'fenced' | 'split-brain' | 'stale';
 }
 
-type Phase = 'hello' | 'bulk' | 'gate' | 'protect' | 'sync' | 'checkpoints';
+type Phase = 'hello' | 'bulk' | 'gate' | 'disks' | 'protect' | 'sync' | 'checkpoints';
 
 export class PrimarySession {
   end: SessionEnd | null = null;
@@ -38,6 +38,8 @@ export class PrimarySession {
   private readonly vm: VmControl;
   private readonly capture: Capture;
   private readonly live: Liveness;
+  /** Of the standby's disks, from READY. */
+  private lineages: (Lineage | null)[] = [];
   // How far each sync-point has come, as the epoch that last passed it.
   private announced = 0;
   private suspended = 0;
@@ -61,8 +63,8 @@ export class PrimarySession {
     this.live = new Liveness(context.options.timings, context.nowMs);
     this.beganMs = context.nowMs;
     this.progressMs = context.nowMs;
-    const { description, mode, connections } = context.options;
-    context.send({ type: 'hello', description, mode, connections });
+    const { description, mode, connections, lineage } = context.options;
+    context.send({ type: 'hello', description, mode, connections, lineage });
   }
 
   /** The peer has said READY: from here on it can't take over at an older checkpoint. */
@@ -105,7 +107,7 @@ export class PrimarySession {
   private onSyncPoint(body: Body, epoch: number): boolean {
     switch (body.type) {
       case 'ready':
-        return this.onReady(body.bulkToken);
+        return this.onReady(body);
       case 'suspended':
         if (epoch !== this.suspended + 1 || epoch > this.announced) return false;
         this.suspended = epoch;
@@ -115,14 +117,16 @@ export class PrimarySession {
       case 'loaded':
         if (epoch !== this.loaded + 1 || epoch > this.committed) return false;
         this.loaded = epoch;
+        if (this.context.options.copiesDisks) this.context.emit({ type: 'confirm-disks', epoch });
         return true;
       default:
         return false;
     }
   }
 
-  private onReady(bulkToken: string): boolean {
+  private onReady({ bulkToken, lineages }: Body & { type: 'ready' }): boolean {
     if (this.phase !== 'hello') return false;
+    this.lineages = lineages;
     // The bulk connections come first: a network that doesn't carry them costs the VM nothing.
     this.phase = 'bulk';
     this.context.steps.begin('bulk');
@@ -186,9 +190,10 @@ export class PrimarySession {
       context.steps.begin('gate');
       context.emit({ type: 'install-gate' });
     } else if (this.phase === 'gate' && type === 'gate-installed') {
-      this.phase = 'protect';
-      context.steps.begin('protect');
-      context.emit({ type: 'protect' });
+      if (context.options.copiesDisks) this.syncDisks();
+      else this.protect();
+    } else if (this.phase === 'disks' && type === 'disks-synced') {
+      this.protect();
     } else if (this.phase === 'protect' && type === 'protected') {
       this.phase = 'sync';
       context.steps.begin('sync');
@@ -199,6 +204,18 @@ export class PrimarySession {
     } else {
       invalidTransition(this.phase, type);
     }
+  }
+
+  private syncDisks(): void {
+    this.phase = 'disks';
+    this.context.steps.begin('disks');
+    this.context.emit({ type: 'sync-disks', lineages: this.lineages });
+  }
+
+  private protect(): void {
+    this.phase = 'protect';
+    this.context.steps.begin('protect');
+    this.context.emit({ type: 'protect' });
   }
 
   onStopped(wasRunning: boolean): void {

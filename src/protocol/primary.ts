@@ -1,6 +1,13 @@
 /** The primary's machine: finding a peer, one session after the other, and leaving the VM in order. docs/protocol.md, docs/architecture.md. */
 import { invalidTransition } from './errors.ts';
-import type { Machine, PrimaryEffect, PrimaryEvent, PrimaryOptions, StateWord } from './machine.ts';
+import type {
+  Machine,
+  PrimaryEffect,
+  PrimaryEvent,
+  PrimaryOptions,
+  PrimaryStep,
+  StateWord,
+} from './machine.ts';
 import type { ByeReason } from './messages.ts';
 import { Capture } from './primary-capture.ts';
 import { PrimaryContext } from './primary-context.ts';
@@ -14,16 +21,19 @@ const SLOW_RETRY_MS = 30_000;
 type Outcome = (PrimaryEffect & { type: 'finished' })['outcome'];
 type Answer = Extract<
   PrimaryEvent['type'],
-  'gate-installed' | 'protected' | 'bulk-connected' | 'synced' | 'transmitted'
+  'gate-installed' | 'disks-synced' | 'protected' | 'bulk-connected' | 'synced' | 'transmitted'
 >;
 
 const STEP_OF = {
   'gate-installed': 'gate',
+  'disks-synced': 'disks',
   protected: 'protect',
   'bulk-connected': 'bulk',
   synced: 'sync',
   transmitted: 'transmit',
 } as const satisfies Record<Answer, string>;
+
+const MAY_FAIL_UNASKED: ReadonlySet<PrimaryStep> = new Set(['gate', 'disks', 'resume']);
 
 export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
   private readonly context: PrimaryContext;
@@ -114,7 +124,7 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
       case 'output-held':
         this.session?.onOutputHeld();
         break;
-      case 'gate-pressure':
+      case 'pressure':
         this.session?.ask('now');
         break;
       case 'command':
@@ -236,6 +246,7 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
         this.onStepFailed(event);
         break;
       case 'gate-installed':
+      case 'disks-synced':
       case 'protected':
       case 'bulk-connected':
       case 'synced':
@@ -251,7 +262,7 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
     const { step, reason } = event;
     const { steps } = this.context;
     const unasked = !steps.has(step);
-    if (!unasked || (step !== 'gate' && step !== 'resume')) steps.end(step);
+    if (!unasked || !MAY_FAIL_UNASKED.has(step)) steps.end(step);
     switch (step) {
       case 'stop':
         // Nothing is saved of a VM that wasn't stopped: `stop` answers for both.
@@ -353,7 +364,7 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
     const { steps } = this.context;
     this.capture.advance();
     // A capture that came after the hand-over would close the gate again, a stop after the resume would hold the VM.
-    if (steps.has('gate', 'protect', 'stop', 'save', 'capture')) return;
+    if (steps.has('gate', 'disks', 'protect', 'stop', 'save', 'capture')) return;
     this.vm.resume();
     if (this.handOverDue && !steps.has('hand-over')) {
       this.handOverDue = false;

@@ -1,7 +1,7 @@
 /** One session of the secondary: from HELLO to whatever ends it. */
 import { invalidTransition } from './errors.ts';
 import { Liveness } from './liveness.ts';
-import type { Body, Message } from './messages.ts';
+import type { Body, Lineage, Message } from './messages.ts';
 import type { SecondaryContext } from './secondary-context.ts';
 import type { Standby } from './standby.ts';
 
@@ -119,12 +119,12 @@ export class SecondarySession {
     this.context.emit({ type: 'open-session', generation, connections: this.hello.connections });
   }
 
-  onOpened(bulkToken: string): void {
+  onOpened(bulkToken: string, lineages: (Lineage | null)[]): void {
     if (this.phase !== 'opening') return;
     this.phase = 'open';
     // INVARIANT 2: READY lets the first copy into the SVM's RAM; from here on it holds no checkpoint.
     this.standby.discard();
-    this.context.send({ type: 'ready', bulkToken });
+    this.context.send({ type: 'ready', bulkToken, lineages });
   }
 
   /** An epoch is staged whole. One of a session that has been closed meanwhile is of no interest. */
@@ -172,7 +172,8 @@ export class SecondarySession {
       // A flush, load or comparison of an earlier session has come to its end by now.
       this.phase = 'comparing';
       context.steps.begin('compare');
-      context.emit({ type: 'compare', description: this.hello.description });
+      const { description, lineage } = this.hello;
+      context.emit({ type: 'compare', description, generation: context.generation, lineage });
     }
     if (this.end === null) this.commitIfComplete();
     if (this.end === null) this.checkPeer();

@@ -188,7 +188,7 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
         break;
       case 'session-opened':
         steps.end('open-session');
-        this.session?.onOpened(event.bulkToken);
+        this.session?.onOpened(event.bulkToken, event.lineages);
         break;
       case 'staged':
         this.session?.onStaged(event.epoch, event.pages, event.vmstateBytes);
@@ -303,7 +303,8 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
   private takeNextStep(): void {
     if (this.standby.loaded) {
       this.context.steps.begin('promote');
-      this.context.emit({ type: 'promote' });
+      // The generation that `promoted` takes.
+      this.context.emit({ type: 'promote', generation: this.context.generation + 1 });
     } else if (this.retryLeft && this.standby.retry()) {
       this.retryLeft = false;
     } else {

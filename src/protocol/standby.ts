@@ -40,9 +40,7 @@ export class Standby {
     this.flushed = false;
     this.loaded = false;
     this.failure = null;
-    // INVARIANT 6: RAM first ...
-    this.context.steps.begin('flush', epoch);
-    this.context.emit({ type: 'flush', epoch });
+    this.flush(epoch);
   }
 
   onFlushed(epoch: number): void {
@@ -51,10 +49,11 @@ export class Standby {
     this.load(epoch);
   }
 
-  /** A load that failed may be tried again: RAM and the mailbox still hold the epoch. A flush that failed has lost its pages. */
+  /** What failed may be tried again: the engine keeps a committed epoch, and to write it once more does no harm. */
   retry(): boolean {
-    if (this.epoch === null || !this.flushed || this.loaded || this.busy) return false;
-    this.load(this.epoch);
+    if (this.epoch === null || this.loaded || this.busy) return false;
+    if (this.flushed) this.load(this.epoch);
+    else this.flush(this.epoch);
     return true;
   }
 
@@ -66,6 +65,12 @@ export class Standby {
   onFailed(step: 'flush' | 'load', epoch: number, reason: string): void {
     this.context.steps.end(step, epoch);
     this.failure = `${step} of epoch ${epoch}: ${reason}`;
+  }
+
+  private flush(epoch: number): void {
+    // INVARIANT 6: RAM and disks first ...
+    this.context.steps.begin('flush', epoch);
+    this.context.emit({ type: 'flush', epoch });
   }
 
   private load(epoch: number): void {

@@ -78,7 +78,7 @@ export interface BlockDevice {
     file: string;
     drv: string;
     'node-name'?: string;
-    image: { 'virtual-size': number };
+    image: { 'virtual-size': number; filename?: string };
   };
 }
 
@@ -99,19 +99,41 @@ export interface SchemaEntry {
 export interface QmpCommands {
   'add-fd': Command<{ 'fdset-id'?: number; opaque?: string }, { 'fdset-id': number; fd: number }>;
   'announce-self': Command<{ initial: number; max: number; rounds: number; step: number }, Nothing>;
-  'blockdev-add': Command<{ 'node-name': string; driver: string; file: Record<string, Json> }, Nothing>;
+  'block-export-add': Command<
+    { type: 'nbd'; id: string; 'node-name': string; name: string; writable: boolean },
+    Nothing
+  >;
+  'block-export-del': Command<{ id: string; mode: 'safe' | 'hard' }, Nothing>;
+  'block-job-cancel': Command<{ device: string; force: boolean }, Nothing>;
+  block_resize: Command<{ 'node-name': string; size: number }, Nothing>;
+  'blockdev-add': Command<{ 'node-name': string; driver: string; [option: string]: Json }, Nothing>;
   'blockdev-del': Command<{ 'node-name': string }, Nothing>;
+  'blockdev-mirror': Command<
+    {
+      'job-id': string;
+      device: string;
+      target: string;
+      sync: 'none';
+      'copy-mode': 'write-blocking';
+      'on-target-error': 'report';
+      'filter-node-name': string;
+    },
+    Nothing
+  >;
   'chardev-add': Command<{ id: string; backend: { type: string; data: Record<string, Json> } }, Nothing>;
   'chardev-remove': Command<{ id: string }, Nothing>;
   cont: Command<Nothing, Nothing>;
   getfd: Command<{ fdname: string }, Nothing>;
   'human-monitor-command': Command<{ 'command-line': string }, string>;
   'job-dismiss': Command<{ id: string }, Nothing>;
+  'nbd-server-start': Command<{ addr: { type: 'fd'; data: { str: string } } }, Nothing>;
+  'nbd-server-stop': Command<Nothing, Nothing>;
   'object-add': Command<{ 'qom-type': string; id: string; [property: string]: Json }, Nothing>;
   'object-del': Command<{ id: string }, Nothing>;
   qmp_capabilities: Command<Nothing, Nothing>;
   'qom-get': Command<{ path: string; property: string }, Json>;
   'qom-list': Command<{ path: string }, QomProperty[]>;
+  'query-block-exports': Command<Nothing, { id: string; 'node-name': string }[]>;
   'query-block': Command<Nothing, BlockDevice[]>;
   'query-chardev': Command<Nothing, { label: string; filename: string }[]>;
   'query-cpus-fast': Command<Nothing, { 'cpu-index': number; 'qom-path': string; target: string }[]>;
@@ -129,12 +151,15 @@ export interface QmpCommands {
   'set-action': Command<{ shutdown?: ShutdownActionName }, Nothing>;
   'snapshot-load': Command<{ 'job-id': string; tag: string; vmstate: string; devices: string[] }, Nothing>;
   stop: Command<Nothing, Nothing>;
+  system_reset: Command<Nothing, Nothing>;
   'xen-save-devices-state': Command<{ filename: string; live: boolean }, Nothing>;
 }
 
 export interface QmpEvents {
   BLOCK_IO_ERROR: { device: string; operation: string; action: string; reason?: string };
   GUEST_PANICKED: { action: string };
+  BLOCK_EXPORT_DELETED: { id: string };
+  BLOCK_JOB_COMPLETED: { device: string; error?: string };
   JOB_STATUS_CHANGE: { id: string; status: JobStatus };
   RESET: { guest: boolean; reason: string };
   RESUME: undefined;

@@ -4,18 +4,21 @@ import { Relay } from './relay.ts';
 import { type CounterLine, StreamCheck } from './stream-check.ts';
 import { monotonicMs, waitFor } from './wait.ts';
 
-/** guest/init, guest/counter.c, guest/memcheck.c, guest/announce.c. */
+/** guest/init, guest/counter.c, guest/memcheck.c, guest/announce.c, guest/diskcheck.c, guest/sqld.c, guest/diskbench.c. */
 export const PORTS = {
   counter: 5000,
   echo: 5001,
   memcheck: 5002,
+  diskcheck: 5003,
+  sqld: 5004,
+  diskbench: 5005,
   poweroff: 5010,
   reset: 5011,
   announcements: 6000,
   secrets: 6001,
 } as const;
 
-const OPEN_TIMEOUT_MS = 10_000;
+export const OPEN_TIMEOUT_MS = 10_000;
 const ASK_AGAIN_MS = 250;
 /** No more than a tap device's queue takes at once. */
 const ASK_BATCH = 128;

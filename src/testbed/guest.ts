@@ -9,6 +9,8 @@ export interface GuestFiles {
   /** The Linux guest's kernel and initial RAM disk (guest/init explains its command line). */
   kernel: string;
   initrd: string;
+  /** The same with what a guest with disks needs. */
+  initrdDisks: string;
   /** The multiboot guest (guest/baremetal.c). */
   baremetal: string;
 }
@@ -19,6 +21,7 @@ export async function buildGuest(directory = path.join(packageRoot, '.cache', 'g
   return {
     kernel: path.join(directory, 'vmlinuz'),
     initrd: path.join(directory, 'initrd'),
+    initrdDisks: path.join(directory, 'initrd-disks'),
     baremetal: path.join(directory, 'baremetal.elf'),
   };
 }

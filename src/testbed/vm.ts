@@ -14,6 +14,7 @@ import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { Child, type ExitStatus, run, tail } from './child.ts';
+import { type DiskImage, type DiskOptions, diskArguments, guestNames, makeImages } from './disks.ts';
 import { buildGuest, type GuestFiles } from './guest.ts';
 import type { TestNetwork } from './network.ts';
 import { waitFor } from './wait.ts';
@@ -66,6 +67,7 @@ export interface VmOptions {
   /** The namespace to run in; needed for `nics`. */
   network?: TestNetwork;
   nics?: Nic[];
+  disks?: DiskOptions[];
   /** QEMU's own system call filter, with everything denied that it can deny. */
   sandbox?: boolean;
   /** Run QEMU as nobody; its taps must belong to NOBODY_UID. */
@@ -89,13 +91,16 @@ export class TestVm {
   /** A second monitor for the test itself: QEMU serves one client on each, and the first is the agent's. */
   readonly testQmpPath: string;
   readonly exited: Promise<ExitStatus>;
+  /** In the order of VmOptions.disks. */
+  readonly disks: readonly DiskImage[];
   readonly #qemu: string;
   readonly #child: Child;
   readonly #directory: string;
 
-  private constructor(name: string, qemu: string, child: Child, directory: string) {
-    this.name = name;
-    this.#qemu = qemu;
+  private constructor(options: VmOptions, disks: DiskImage[], child: Child, directory: string) {
+    this.name = options.name;
+    this.disks = disks;
+    this.#qemu = qemuBinary(options);
     this.#child = child;
     this.#directory = directory;
     this.exited = child.exited;
@@ -108,14 +113,16 @@ export class TestVm {
     const files = await buildGuest();
     const directory = mkdtempSync(path.join(tmpdir(), 'colo-vm-'));
     try {
+      const disks = await makeImages(options.disks ?? [], directory);
       const prefix = [...(options.network?.prefix ?? [])];
-      if (options.nobody) prefix.push(...(await prepareForNobody(directory, options)));
-      const child = await Child.start(qemuCommand(options, readable(files, directory, options), directory), {
+      if (options.nobody) prefix.push(...(await prepareForNobody(directory, options, disks)));
+      const command = qemuCommand(options, readable(files, directory, options), disks, directory);
+      const child = await Child.start(command, {
         stderrPath: path.join(directory, 'stderr'),
         prefix,
         ...(options.nobody && { uid: NOBODY_UID }),
       });
-      const vm = new TestVm(options.name, qemuBinary(options), child, directory);
+      const vm = new TestVm(options, disks, child, directory);
       try {
         await vm.#waitForMonitor();
       } catch (error) {
@@ -214,9 +221,13 @@ async function isUp(qmpPath: string): Promise<boolean> {
   }
 }
 
-/** QEMU as nobody: a folder that it may write to, and the devices, which it would otherwise find closed in a container. */
-async function prepareForNobody(directory: string, options: VmOptions): Promise<string[]> {
-  chownSync(directory, NOBODY_UID, NOBODY_UID);
+/** QEMU as nobody: a folder and images that it may write to, and the devices, which it would otherwise find closed in a container. */
+async function prepareForNobody(
+  directory: string,
+  options: VmOptions,
+  disks: DiskImage[],
+): Promise<string[]> {
+  for (const file of [directory, ...disks.map((disk) => disk.path)]) chownSync(file, NOBODY_UID, NOBODY_UID);
   const mounts: string[] = [];
   for (const { device, name } of OPEN_DEVICES) {
     if (!existsSync(device)) continue;
@@ -238,10 +249,15 @@ function readable(files: GuestFiles, directory: string, options: VmOptions): Gue
     copyFileSync(file, target);
     return target;
   };
-  return { kernel: copy(files.kernel), initrd: copy(files.initrd), baremetal: copy(files.baremetal) };
+  return {
+    kernel: copy(files.kernel),
+    initrd: copy(files.initrd),
+    initrdDisks: copy(files.initrdDisks),
+    baremetal: copy(files.baremetal),
+  };
 }
 
-function qemuCommand(options: VmOptions, files: GuestFiles, directory: string): string[] {
+function qemuCommand(options: VmOptions, files: GuestFiles, disks: DiskImage[], directory: string): string[] {
   const { machine = 'q35', accel = 'tcg', smp = 1, vga = 'none', append = '' } = options;
   const memoryMiB = options.memoryMiB ?? (options.guest === 'linux' ? 256 : 64);
   const ram = options.sharedRam
@@ -254,7 +270,7 @@ function qemuCommand(options: VmOptions, files: GuestFiles, directory: string): 
     : ['-machine', `${machine},accel=${accel}`];
   const boot =
     options.guest === 'linux'
-      ? ['-kernel', files.kernel, '-initrd', files.initrd, '-append', `console=ttyS0 quiet ${append}`]
+      ? linuxArguments(files, disks, append)
       : ['-kernel', files.baremetal, ...(append ? ['-append', append] : [])];
   return [
     qemuBinary(options),
@@ -266,12 +282,21 @@ function qemuCommand(options: VmOptions, files: GuestFiles, directory: string): 
     ]),
     ...boot,
     ...(options.nics ?? []).flatMap(nicArguments),
+    ...diskArguments(disks),
     ...(options.sandbox
       ? ['-sandbox', 'on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny']
       : []),
     ...(options.paused ? ['-S'] : []),
     ...(options.extraArgs ?? []),
   ];
+}
+
+function linuxArguments(files: GuestFiles, disks: DiskImage[], append: string): string[] {
+  const known = disks.length > 0 ? `colo.disks=${guestNames(disks).join(',')}` : '';
+  const initrd = disks.length > 0 ? files.initrdDisks : files.initrd;
+  // no_timer_check: a guest that gets too little processor while it boots would take its timer for broken, and panic.
+  const line = `console=ttyS0 quiet no_timer_check ${known} ${append}`;
+  return ['-kernel', files.kernel, '-initrd', initrd, '-append', line];
 }
 
 function qemuBinary(options: VmOptions): string {

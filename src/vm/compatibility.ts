@@ -3,7 +3,7 @@
  * find another machine than the one it ran on, is named. What a running guest, its firmware or a person changes (PCI bus numbers and BARs, the medium in a
  * drive, the address a NIC is set to) is not compared: the standby has not run yet.
  */
-import type { DescribedPciDevice, VmDescription } from './description.ts';
+import type { DescribedDisk, DescribedPciDevice, VmDescription } from './description.ts';
 import { checkDescription, MalformedDescriptionError } from './description-check.ts';
 import type { Section } from './vmstate-sections.ts';
 
@@ -173,13 +173,36 @@ function countTypes({ devices }: VmDescription, container: string): Named {
   return new Map([...counts].map(([type, number]) => [type, String(number)]));
 }
 
+/**
+ * What lies in a removable drive and isn't copied is no part of the machine. The size and the access of a disk that is copied are looked at with the
+ * disk itself: src/vm/standby-disks.ts.
+ */
 function compareDisks(primary: VmDescription, secondary: VmDescription): string[] {
+  const copied = new Set(primary.disks.filter(({ copy }) => copy === 'copied').map(({ id }) => id));
   const named = ({ disks }: VmDescription) => {
     return new Map(
-      disks.map(({ id, sizeBytes, readOnly }) => [id, `${sizeBytes} bytes${readOnly ? ', read-only' : ''}`]),
+      disks
+        .filter(({ id, removable }) => copied.has(id) || !removable)
+        .map(({ id, sizeBytes, readOnly }) => [
+          id,
+          copied.has(id) ? 'has it' : `${sizeBytes} bytes${readOnly ? ', read-only' : ''}`,
+        ]),
     );
   };
-  return compareNamed('disk', named(primary), named(secondary));
+  return [
+    ...compareNamed('disk', named(primary), named(secondary)),
+    ...primary.disks.flatMap((disk) => sharedUnit(disk, secondary)),
+  ];
+}
+
+/** Both hosts' block devices are one: to copy it would be to write it under the primary's feet. */
+function sharedUnit({ id, copy, worldWideId }: DescribedDisk, secondary: VmDescription): string[] {
+  if (copy !== 'copied' || worldWideId === null) return [];
+  const same = secondary.disks.find((disk) => disk.worldWideId === worldWideId);
+  if (!same) return [];
+  return [
+    `disk ${id}: both hosts reach the same unit (${worldWideId}): say --shared-disk ${id} on the primary`,
+  ];
 }
 
 /** QEMU refuses a section that it doesn't expect, or of a version that it doesn't know yet; it doesn't miss one that isn't there. */

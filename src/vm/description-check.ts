@@ -1,5 +1,5 @@
 /** A peer's description of its VM, checked member by member: it comes from another host and is JSON of any shape until then. */
-import type { DescribedPciDevice, VmDescription } from './description.ts';
+import type { DescribedDisk, DescribedPciDevice, VmDescription } from './description.ts';
 import type { Section } from './vmstate-sections.ts';
 
 /** Says which member is wrong and how. */
@@ -97,7 +97,16 @@ const description = object<VmDescription>({
   nics: list(object({ id: text, model: text, mac: text })),
   pci: list(pciDevice),
   devices: list(object({ path: text, type: text })),
-  disks: list(object({ id: text, sizeBytes: count, readOnly: flag })),
+  disks: list(
+    object<DescribedDisk>({
+      id: text,
+      sizeBytes: count,
+      readOnly: flag,
+      removable: flag,
+      copy: oneOf('copied', 'shared', 'none'),
+      worldWideId: nullable(text),
+    }),
+  ),
   sections: nullable(list(object<Section>({ name: text, instance: count, version: count }))),
 });
 

@@ -4,11 +4,12 @@ import type { QmpClient } from '../qmp/client.ts';
 import type { PciDevice } from '../qmp/commands.ts';
 import type { Json } from '../qmp/json.ts';
 import { listDevices } from './device-tree.ts';
-import { findDisks } from './disks.ts';
+import { copiedDisks, type Disk, type DiskExceptions, findDisks } from './disks.ts';
 import { findNics } from './nics.ts';
 import type { RamBlock } from './ram-blocks.ts';
 import type { VmstateFile } from './vmstate.ts';
 import { parseSections, type Section } from './vmstate-sections.ts';
+import { worldWideId } from './world-wide-id.ts';
 
 export interface DescribedPciDevice {
   /** `BUS:SLOT.FUNCTION`, behind a bridge `BRIDGE/SLOT.FUNCTION`: bus numbers there are given by firmware. */
@@ -19,6 +20,17 @@ export interface DescribedPciDevice {
   subsystemVendor: number;
   subsystem: number;
   irqPin: number;
+}
+
+export interface DescribedDisk {
+  id: string;
+  sizeBytes: number;
+  readOnly: boolean;
+  removable: boolean;
+  /** What the primary does with it: copied to the standby's; the same disk on both hosts; nothing. A standby has no say. */
+  copy: 'copied' | 'shared' | 'none';
+  /** Of the unit behind a block device, the same on every host that reaches it. */
+  worldWideId: string | null;
 }
 
 export interface VmDescription {
@@ -39,8 +51,7 @@ export interface VmDescription {
   pci: DescribedPciDevice[];
   /** QOM paths and types. */
   devices: { path: string; type: string }[];
-  /** Without removable ones: what lies in a drive is not part of the machine. */
-  disks: { id: string; sizeBytes: number; readOnly: boolean }[];
+  disks: DescribedDisk[];
   /** What the device state holds; null when nobody looked. */
   sections: Section[] | null;
 }
@@ -50,6 +61,7 @@ export async function describeVm(
   qmp: QmpClient,
   pid: number,
   blocks: readonly RamBlock[],
+  exceptions: DiskExceptions = { ungatedDisks: [], sharedDisks: [] },
   vmstate: VmstateFile | null = null,
 ): Promise<VmDescription> {
   const [machineType, kvm, buses] = await qmp.executeAll([
@@ -68,11 +80,16 @@ export async function describeVm(
     nics: nics.map(({ id, model, mac }) => ({ id, model, mac })),
     pci: buses.flatMap(({ bus, devices: onBus }) => flatten(`${bus}:`, onBus)),
     devices: devices.map(({ path, type }) => ({ path, type })),
-    disks: disks
-      .filter((disk) => !disk.removable)
-      .map(({ id, sizeBytes, readOnly }) => ({ id, sizeBytes, readOnly })),
+    disks: disks.map((disk) => describeDisk(disk, exceptions)),
     sections: vmstate && parseSections(readFileSync(`/proc/self/fd/${vmstate.fd}`)),
   };
+}
+
+function describeDisk(disk: Disk, exceptions: DiskExceptions): DescribedDisk {
+  const { id, sizeBytes, readOnly, removable, file } = disk;
+  const copied = copiedDisks([disk], exceptions).length > 0;
+  const copy = copied ? 'copied' : exceptions.sharedDisks.includes(id) ? 'shared' : 'none';
+  return { id, sizeBytes, readOnly, removable, copy, worldWideId: worldWideId(file) };
 }
 
 async function describeCpus(qmp: QmpClient): Promise<VmDescription['cpus']> {

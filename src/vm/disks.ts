@@ -1,14 +1,32 @@
-/** The VM's disks, and which of them the guest can write: nothing copies those yet. */
+/** The VM's disks: what the guest can write, and on which block node QEMU keeps it. */
+import { readlinkSync } from 'node:fs';
+import path from 'node:path';
 import type { QmpClient } from '../qmp/client.ts';
 import type { BlockDevice } from '../qmp/commands.ts';
 
 export interface Disk {
   /** The device's id, or what QEMU calls the device that has none. */
   id: string;
+  /** The node that the device uses; block jobs and exports go there. */
+  node: string;
+  /** `raw`, `qcow2`, ... */
+  format: string;
   file: string;
+  /** What the guest sees. */
   sizeBytes: number;
   readOnly: boolean;
   removable: boolean;
+}
+
+/** As many as READY can name (docs/protocol.md). */
+export const DISKS_MAX = 64;
+
+/** Which of the VM's disks the user wants left alone, by id. */
+export interface DiskExceptions {
+  /** Accepted without a copy: the standby can do without its content. */
+  ungatedDisks: readonly string[];
+  /** Both hosts reach the same disk. */
+  sharedDisks: readonly string[];
 }
 
 /** Whatever has a medium. Firmware flash is left out: its content is a RAM block, and QEMU writes it back to the file when the standby first runs. */
@@ -16,6 +34,17 @@ export async function findDisks(qmp: QmpClient): Promise<Disk[]> {
   const devices = (await qmp.execute('query-block')).filter((device) => device.inserted !== undefined);
   const flash = await Promise.all(devices.map((device) => isFlash(qmp, device)));
   return devices.filter((_, index) => !flash[index]).map(describe);
+}
+
+/** The disks that are copied: all that the guest can write, floppies too, but for what the user has excepted. */
+export function copiedDisks(disks: readonly Disk[], exceptions: DiskExceptions): Disk[] {
+  const excepted = new Set([...exceptions.ungatedDisks, ...exceptions.sharedDisks]);
+  return disks.filter(({ id, readOnly }) => !readOnly && !excepted.has(id));
+}
+
+/** Where process `pid`'s disk lies, for who has another working directory. What isn't a path stays a name that nothing has. */
+export function diskFile(pid: number, { file }: Disk): string {
+  return path.resolve(readlinkSync(`/proc/${pid}/cwd`), file);
 }
 
 /** hw/block/pflash_cfi01.c, postload_update_cb: writes all of the flash to its file. */
@@ -39,6 +68,8 @@ function describe(device: BlockDevice): Disk {
   const { inserted } = device;
   return {
     id: idOf(device),
+    node: inserted?.['node-name'] ?? '',
+    format: inserted?.drv ?? '',
     file: inserted?.file ?? '',
     sizeBytes: inserted?.image['virtual-size'] ?? 0,
     readOnly: inserted?.ro ?? true,

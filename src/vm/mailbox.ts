@@ -3,6 +3,7 @@ import { ftruncateSync, readSync, writeSync } from 'node:fs';
 import { type MemoryFile, type NativeBinding, native as nativeBinding } from '../native/binding.ts';
 import type { QmpClient } from '../qmp/client.ts';
 import { addMemoryFd, removeFdSets } from './fd-sets.ts';
+import { jobEvents } from './jobs.ts';
 import { IMAGE_BYTES, mailboxHead, SNAPSHOT_TAG, STATE_BYTES, STATE_OFFSET_BYTES } from './mailbox-image.ts';
 import { parseSections, type Section } from './vmstate-sections.ts';
 
@@ -69,12 +70,13 @@ export class Mailbox {
   async load(qmp: QmpClient): Promise<void> {
     this.#loads += 1;
     const id = `${JOB_PREFIX}${process.pid}-${this.#loads}`;
-    const concluded = jobConcluded(qmp, id);
+    const events = jobEvents(qmp, id);
+    const concluded = events.until((status) => status === 'concluded');
     const arguments_ = { 'job-id': id, tag: SNAPSHOT_TAG, vmstate: this.#node, devices: [this.#node] };
     try {
-      await Promise.all([qmp.execute('snapshot-load', arguments_), concluded.promise]);
+      await Promise.all([qmp.execute('snapshot-load', arguments_), concluded]);
     } finally {
-      concluded.cancel();
+      events.stop();
     }
     // A job that failed ends "concluded" as well; only the list tells.
     const [jobs] = await qmp.executeAll([['query-jobs'], ['job-dismiss', { id }]]);
@@ -116,28 +118,6 @@ export class Mailbox {
       throw error;
     }
   }
-}
-
-interface Conclusion {
-  /** Rejects when the connection ends first. */
-  promise: Promise<void>;
-  cancel(): void;
-}
-
-/** Listens from now on: a short job concludes before the reply to the command that started it has been read. */
-function jobConcluded(qmp: QmpClient, id: string): Conclusion {
-  let cancel = () => {};
-  const promise = new Promise<void>((resolve, reject) => {
-    const stop = qmp.onEvent('JOB_STATUS_CHANGE', ({ data }) => {
-      if (data.id === id && data.status === 'concluded') resolve();
-    });
-    const forget = qmp.onClosed((reason) => reject(new LoadError(reason)));
-    cancel = () => {
-      stop();
-      forget();
-    };
-  });
-  return { promise, cancel };
 }
 
 /** Jobs, nodes and descriptor sets of an agent that died. A job that still runs is waited for by QEMU itself: blockdev-del then says so. */

@@ -3,7 +3,8 @@ import type { QmpClient } from '../qmp/client.ts';
 import type { CommandName, RunStateName } from '../qmp/commands.ts';
 import { QmpSchema } from '../qmp/schema.ts';
 import { type Device, listDevices } from './device-tree.ts';
-import { findDisks } from './disks.ts';
+import { DISK_PREFIX } from './disk-mirror.ts';
+import { copiedDisks, DISKS_MAX, type DiskExceptions, findDisks } from './disks.ts';
 import { HostProcess } from './host-process.ts';
 import { findNics, isUngated } from './nics.ts';
 
@@ -16,9 +17,8 @@ export interface Problem {
 }
 
 /** What the user accepts to go unprotected, by id (NICs also by MAC address). */
-export interface AcceptedExceptions {
+export interface AcceptedExceptions extends DiskExceptions {
   ungatedNics: readonly string[];
-  ungatedDisks: readonly string[];
 }
 
 export class PreflightError extends Error {
@@ -43,6 +43,14 @@ const PRIMARY_COMMANDS: readonly CommandName[] = [
   'set-action',
   'human-monitor-command',
 ];
+/** Only where there are disks to copy. */
+const DISK_COMMANDS: readonly CommandName[] = [
+  'blockdev-add',
+  'blockdev-mirror',
+  'block-job-cancel',
+  'block-export-add',
+  'nbd-server-start',
+];
 const STANDBY_COMMANDS: readonly CommandName[] = [
   'snapshot-load',
   'blockdev-add',
@@ -65,7 +73,7 @@ export async function assertProtectable(
     ...(await busy(qmp)),
     ...(await uncopiedDevices(qmp, process)),
     ...(await ungateableNics(qmp, process, exceptions)),
-    ...(await writableDisks(qmp, exceptions)),
+    ...(await uncopyableDisks(qmp, exceptions)),
   ];
   if (problems.length > 0) throw new PreflightError(problems);
 }
@@ -119,8 +127,8 @@ async function busy(qmp: QmpClient): Promise<Problem[]> {
     });
   }
   for (const { id, type, status: state } of jobs) {
-    // A mailbox's job that an agent left concluded is taken away when the next mailbox is attached.
-    if (state !== 'concluded')
+    // What an agent left, a mirror or a mailbox's job that has concluded, is taken away by the next one.
+    if (state !== 'concluded' && !id.startsWith(DISK_PREFIX))
       problems.push({
         where: `job ${id}`,
         what: `a ${type} job is ${state}`,
@@ -169,11 +177,23 @@ async function ungateableNics(
   });
 }
 
-async function writableDisks(qmp: QmpClient, { ungatedDisks }: AcceptedExceptions): Promise<Problem[]> {
-  const disks = (await findDisks(qmp)).filter(({ id, readOnly }) => !readOnly && !ungatedDisks.includes(id));
-  return disks.map(({ id, file }) => ({
-    where: `disk ${id}`,
-    what: `the guest can write ${file}, and disks are not copied yet`,
-    remedy: `if the standby reaches the same disk, or can do without it: --ungated-disk ${id}`,
-  }));
+async function uncopyableDisks(qmp: QmpClient, exceptions: DiskExceptions): Promise<Problem[]> {
+  const disks = await findDisks(qmp);
+  const copied = copiedDisks(disks, exceptions);
+  const known = new Set(disks.map(({ id }) => id));
+  const problems = [...exceptions.ungatedDisks, ...exceptions.sharedDisks]
+    .filter((id) => !known.has(id))
+    .map((id) => ({
+      where: `disk ${id}`,
+      what: 'the VM has none of this name',
+      remedy: `its disks: ${[...known].join(', ') || 'none'}`,
+    }));
+  if (copied.length > DISKS_MAX) {
+    problems.push({
+      where: 'VM',
+      what: `it has ${copied.length} writable disks, at most ${DISKS_MAX} are copied`,
+      remedy: 'leave some without a copy: --ungated-disk ID',
+    });
+  }
+  return copied.length === 0 ? problems : [...problems, ...(await missingCommands(qmp, DISK_COMMANDS))];
 }

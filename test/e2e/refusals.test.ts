@@ -212,7 +212,13 @@ describe('a peer that misbehaves', () => {
         encodePreface({ link: 'control' }),
         encodeMessage({
           ...hello,
-          body: { type: 'hello', description: { cpus: 'many' }, mode: 'strict', connections: 1 },
+          body: {
+            type: 'hello',
+            description: { cpus: 'many' },
+            mode: 'strict',
+            connections: 1,
+            lineage: '00'.repeat(16),
+          },
         }),
       ],
     ],

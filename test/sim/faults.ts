@@ -70,7 +70,7 @@ const ORDERLY: Fault[] = [
   resume,
   shutDown,
   (world) => world.primary?.dispatch({ type: 'vm-reset' }),
-  (world) => world.primary?.dispatch({ type: 'gate-pressure' }),
+  (world) => world.primary?.dispatch({ type: 'pressure' }),
   (world) => world.primary?.dispatch({ type: 'command', command: 'checkpoint' }),
   (world) => world.primary?.dispatch({ type: 'command', command: 'stop' }),
   breakBulk,

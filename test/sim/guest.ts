@@ -1,15 +1,18 @@
-/** A model VM: some pages of RAM, a device state, and frames that tell how far it was when it sent them. */
+/** A model VM: some pages of RAM, a disk, a device state, and frames that tell how far it was when it sent them. */
+import { BLOCKS } from './disks.ts';
 import { violated, type World } from './world.ts';
 
 export const PAGES = 12;
 
 export interface Snapshot {
   ram: readonly number[];
+  disk: readonly number[];
   device: number;
 }
 
 export class Guest {
   readonly ram: number[] = new Array(PAGES).fill(0);
+  readonly disk: number[];
   /** Counts the guest's steps: a state is newer than another exactly when this is higher. */
   device = 0;
   running = false;
@@ -17,17 +20,20 @@ export class Guest {
   shutDown = false;
   /** The tracker: pages written since they were last collected. */
   dirty = new Set<number>();
+  /** What lies between the guest and its disk; it is called before the guest learns that a write is done. */
+  onDiskWrite: (block: number, value: number) => void = () => {};
   /** Where a frame goes. */
   onFrame: (device: number) => void = () => {};
   private readonly world: World;
 
-  constructor(world: World) {
+  constructor(world: World, disk: number[] = new Array(BLOCKS).fill(0)) {
     this.world = world;
+    this.disk = disk;
     this.schedule();
   }
 
   snapshot(): Snapshot {
-    return { ram: [...this.ram], device: this.device };
+    return { ram: [...this.ram], disk: [...this.disk], device: this.device };
   }
 
   write(page: number, value: number): void {
@@ -48,10 +54,16 @@ export class Guest {
     });
   }
 
+  private writeDisk(block: number, value: number): void {
+    this.disk[block] = value;
+    this.onDiskWrite(block, value);
+  }
+
   private stepOnce(): void {
     const { random } = this.world;
     this.device++;
     for (let writes = random.below(3); writes >= 0; writes--) this.write(random.below(PAGES), this.device);
+    if (random.chance(0.4)) this.writeDisk(random.below(BLOCKS), this.device);
     if (random.chance(0.5)) this.onFrame(this.device);
   }
 }

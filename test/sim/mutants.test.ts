@@ -15,12 +15,16 @@ const SEEDS_MAX = 400;
 
 type Twist<Event, Effect> = (effects: Effect[], event: Event) => Effect[];
 
-function primary(twist: Twist<PrimaryEvent, PrimaryEffect>): Partial<WorldOptions> {
-  class Mutant extends PrimaryMachine {
+function mutantOf(twist: Twist<PrimaryEvent, PrimaryEffect>): typeof PrimaryMachine {
+  return class Mutant extends PrimaryMachine {
     override step(event: PrimaryEvent): PrimaryEffect[] {
       return twist(super.step(event), event);
     }
-  }
+  };
+}
+
+function primary(twist: Twist<PrimaryEvent, PrimaryEffect>): Partial<WorldOptions> {
+  const Mutant = mutantOf(twist);
   return { makePrimary: (options) => new Mutant(options) };
 }
 
@@ -39,10 +43,13 @@ const without =
     effects.filter((effect) => effect.type !== type);
 
 /** The invariant that the first world in which the mutant is caught names. */
-function caught(change: Partial<WorldOptions>): number | null {
+function caught(
+  change: Partial<WorldOptions>,
+  ofSeed: (seed: number) => Partial<WorldOptions> = () => ({}),
+): number | null {
   for (let seed = 0; seed < SEEDS_MAX; seed++) {
     try {
-      simulate(worldOf(seed, { stepFailures: 0.03, corruption: 0, ...change }));
+      simulate(worldOf(seed, { stepFailures: 0.03, corruption: 0, ...change, ...ofSeed(seed) }));
     } catch (error) {
       if (error instanceof InvariantViolation) return error.invariant;
     }
@@ -73,6 +80,30 @@ describe('a machine is caught that', () => {
     expect(caught(primary(without('abandon')))).toBe(3);
   });
 
+  test("takes a disk's writes for the standby's when they are only received", () => {
+    const mutant = primary((effects) =>
+      effects.flatMap((effect): PrimaryEffect[] =>
+        effect.type === 'release-output'
+          ? [effect, { type: 'confirm-disks', epoch: effect.epoch }]
+          : [effect],
+      ),
+    );
+    expect(caught(mutant)).toBe(3);
+  });
+
+  test("believes that every standby's disk is its own copy", () => {
+    const mutant: Partial<WorldOptions> = {
+      makePrimary: (options) =>
+        new (mutantOf((effects) =>
+          effects.map((effect) =>
+            effect.type === 'sync-disks' ? { ...effect, lineages: [options.lineage] } : effect,
+          ),
+        ))(options),
+    };
+    const crash = (seed: number) => ({ side: 1 as const, effects: 20 + seed, victim: 'S-host' as const });
+    expect(caught(mutant, (seed) => ({ crash: crash(seed) }))).toBe(3);
+  });
+
   test('captures before the VM stands', () => {
     const mutant = primary((effects) =>
       effects
@@ -89,7 +120,7 @@ describe('a machine is caught that', () => {
       effects.flatMap((effect): SecondaryEffect[] => {
         const takesOver = effect.type === 'state' && effect.state === 'TAKING-OVER';
         return takesOver && !effects.some(({ type }) => type === 'promote')
-          ? [effect, { type: 'promote' }]
+          ? [effect, { type: 'promote', generation: 9 }]
           : [effect];
       }),
     );
@@ -100,7 +131,7 @@ describe('a machine is caught that', () => {
     const mutant = secondary((effects, event) =>
       event.type === 'peer-lost' &&
       effects.some((effect) => effect.type === 'state' && effect.state === 'BLOCKED')
-        ? [...effects, { type: 'promote' }]
+        ? [...effects, { type: 'promote', generation: 9 }]
         : effects,
     );
     expect(caught(mutant)).toBe(2);

@@ -1,6 +1,7 @@
 /** The primary's shell as a model: QMP commands one after the other, an engine that captures and sends, and faults wherever one can occur. */
 import type { PrimaryEffect, PrimaryEvent, PrimaryStep } from '../../src/protocol/machine.ts';
 import { Agent, type EventBody, type ObservedMachine } from './agent.ts';
+import { DiskLog, type DiskWrite } from './disks.ts';
 import { Gate, type Guest, PAGES } from './guest.ts';
 import { Connection } from './network.ts';
 import type { BulkFrame } from './secondary-host.ts';
@@ -17,13 +18,18 @@ export class PrimaryAgent extends Agent<PrimaryEvent, PrimaryEffect> {
   private captured = new Map<number, number>();
   private shadow = new Map<number, number>();
   private vmstate = 0;
+  private readonly disk: DiskLog;
+  private readonly lineage: string;
   /** The engine's job in progress, which a disconnect fails. */
   private job: { step: PrimaryStep; over: boolean } | null = null;
   private connecting = false;
 
-  constructor(world: World, guest: Guest, machine: PrimaryObserved) {
+  constructor(world: World, guest: Guest, lineage: string, machine: PrimaryObserved) {
     super(world, 0, machine);
     this.guest = guest;
+    this.lineage = lineage;
+    this.disk = new DiskLog(guest.disk);
+    guest.onDiskWrite = (block, value) => this.disk.write(block, value);
   }
 
   protected perform(effect: PrimaryEffect): void {
@@ -74,6 +80,12 @@ export class PrimaryAgent extends Agent<PrimaryEvent, PrimaryEffect> {
       case 'release-output':
         this.world.gate?.release(effect.epoch);
         return;
+      case 'sync-disks':
+        this.syncDisks(effect.lineages[0] === this.lineage);
+        break;
+      case 'confirm-disks':
+        this.disk.confirm(effect.epoch);
+        return;
       case 'quit-vm':
         this.world.killGuest('P');
         return;
@@ -98,6 +110,7 @@ export class PrimaryAgent extends Agent<PrimaryEvent, PrimaryEffect> {
     super.kill(withHost);
     for (const channel of this.channels) channel.kill(0, withHost);
     this.guest.dirty.clear();
+    this.guest.onDiskWrite = () => {};
   }
 
   // --- connections -----------------------------------------------------------------------------------------------------------------
@@ -139,6 +152,7 @@ export class PrimaryAgent extends Agent<PrimaryEvent, PrimaryEffect> {
   private disconnectBulk(): void {
     for (const channel of this.channels) channel.close(0);
     this.channels = [];
+    this.disk.end();
     const { job } = this;
     if (job === null || job.over || job.step === 'capture') return;
     job.over = true;
@@ -150,10 +164,44 @@ export class PrimaryAgent extends Agent<PrimaryEvent, PrimaryEffect> {
 
   // --- the engine ------------------------------------------------------------------------------------------------------------------
 
+  /** One block after the other: what was logged so far goes first, then the block is read, then it is sent. */
+  private syncDisks(known: boolean): void {
+    const { random, clock } = this.world;
+    this.disk.begin(!known);
+    let read: DiskWrite | null = null;
+    const step = (): boolean => {
+      if (read !== null) {
+        this.putDisk(0, [read]);
+        read = null;
+        return true;
+      }
+      const block = this.disk.nextDiffering();
+      if (block === null) return false;
+      this.putDisk(0, this.disk.takeFirstCopyWrites());
+      read = [block, this.disk.read(block)];
+      return true;
+    };
+    const job = this.engine('disks', random.between(30, 90), () => {
+      while (step());
+      return { type: 'disks-synced' };
+    });
+    const next = () => {
+      if (job.over || !this.alive) return;
+      step();
+      clock.after(random.between(1, 6), next);
+    };
+    next();
+  }
+
+  private putDisk(epoch: number, writes: DiskWrite[]): void {
+    if (writes.length > 0) this.put(0, { kind: 'disk', epoch, writes });
+  }
+
   private sync(): void {
     const { random, clock } = this.world;
     const lastsMs = random.between(5, 40);
     const job = this.engine('sync', lastsMs, () => {
+      this.putDisk(0, this.disk.takeFirstCopyWrites());
       this.putEnds(0);
       return { type: 'synced' };
     });
@@ -170,6 +218,7 @@ export class PrimaryAgent extends Agent<PrimaryEvent, PrimaryEffect> {
     if (this.guest.running && !this.world.resumedByOthers) violated(5, `capture ${epoch} while the VM runs`);
     this.engine('capture', this.world.random.between(0.2, 2), () => {
       this.world.gate?.seal(epoch);
+      this.disk.seal(epoch);
       // INVARIANT 3 is the machine's to keep: after a failure only `abandon` makes these pages dirty again.
       this.captured = new Map([...this.guest.dirty].map((page) => [page, this.guest.ram[page] as number]));
       this.guest.dirty.clear();
@@ -183,6 +232,7 @@ export class PrimaryAgent extends Agent<PrimaryEvent, PrimaryEffect> {
     if (this.job !== null) violated(3, 'abandon while the engine works');
     for (const page of this.captured.keys()) this.guest.dirty.add(page);
     this.captured.clear();
+    this.disk.unseal();
   }
 
   private transmit(epoch: number): void {
@@ -191,9 +241,12 @@ export class PrimaryAgent extends Agent<PrimaryEvent, PrimaryEffect> {
     this.captured.clear();
     for (const [page, value] of pages) this.shadow.set(page, value);
     this.engine('transmit', this.world.random.between(3, 15), () => {
+      const writes = this.disk.takeSealed(epoch);
+      if (writes === null) return null;
       if (this.vmstate !== vmstate) violated(2, 'the device state was overwritten while it was sent');
       for (const page of pages) this.put(page[0], { kind: 'pages', epoch, pages: [page] });
       this.put(0, { kind: 'vmstate', epoch, device: vmstate });
+      this.putDisk(epoch, writes);
       this.putEnds(epoch);
       return { type: 'transmitted', epoch };
     });

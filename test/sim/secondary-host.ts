@@ -1,6 +1,7 @@
 /** The secondary's shell as a model: staging that is filled frame by frame, RAM that is flushed in two halves, a load that takes time. */
 import type { SecondaryEffect, SecondaryEvent } from '../../src/protocol/machine.ts';
 import { Agent, type EventBody, type ObservedMachine } from './agent.ts';
+import type { DiskWrite } from './disks.ts';
 import type { Guest } from './guest.ts';
 import type { Connection } from './network.ts';
 import { violated, type World } from './world.ts';
@@ -10,9 +11,11 @@ export type SecondaryObserved = ObservedMachine<SecondaryEvent, SecondaryEffect>
 export type BulkFrame =
   | { kind: 'pages'; epoch: number; pages: [number, number][] }
   | { kind: 'vmstate'; epoch: number; device: number }
+  | { kind: 'disk'; epoch: number; writes: DiskWrite[] }
   | { kind: 'end'; epoch: number };
 
 interface Staging {
+  writes: DiskWrite[];
   pages: Map<number, number>;
   device: number;
   ends: number;
@@ -31,6 +34,8 @@ export class SecondaryAgent extends Agent<SecondaryEvent, SecondaryEffect> {
   private committed: { generation: number; epoch: number } | null = null;
   private busy: 'flush' | 'load' | null = null;
   private tokens = 0;
+  /** Of the disk, before the session's primary came. */
+  private lineage: string | null = null;
 
   constructor(world: World, guest: Guest, machine: SecondaryObserved) {
     super(world, 1, machine);
@@ -82,7 +87,11 @@ export class SecondaryAgent extends Agent<SecondaryEvent, SecondaryEffect> {
         this.closeLink();
         break;
       case 'compare':
-        this.later(() => ({ type: 'compared', difference: null }));
+        this.later(() => {
+          this.lineage = this.world.standbyDisk.lineage;
+          this.world.standbyDisk.lineage = effect.lineage;
+          return { type: 'compared', difference: null };
+        });
         break;
       case 'open-session':
         this.later(() => this.openSession(effect.generation, effect.connections));
@@ -142,7 +151,7 @@ export class SecondaryAgent extends Agent<SecondaryEvent, SecondaryEffect> {
     this.staged.clear();
     const token = String(++this.tokens).padStart(32, '0');
     this.session = { token, generation, connections, opened: 0 };
-    return { type: 'session-opened', bulkToken: token };
+    return { type: 'session-opened', bulkToken: token, lineages: [this.lineage] };
   }
 
   private onFrame(frame: BulkFrame): void {
@@ -152,10 +161,16 @@ export class SecondaryAgent extends Agent<SecondaryEvent, SecondaryEffect> {
       this.streamFailed(`epoch ${frame.epoch} is not open`);
       return;
     }
-    const staging = this.staged.get(frame.epoch) ?? { pages: new Map(), device: 0, ends: 0 };
+    const staging = this.staged.get(frame.epoch) ?? {
+      writes: [],
+      pages: new Map(),
+      device: 0,
+      ends: 0,
+    };
     this.staged.set(frame.epoch, staging);
     if (frame.kind === 'end') this.onEnd(frame.epoch, staging);
     else if (frame.kind === 'vmstate') staging.device = frame.device;
+    else if (frame.kind === 'disk') this.onDisk(frame.epoch, staging, frame.writes);
     else for (const [page, value] of frame.pages) this.onPage(frame.epoch, staging, page, value);
   }
 
@@ -166,6 +181,16 @@ export class SecondaryAgent extends Agent<SecondaryEvent, SecondaryEffect> {
     this.at = null;
     this.committed = null;
     this.guest.ram[page] = value;
+  }
+
+  private onDisk(epoch: number, staging: Staging, writes: DiskWrite[]): void {
+    if (epoch > 0) staging.writes.push(...writes);
+    else this.writeDisk(writes);
+  }
+
+  private writeDisk(writes: readonly DiskWrite[]): void {
+    if (this.guest.running) violated(2, "a running VM's disk is written");
+    for (const [block, value] of writes) this.world.standbyDisk.blocks[block] = value;
   }
 
   private onEnd(epoch: number, staging: Staging): void {
@@ -201,14 +226,17 @@ export class SecondaryAgent extends Agent<SecondaryEvent, SecondaryEffect> {
     const pages = [...staging.pages];
     const half = pages.length >> 1;
     for (const [page, value] of pages.slice(0, half)) this.guest.ram[page] = value;
+    const middle = staging.writes.length >> 1;
+    this.writeDisk(staging.writes.slice(0, middle));
     this.later(() => {
       this.busy = null;
       if (this.fails()) {
-        // native/core/standby_engine.h: a flush fails only when QEMU is gone.
-        this.world.kill('S-qemu');
-        return { type: 'flush-failed', epoch, reason: 'the QEMU process is gone' };
+        // Either QEMU is gone, or a disk can't be written for the moment.
+        if (this.world.random.chance(0.5)) this.world.kill('S-qemu');
+        return { type: 'flush-failed', epoch, reason: 'the world is bad' };
       }
       for (const [page, value] of pages.slice(half)) this.guest.ram[page] = value;
+      this.writeDisk(staging.writes.slice(middle));
       this.mailbox = staging.device;
       return { type: 'flushed', epoch };
     });
@@ -244,6 +272,7 @@ export class SecondaryAgent extends Agent<SecondaryEvent, SecondaryEffect> {
     this.later(() => {
       if (this.fails()) return { type: 'promote-failed', reason: 'the world is bad' };
       this.world.promoted(this.guest.device);
+      this.world.standbyDisk.lineage = null;
       this.guest.running = true;
       return { type: 'promoted' };
     });

@@ -11,6 +11,7 @@ import {
 import { PrimaryMachine } from '../../src/protocol/primary.ts';
 import { SecondaryMachine } from '../../src/protocol/secondary.ts';
 import { Clock, Random } from './clock.ts';
+import { StandbyDisk } from './disks.ts';
 import { type Gate, Guest, type Snapshot } from './guest.ts';
 import type { Connection } from './network.ts';
 import { PrimaryAgent, type PrimaryObserved } from './primary-host.ts';
@@ -77,6 +78,8 @@ export class World {
   readonly random: Random;
   readonly clock = new Clock();
   readonly pvm: Guest;
+  /** On the standby's host. */
+  readonly standbyDisk = new StandbyDisk();
   svm: Guest;
   gate: Gate | null = null;
   primary: PrimaryAgent | null = null;
@@ -97,6 +100,7 @@ export class World {
   private readonly snapshots = new Map<string, Snapshot>();
   /** The newest state that the standby has promised, and the newest that the outside has seen a frame of. */
   private promised = 0;
+  private primaries = 0;
   private seen = 0;
   private effects: [number, number] = [0, 0];
   private standingSinceMs: number | null = null;
@@ -108,7 +112,7 @@ export class World {
     this.pvm.running = true;
     this.pvm.onFrame = (device) =>
       this.gate === null ? this.leaveUnprotected(device) : this.gate.frame(device);
-    this.svm = new Guest(this);
+    this.svm = new Guest(this, this.standbyDisk.blocks);
     this.startSecondary();
     this.startPrimary();
   }
@@ -117,6 +121,7 @@ export class World {
 
   startPrimary(): void {
     const { mode, connections } = this.options;
+    const lineage = String(++this.primaries).padStart(32, '0');
     const machine = this.options.makePrimary({
       vmId: VM_ID,
       mode,
@@ -124,14 +129,16 @@ export class World {
       description: { machine: 'model' },
       generation: 1,
       timings: TIMINGS,
+      copiesDisks: true,
+      lineage,
       foundClosedGate: this.gate !== null,
     });
-    this.primary = new PrimaryAgent(this, this.pvm, machine);
+    this.primary = new PrimaryAgent(this, this.pvm, lineage, machine);
     this.primary.dispatch({ type: 'start' });
   }
 
   startSecondary(): void {
-    if (!this.svm.alive) this.svm = new Guest(this);
+    if (!this.svm.alive) this.svm = new Guest(this, this.standbyDisk.blocks);
     const { autoFailover } = this.options;
     const machine = this.options.makeSecondary({
       vmId: VM_ID,
@@ -149,6 +156,7 @@ export class World {
     if (!victim.endsWith('agent')) this.killGuest(primary ? 'P' : 'S', victim.endsWith('host'));
     if (victim.endsWith('qemu')) return;
     (primary ? this.primary : this.secondary)?.kill(victim.endsWith('host'));
+    if (victim === 'S-host') this.standbyDisk.hostCrashed();
     // The gate is a part of the agent: it fails closed.
     if (primary && this.gate !== null) this.gate.dead = true;
   }
@@ -206,6 +214,12 @@ export class World {
       violated(
         3,
         `generation ${generation}, epoch ${epoch}: page ${page} is ${actual.ram[page]}, was ${expected.ram[page]}`,
+      );
+    const block = expected.disk.findIndex((value, index) => value !== actual.disk[index]);
+    if (block >= 0)
+      violated(
+        3,
+        `generation ${generation}, epoch ${epoch}: disk block ${block} is ${actual.disk[block]}, was ${expected.disk[block]}`,
       );
     if (expected.device !== actual.device)
       violated(2, `device state ${actual.device} instead of ${expected.device}`);

@@ -3,7 +3,7 @@ import { describe, expect, test } from 'vitest';
 import { encodeMessage, HEADER_BYTES, MessageDecoder } from '../../src/protocol/codec.ts';
 import { ProtocolError } from '../../src/protocol/errors.ts';
 import type { Body, Message } from '../../src/protocol/messages.ts';
-import { DEPTH_MAX } from '../../src/protocol/payload.ts';
+import { DEPTH_MAX, DISKS_MAX } from '../../src/protocol/payload.ts';
 import { decodePreface, encodePreface } from '../../src/protocol/preface.ts';
 import { vmIdOf } from '../../src/protocol/vm-id.ts';
 
@@ -21,8 +21,13 @@ const epochless: fc.Arbitrary<Body> = fc.oneof(
     description: json.map(canonical),
     mode: fc.constantFrom('pipelined' as const, 'strict' as const),
     connections: fc.integer({ min: 1, max: 16 }),
+    lineage: hex(32),
   }),
-  fc.record({ type: fc.constant('ready' as const), bulkToken: hex(32) }),
+  fc.record({
+    type: fc.constant('ready' as const),
+    bulkToken: hex(32),
+    lineages: fc.array(fc.option(hex(32)), { maxLength: DISKS_MAX }),
+  }),
   fc.record(
     {
       type: fc.constant('error' as const),
@@ -67,7 +72,8 @@ function withPayload(body: Body, payload: string | Uint8Array): Buffer {
   return Buffer.concat([header, bytes]);
 }
 
-const HELLO: Body = { type: 'hello', description: {}, mode: 'strict', connections: 1 };
+const HELLO: Body = { type: 'hello', description: {}, mode: 'strict', connections: 1, lineage: VM_ID };
+const READY: Body = { type: 'ready', bulkToken: VM_ID, lineages: [] };
 const ERROR: Body = { type: 'error', code: 'protocol', message: '' };
 
 describe('control messages', () => {
@@ -260,9 +266,31 @@ describe('control messages', () => {
     ],
     [
       'a short token',
-      withPayload({ type: 'ready', bulkToken: VM_ID }, '{"bulkToken":"00"}'),
+      withPayload(READY, '{"bulkToken":"00","lineages":[]}'),
       'bad-payload',
-      /32 hex/,
+      /bulkToken must be 32 hex/,
+    ],
+    ['no lineages', withPayload(READY, `{"bulkToken":"${VM_ID}"}`), 'bad-payload', /lineages must be/],
+    [
+      'a short lineage',
+      withPayload(READY, `{"bulkToken":"${VM_ID}","lineages":[null,"00"]}`),
+      'bad-payload',
+      /lineages must be/,
+    ],
+    [
+      'too many lineages',
+      withPayload(
+        READY,
+        `{"bulkToken":"${VM_ID}","lineages":${JSON.stringify(new Array(DISKS_MAX + 1).fill(null))}}`,
+      ),
+      'bad-payload',
+      /at most 64/,
+    ],
+    [
+      'no lineage',
+      withPayload(HELLO, '{"description":{},"mode":"strict","connections":1}'),
+      'bad-payload',
+      /lineage must be/,
     ],
     [
       'an unknown reason',

@@ -9,6 +9,7 @@ const DEFAULTS: GoldenOptions = {
   mode: 'pipelined',
   auto: false,
   foreign: false,
+  disks: false,
   generation: 1,
   standbyGeneration: 0,
 };

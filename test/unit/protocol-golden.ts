@@ -23,6 +23,7 @@ import { SecondaryMachine } from '../../src/protocol/secondary.ts';
 
 const VM_ID = '0123456789abcdef0123456789abcdef';
 const TOKEN = 'feedfeedfeedfeedfeedfeedfeedfeed';
+const LINEAGE = '11ea9e11ea9e11ea9e11ea9e11ea9e11';
 
 const COPIED = `P start; P peer-connected; S start; S peer-connected; deliver; S compared; S session-opened; deliver;
   P bulk-connected; P gate-installed; P protected; deliver; P synced; S staged 0; deliver`;
@@ -40,6 +41,8 @@ export interface GoldenOptions {
   mode: Mode;
   auto: boolean;
   foreign: boolean;
+  /** The VM has a disk that is copied. */
+  disks: boolean;
   generation: number;
   standbyGeneration: number;
 }
@@ -56,6 +59,8 @@ export class Conversation {
       mode: options.mode,
       connections: 1,
       description: { machine: 'pc' },
+      copiesDisks: options.disks,
+      lineage: LINEAGE,
       generation: options.generation,
       foundClosedGate: options.foreign,
     });
@@ -215,7 +220,7 @@ function fieldsOf(
     case 'compared':
       return { difference: first === undefined ? null : rest(1) };
     case 'session-opened':
-      return { bulkToken: TOKEN };
+      return { bulkToken: TOKEN, lineages: words.slice(1).map((word) => (word === 'none' ? null : LINEAGE)) };
     case 'command':
       return { command: first };
     case 'vm-shutdown':
@@ -235,6 +240,8 @@ function describe(effect: PrimaryEffect | SecondaryEffect): string | null {
       return `connect-bulk ${effect.connections}`;
     case 'compare':
       return `compare ${JSON.stringify(effect.description)}`;
+    case 'sync-disks':
+      return `sync-disks ${effect.lineages.map((lineage) => lineage ?? 'none').join(' ')}`;
     default: {
       const { type, ...fields } = effect;
       return [type, ...Object.values(fields).map(String)].join(' ');
@@ -243,10 +250,11 @@ function describe(effect: PrimaryEffect | SecondaryEffect): string | null {
 }
 
 function describeMessage({ generation, epoch, body }: Message): string {
-  const { type, ...fields } = body;
-  const words = Object.values(fields).map((value) =>
-    typeof value === 'string' ? value : JSON.stringify(value),
-  );
+  // The lineage is the same in every conversation, and most have no disks.
+  const { type, lineage: _, ...fields } = body as Body & { lineage?: string };
+  const words = Object.values(fields)
+    .filter((value) => !Array.isArray(value) || value.length > 0)
+    .map((value) => (typeof value === 'string' ? value : JSON.stringify(value)));
   const at = epoch > 0 ? ` ${epoch}` : '';
   return `${type.toUpperCase()}${at} (generation ${generation})${words.length > 0 ? ` ${words.join(' ')}` : ''}`;
 }

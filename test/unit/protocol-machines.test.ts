@@ -21,6 +21,8 @@ const newPrimary = (foundClosedGate = false): PrimaryMachine =>
     connections: 1,
     description: {},
     generation: 1,
+    copiesDisks: false,
+    lineage: VM_ID,
     foundClosedGate,
   });
 const newSecondary = (): SecondaryMachine =>
@@ -44,7 +46,7 @@ const received = (body: Body, epoch = 0) => ({ type: 'message' as const, message
 const PRIMARY_PATH: Bare<PrimaryEvent>[] = [
   { type: 'start' },
   { type: 'peer-connected' },
-  received({ type: 'ready', bulkToken: VM_ID }),
+  received({ type: 'ready', bulkToken: VM_ID, lineages: [] }),
   { type: 'bulk-connected' },
   { type: 'gate-installed' },
   { type: 'protected' },
@@ -63,9 +65,9 @@ const PRIMARY_PATH: Bare<PrimaryEvent>[] = [
 const SECONDARY_PATH: Bare<SecondaryEvent>[] = [
   { type: 'start' },
   { type: 'peer-connected' },
-  received({ type: 'hello', description: {}, mode: 'strict', connections: 1 }),
+  received({ type: 'hello', description: {}, mode: 'strict', connections: 1, lineage: VM_ID }),
   { type: 'compared', difference: null },
-  { type: 'session-opened', bulkToken: VM_ID },
+  { type: 'session-opened', bulkToken: VM_ID, lineages: [] },
   received({ type: 'new' }, 1),
   { type: 'staged', epoch: 0, pages: 1, vmstateBytes: 0 },
   received({ type: 'send', pages: 1, vmstateBytes: 1 }, 1),
@@ -79,8 +81,8 @@ const SECONDARY_PATH: Bare<SecondaryEvent>[] = [
 
 const body: fc.Arbitrary<Body> = fc.oneof(
   fc.constantFrom('new', 'suspended', 'received', 'loaded', 'heartbeat').map((type) => ({ type }) as Body),
-  fc.constant<Body>({ type: 'hello', description: {}, mode: 'pipelined', connections: 2 }),
-  fc.constant<Body>({ type: 'ready', bulkToken: VM_ID }),
+  fc.constant<Body>({ type: 'hello', description: {}, mode: 'pipelined', connections: 2, lineage: VM_ID }),
+  fc.constant<Body>({ type: 'ready', bulkToken: VM_ID, lineages: [] }),
   fc.record({ type: fc.constant('send' as const), pages: fc.nat(3), vmstateBytes: fc.nat(3) }),
   fc.constantFrom('shutdown', 'detach', 'qemu-lost').map((reason) => ({ type: 'bye', reason }) as Body),
   fc.record({

@@ -35,7 +35,16 @@ const BASE: VmDescription = {
     { path: '/machine/unattached/device[0]', type: 'qemu64-x86_64-cpu' },
     { path: '/machine/unattached/device[1]', type: 'hpet' },
   ],
-  disks: [{ id: 'vda', sizeBytes: 4096, readOnly: false }],
+  disks: [
+    {
+      id: 'vda',
+      sizeBytes: 4096,
+      readOnly: false,
+      removable: false,
+      copy: 'none',
+      worldWideId: null,
+    },
+  ],
   sections: [
     { name: 'timer', instance: 0, version: 2 },
     { name: 'apic', instance: 1, version: 3 },
@@ -71,6 +80,14 @@ describe('compare', () => {
     ['levels of topology that only one QEMU knows', (vm) => (vm.cpus.topology['modules'] = 1)],
     ['CPUID words that only one QEMU knows', (vm) => (vm.cpus.features['0x24.0 EBX'] = 0)],
     ['features that follow from the topology', (vm) => (vm.cpus.features['0x1.0 EDX'] = 0x178bfbfd)],
+    [
+      'the size of a disk that is copied',
+      (vm) => Object.assign(at(vm.disks, 0), { copy: 'copied', sizeBytes: 8192 }),
+    ],
+    [
+      'a medium in a drive',
+      (vm) => vm.disks.push({ ...at(vm.disks, 0), id: 'cd0', removable: true, readOnly: true }),
+    ],
     ['a MAC address in capitals', (vm) => (at(vm.nics, 0).mac = '52:54:00:12:34:56'.toUpperCase())],
     ['an older version of a section', (vm) => (at(vm.sections ?? [], 1).version = 2)],
     ['a section that only the secondary has', (vm) => vm.sections?.pop()],
@@ -134,6 +151,10 @@ describe('compare', () => {
       (vm) => (at(vm.disks, 0).readOnly = true),
     ],
     [
+      'disk fd0: primary has it, secondary has none',
+      (vm) => vm.disks.push({ ...at(vm.disks, 0), id: 'fd0', removable: true, copy: 'copied' }),
+    ],
+    [
       'device state of apic (instance 1): primary version 4, secondary version 3',
       (vm) => (at(vm.sections ?? [], 1).version = 4),
     ],
@@ -174,6 +195,10 @@ describe('a malformed description', () => {
     [
       'cpus.topology.cores is not a whole number',
       { ...BASE, cpus: { ...BASE.cpus, topology: { cores: 1.5 } } },
+    ],
+    [
+      'disks[0].copy is not copied or shared or none',
+      { ...BASE, disks: [{ ...BASE.disks[0], copy: 'maybe' }] },
     ],
     ['disks[0].readOnly is not true or false', { ...BASE, disks: [{ ...BASE.disks[0], readOnly: 'no' }] }],
     ['sections is not a list', { ...BASE, sections: undefined }],

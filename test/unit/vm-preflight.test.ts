@@ -13,6 +13,7 @@ const COMMANDS = [
     'human-monitor-command',
   ],
   ...['snapshot-load', 'blockdev-add', 'announce-self'],
+  ...['blockdev-mirror', 'block-job-cancel', 'block-export-add', 'nbd-server-start'],
 ];
 const schema = (commands: string[]) => commands.map((name) => ({ name, 'meta-type': 'command' }));
 
@@ -32,7 +33,7 @@ async function problems(
   accepted: string[] = [],
 ): Promise<string[]> {
   const qmp = new FakeQmp({ ...HEALTHY, ...answers }).client;
-  const exceptions = { ungatedNics: accepted, ungatedDisks: accepted };
+  const exceptions = { ungatedNics: accepted, ungatedDisks: accepted, sharedDisks: [] };
   const error = await assertProtectable(qmp, 1, exceptions, fakeProcess(files)).catch((reason) => reason);
   if (error === undefined) return [];
   expect(error).toBeInstanceOf(PreflightError);
@@ -59,6 +60,9 @@ describe('assertProtectable', () => {
     expect(await problems({})).toEqual([]);
     expect(await problems({ 'query-migrate': { status: 'cancelled' } })).toEqual([]);
     expect(await problems({ 'query-block': disk(true) })).toEqual([]);
+    expect(await problems({ 'query-block': disk(false) })).toEqual([]);
+    const left = [{ id: 'colo-disk-1-1', type: 'mirror', status: 'ready' }];
+    expect(await problems({ 'query-jobs': left })).toEqual([]);
     expect(await problems({ 'query-block': [{ device: 'cd', removable: true }] })).toEqual([]);
   });
 
@@ -92,7 +96,13 @@ describe('assertProtectable', () => {
       { 'info network': vhostNic },
       { openFiles: ['/dev/vhost-net'] },
     ],
-    ['disk vda: the guest can write a.raw, and disks are not copied yet', { 'query-block': disk(false) }],
+    [
+      'QEMU: it lacks the QMP command blockdev-mirror',
+      {
+        'query-block': disk(false),
+        'query-qmp-schema': schema(COMMANDS.filter((name) => name !== 'blockdev-mirror')),
+      },
+    ],
   ])('refuses: %s', async (problem, answers, files) => {
     expect(await problems(answers, files)).toEqual([problem]);
   });
@@ -100,17 +110,18 @@ describe('assertProtectable', () => {
   it('accepts what the user accepts, and nothing else', async () => {
     const files = { openFiles: ['/dev/vhost-net'] };
     const answers = { 'info network': vhostNic, 'query-block': disk(false) };
-    expect(await problems(answers, files, ['net0', 'vda'])).toEqual([]);
-    expect(await problems(answers, files, ['52:54:00:00:00:01'])).toHaveLength(1);
-    expect(await problems(answers, files, ['other'])).toHaveLength(2);
+    expect(await problems(answers, files, ['net0', 'vda'])).toEqual([
+      'disk net0: the VM has none of this name',
+    ]);
+    expect(await problems(answers, files, ['vda'])).toHaveLength(1);
   });
 
   it('tells all problems at once, with what to do', async () => {
     const qmp = new FakeQmp({ ...HEALTHY, 'query-migrate': { status: 'active' }, 'query-block': disk(false) })
       .client;
-    const none = { ungatedNics: [], ungatedDisks: [] };
+    const none = { ungatedNics: [], ungatedDisks: ['vdz'], sharedDisks: [] };
     await expect(assertProtectable(qmp, 1, none, fakeProcess({}))).rejects.toThrow(
-      /^VM: a migration is active \(wait .*\); disk vda: .*--ungated-disk vda\)$/,
+      /^VM: a migration is active \(wait .*\); disk vdz: .*its disks: vda\)$/,
     );
   });
 });

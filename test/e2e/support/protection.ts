@@ -2,6 +2,7 @@
 import { createServer } from 'node:net';
 import { type AgentStatus, TestAgent } from '../../../src/testbed/agents.ts';
 import type { Cleanup } from '../../../src/testbed/cleanup.ts';
+import { type DiskOptions, standbyDisks } from '../../../src/testbed/disks.ts';
 import { TestVm, type VmOptions } from '../../../src/testbed/vm.ts';
 
 export const VM_NAME = 'e2e';
@@ -21,6 +22,11 @@ export async function startVm(
   const tap = network ? await network.addTap(options.nobody ? { uid: 65534 } : {}) : null;
   const vm = await TestVm.start({ ...options, name, paused, ...(tap && { nics: [{ tap }] }) });
   return cleanup.own(vm);
+}
+
+/** The standby's VM: the same devices, its disks raw and, unless they are there already, new. `folder`: for images that outlive it. */
+export function standbyOf(guest: GuestOptions, folder?: string): GuestOptions {
+  return guest.disks ? { ...guest, disks: standbyDisks(guest.disks, folder) } : guest;
 }
 
 export function waitBooted(vm: TestVm, options: GuestOptions): Promise<string> {
@@ -80,6 +86,8 @@ export interface Protection {
 
 export interface ProtectionOptions {
   guest: GuestOptions;
+  /** Default: raw and new ones. */
+  standbyDisks?: DiskOptions[];
   primaryArgs?: string[];
   secondaryArgs?: string[];
   /** What the primary is told to connect to, when it isn't the secondary itself. */
@@ -90,7 +98,11 @@ export interface ProtectionOptions {
 export async function protect(cleanup: Cleanup, options: ProtectionOptions): Promise<Protection> {
   const primaryVm = await startVm(cleanup, 'primary', options.guest, false);
   await waitBooted(primaryVm, options.guest);
-  const standbyVm = await startVm(cleanup, 'standby', options.guest, true);
+  const standby = {
+    ...standbyOf(options.guest),
+    ...(options.standbyDisks && { disks: options.standbyDisks }),
+  };
+  const standbyVm = await startVm(cleanup, 'standby', standby, true);
   const { agent: secondary, listen } = await startSecondary(cleanup, standbyVm, options.secondaryArgs);
   const peer = options.via ? await options.via(listen) : listen;
   const primary = await startPrimary(cleanup, primaryVm, peer, options.primaryArgs);

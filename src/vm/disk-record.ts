@@ -1,0 +1,106 @@
+/**
+ * What is known of a disk that is protected, in a file beside it: whose it is, which generation wrote it, and from which source its content comes.
+ * A standby overwrites a disk only when its record says that it is the older one; so the disk of a host that comes back after a failover is
+ * brought up to date, and never the newer one by a mistake.
+ */
+import { createHash } from 'node:crypto';
+import {
+  closeSync,
+  existsSync,
+  fsyncSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  renameSync,
+  statSync,
+  writeSync,
+} from 'node:fs';
+import path from 'node:path';
+
+export interface DiskRecord {
+  vm: string;
+  disk: string;
+  /**
+   * `source`: a VM ran on it in `generation`. `copying`: a standby's, not whole yet. `copy`: a standby's, at a checkpoint of `generation` or on its
+   * way to the next.
+   */
+  role: 'source' | 'copying' | 'copy';
+  generation: number;
+  /** Of the primary agent that this content comes from, or that runs on it. */
+  lineage: string;
+  /** Of the host that wrote the content: after a crash of the host, what the disk's cache had taken is unknown. */
+  bootId: string;
+}
+
+export class DiskRecordError extends Error {
+  override readonly name = 'DiskRecordError';
+}
+
+/** For disks that are no plain files, and so have no folder of their own. */
+export const RECORDS_FOLDER = '/var/lib/colo-agent/disks';
+
+export function bootId(): string {
+  return readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim();
+}
+
+/** `file` is a disk image, a block device, or whatever QEMU takes for a disk. */
+export function recordPath(file: string): string {
+  if (existsSync(file) && statSync(file).isFile()) return `${file}.colo`;
+  return path.join(RECORDS_FOLDER, `${createHash('sha256').update(file).digest('hex').slice(0, 32)}.colo`);
+}
+
+/** Null when there is none. Throws DiskRecordError for a file that isn't one of ours. */
+export function readRecord(file: string): DiskRecord | null {
+  const record = recordPath(file);
+  if (!existsSync(record)) return null;
+  try {
+    return check(JSON.parse(readFileSync(record, 'utf8')));
+  } catch (error) {
+    throw new DiskRecordError(
+      `${record} is no disk record: ${(error as Error).message}. Remove it if the disk's content doesn't matter`,
+    );
+  }
+}
+
+/** Durable when it returns: written beside, synced, and put in place of the old one at once. Throws DiskRecordError. */
+export function writeRecord(file: string, content: DiskRecord): void {
+  const record = recordPath(file);
+  try {
+    mkdirSync(path.dirname(record), { recursive: true });
+    const fresh = `${record}.new`;
+    const fd = openSync(fresh, 'w', 0o644);
+    try {
+      writeSync(fd, `${JSON.stringify(content)}\n`);
+      fsyncSync(fd);
+    } finally {
+      closeSync(fd);
+    }
+    renameSync(fresh, record);
+    syncFolder(path.dirname(record));
+  } catch (error) {
+    throw new DiskRecordError(`can't record the disk's generation in ${record}: ${(error as Error).message}`);
+  }
+}
+
+function syncFolder(folder: string): void {
+  const fd = openSync(folder, 'r');
+  try {
+    fsyncSync(fd);
+  } finally {
+    closeSync(fd);
+  }
+}
+
+const ROLES = ['source', 'copying', 'copy'];
+
+function check(value: unknown): DiskRecord {
+  const record = value as DiskRecord;
+  const valid =
+    typeof value === 'object' &&
+    value !== null &&
+    [record.vm, record.disk, record.lineage, record.bootId].every((text) => typeof text === 'string') &&
+    ROLES.includes(record.role) &&
+    Number.isSafeInteger(record.generation);
+  if (!valid) throw new Error('it lacks a member, or has one of another kind');
+  return record;
+}
