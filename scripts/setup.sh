@@ -34,7 +34,8 @@ find_missing() {
   debian=''
   fedora=''
   has qemu-system-x86_64 || needed qemu-system-x86 qemu-system-x86-core
-  has qemu-img || needed qemu-utils qemu-img
+  has qemu-img && has qemu-nbd && has qemu-io || needed qemu-utils qemu-img
+  has nbdinfo || needed libnbd-bin libnbd
   has cmake || needed cmake cmake
   has make || needed make make
   has cc || needed gcc gcc

@@ -48,6 +48,7 @@ void DiskExport::run(Client& client) {
   } catch (const std::exception& error) {
     end = error.what();
   }
+  client.connection.cut();  // its socket is closed only when somebody else comes
   bool lost = false;
   {
     const std::lock_guard lock(mutex_);
@@ -131,6 +132,10 @@ void DiskExport::close() {
   std::call_once(ended_, [this] {
     // Nothing is added once it is closed.
     for (Client& client : clients_) client.thread.join();
+    {
+      const std::lock_guard lock(mutex_);
+      clients_.clear();
+    }
     log_.lose("the export of disk '" + id_ + "' was closed");
   });
 }

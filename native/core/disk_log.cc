@@ -8,7 +8,7 @@
 namespace colo {
 namespace {
 
-// The protocol has at most two checkpoints that were sent and not loaded.
+// A limit on what is remembered; the protocol has at most two checkpoints that were sent and not loaded.
 constexpr std::size_t kUnconfirmedMax = 64;
 
 BlockRun blocks_of(std::uint64_t offset, std::uint64_t length) {
@@ -238,7 +238,11 @@ std::shared_ptr<const DiskWrites> DiskLog::take_sealed(std::uint64_t epoch) {
     throw Error("ERR_COLO_DISK", 0,
                 "blocks of disk '" + options_.id + "' have not been copied to the standby");
   }
-  COLO_ASSERT(unconfirmed_.size() < kUnconfirmedMax);
+  if (unconfirmed_.size() >= kUnconfirmedMax) {
+    throw Error("ERR_COLO_DISK", 0,
+                "the last " + std::to_string(kUnconfirmedMax) + " checkpoints of disk '" + options_.id +
+                    "' were sent and never confirmed");
+  }
   unconfirmed_.push_back({epoch, std::move(sealed_->runs_)});
   return std::exchange(sealed_, nullptr);
 }

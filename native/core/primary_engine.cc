@@ -331,7 +331,12 @@ void PrimaryEngine::sync(std::uint64_t bytes_per_second, std::function<void(Sync
   state_->start(
       [state = state_.get(), bytes_per_second, progress = std::move(progress)] {
         state->synced = false;
-        state->link().send_first_copy(state->disks, bytes_per_second, progress);
+        try {
+          state->link().send_first_copy(state->disks, bytes_per_second, progress);
+        } catch (...) {
+          state->end_disk_sessions();  // nobody takes from their logs any more
+          throw;
+        }
         state->synced = true;
       },
       std::move(done));

@@ -1,17 +1,13 @@
 // The tracker on a real QEMU: sandboxed as tightly as it allows, stopped at its first instruction.
-#include <fcntl.h>
 #include <gtest/gtest.h>
-#include <sys/socket.h>
-#include <sys/un.h>
 
 #include <array>
-#include <filesystem>
 #include <sstream>
 
 #include "../core/dirty_tracker.h"
 #include "../core/error.h"
 #include "../core/process_maps.h"
-#include "child_process.h"
+#include "qemu_harness.h"
 
 namespace colo {
 namespace {
@@ -24,36 +20,10 @@ using testing::wait_until;
 // All of it is compared again and again, so it is little; and no other mapping of QEMU has this size.
 constexpr std::uint64_t kRamBytes = (6u << 20) + 8192;
 
-class Qemu {
+// Sandboxed as tightly as it allows.
+class AttachedQemu : public testing::Qemu {
  public:
-  explicit Qemu(bool shared, uid_t uid) {
-    EXPECT_NE(::mkdtemp(folder_.data()), nullptr);
-    EXPECT_EQ(::chown(folder_.c_str(), uid, uid), 0);
-    process_ = std::make_unique<ChildProcess>([&](int) { return execute(shared, uid); });
-    EXPECT_TRUE(wait_until([&] { return connect_qmp(); })) << "is qemu-system-x86_64 installed?";
-    EXPECT_NE(read_line().find("\"QMP\""), std::string::npos);
-    succeed("qmp_capabilities");
-  }
-  ~Qemu() {
-    process_.reset();
-    std::filesystem::remove_all(folder_);
-  }
-
-  pid_t pid() const { return process_->pid(); }
-
-  // The answer to one command; events in between are passed over.
-  std::string ask(const std::string& command) {
-    EXPECT_EQ(::send(qmp_.get(), command.data(), command.size(), MSG_NOSIGNAL),
-              static_cast<ssize_t>(command.size()));
-    for (;;) {
-      const std::string line = read_line();
-      if (line.empty() || line.find("\"event\"") == std::string::npos) return line;
-    }
-  }
-
-  void succeed(const std::string& command) {
-    EXPECT_NE(ask(R"({"execute":")" + command + R"("})").find("\"return\""), std::string::npos) << command;
-  }
+  AttachedQemu(bool shared, uid_t uid) : Qemu(arguments(shared), uid) {}
 
   RamBlock ram() const {
     for (const Mapping& mapping : read_process_maps(pid())) {
@@ -64,41 +34,18 @@ class Qemu {
   }
 
  private:
-  int execute(bool shared, uid_t uid) {
-    const int log = ::open((folder_ + "/log").c_str(), O_WRONLY | O_CREAT, 0666);
-    ::dup2(log, STDOUT_FILENO);
-    ::dup2(log, STDERR_FILENO);
-    if (uid != 0 && (::setgid(uid) != 0 || ::setuid(uid) != 0)) return 1;
-    const std::string socket = "unix:" + socket_path() + ",server=on,wait=off";
+  static std::vector<std::string> arguments(bool shared) {
     const std::string size = std::to_string(kRamBytes);
-    const std::string backend = shared ? "memory-backend-memfd,id=ram,share=on,size=" + size
-                                       : "memory-backend-ram,id=ram,size=" + size;
-    ::execlp("qemu-system-x86_64", "qemu-system-x86_64", "-S", "-machine", "q35,accel=tcg,memory-backend=ram",
-             "-object", backend.c_str(), "-m", (size + "b").c_str(), "-nodefaults", "-display", "none",
-             "-qmp", socket.c_str(), "-sandbox",
-             "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny", nullptr);
-    return 127;
+    return {
+        "-machine",
+        "q35,accel=tcg,memory-backend=ram",
+        "-object",
+        (shared ? "memory-backend-memfd,id=ram,share=on,size=" : "memory-backend-ram,id=ram,size=") + size,
+        "-m",
+        size + "b",
+        "-sandbox",
+        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"};
   }
-
-  std::string socket_path() const { return folder_ + "/qmp"; }
-
-  bool connect_qmp() {
-    qmp_.reset(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
-    sockaddr_un address{};
-    address.sun_family = AF_UNIX;
-    socket_path().copy(address.sun_path, sizeof address.sun_path - 1);
-    return ::connect(qmp_.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0;
-  }
-
-  std::string read_line() {
-    std::string line;
-    for (char c; ::recv(qmp_.get(), &c, 1, 0) == 1 && c != '\n';) line += c;
-    return line;
-  }
-
-  std::string folder_ = "/tmp/colo-attach-XXXXXX";
-  std::unique_ptr<ChildProcess> process_;
-  UniqueFd qmp_;
 };
 
 std::string attach_error(const GuestMemory& memory) {
@@ -126,7 +73,7 @@ std::uint64_t cpu_ticks(pid_t pid) {
 
 // Lets the firmware run, in short epochs, until it has written in three of them. After each, a copy that is
 // given only the reported pages must equal all of RAM.
-bool run_firmware_and_copy(Qemu& qemu, const GuestMemory& memory, DirtyTracker& tracker) {
+bool run_firmware_and_copy(AttachedQemu& qemu, const GuestMemory& memory, DirtyTracker& tracker) {
   WorkerPool pool(2);
   std::vector<std::byte> copy(kRamBytes), now(kRamBytes);
   memory.read(0, 0, copy);
@@ -162,7 +109,7 @@ struct Case {
 class AttachQemu : public ::testing::TestWithParam<Case> {};
 
 TEST_P(AttachQemu, TracksAndLeavesNothingBehind) {
-  Qemu qemu(GetParam().shared, GetParam().uid);
+  AttachedQemu qemu(GetParam().shared, GetParam().uid);
   const GuestMemory memory(qemu.pid(), {qemu.ram()});
   EXPECT_EQ(memory.access(0), GetParam().shared ? MemoryAccess::mapped : MemoryAccess::remote);
   const auto descriptors = open_descriptors(qemu.pid());
@@ -180,7 +127,7 @@ TEST_P(AttachQemu, TracksAndLeavesNothingBehind) {
 }
 
 TEST_P(AttachQemu, OutlivesAnAgentThatIsKilled) {
-  Qemu qemu(GetParam().shared, GetParam().uid);
+  AttachedQemu qemu(GetParam().shared, GetParam().uid);
   const GuestMemory memory(qemu.pid(), {qemu.ram()});
   const auto descriptors = open_descriptors(qemu.pid());
   for (int i = 0; i < 3; ++i) {

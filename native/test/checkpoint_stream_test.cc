@@ -4,10 +4,13 @@
 #include <gtest/gtest.h>
 #include <xxhash.h>
 
+#include <algorithm>
 #include <cstring>
 #include <random>
 #include <string>
 
+#include "../core/descriptors.h"
+#include "../core/disk_stream.h"
 #include "../core/error.h"
 #include "test_socket_calls.h"
 
@@ -130,7 +133,8 @@ TEST(CheckpointStream, PrefaceIsAsTheProtocolSaysByteForByte) {
 }
 
 struct ReadEpoch {
-  Bytes page_payload, vmstate, all_payload;
+  Bytes page_payload, vmstate, disk_payload, hashes_payload;
+  Bytes all_payload;  // what counts in END
   EpochSummary end;
   unsigned frames = 0;
 };
@@ -151,8 +155,12 @@ ReadEpoch read_epoch(Bytes& bytes, std::uint64_t generation, std::uint64_t epoch
       bytes.erase(bytes.begin(), bytes.begin() + static_cast<std::ptrdiff_t>(at));
       return read;
     }
-    Bytes& kind = header.type == FrameType::pages ? read.page_payload : read.vmstate;
+    Bytes& kind = header.type == FrameType::pages         ? read.page_payload
+                  : header.type == FrameType::disk        ? read.disk_payload
+                  : header.type == FrameType::disk_hashes ? read.hashes_payload
+                                                          : read.vmstate;
     kind.insert(kind.end(), payload.begin(), payload.end());
+    if (header.type == FrameType::disk_hashes) continue;
     read.all_payload.insert(read.all_payload.end(), payload.begin(), payload.end());
   }
 }
@@ -188,6 +196,117 @@ TEST(CheckpointStream, WriterSendsWholeEpochsWithTheirCountsAndChecksum) {
     EXPECT_EQ(read.end.payload_bytes, read.all_payload.size());
     EXPECT_EQ(read.end.hash, XXH3_64bits(read.all_payload.data(), read.all_payload.size()));
   }
+}
+
+TEST(CheckpointStream, WriterMixesDiskWritesWithPagesAndLosesNeither) {
+  const unsigned seed = std::random_device{}();
+  SCOPED_TRACE("seed " + std::to_string(seed));
+  std::mt19937_64 random(seed);
+  RecordingSocketCalls recorder;
+  StreamWriter writer(recorder, -1, 5);
+  const std::vector<std::uint64_t> disk_bytes = {1u << 30, 1u << 20}, block_pages = {100000};
+  Bytes data(kDiskEntryBytesMax), expected;
+  const Bytes page(kPageSize, std::byte{1});
+  for (std::byte& byte : data) byte = std::byte(random());
+  for (std::uint64_t epoch = 0; epoch <= 3; ++epoch) {
+    // What the entries should say, in words.
+    std::vector<std::string> added, found;
+    const auto say = [](std::uint16_t disk, const DiskWrite& write) {
+      return std::to_string(disk) + " " + std::to_string(write.offset) + " " + std::to_string(write.length) +
+             " " +
+             (write.data == nullptr ? "zeros"
+                                    : std::string(reinterpret_cast<const char*>(write.data),
+                                                  std::min<std::size_t>(write.length, 50)));
+    };
+    Bytes hashes;
+    std::uint64_t pages = 0;
+    writer.begin_epoch(epoch);
+    for (int i = 0; i < 300; ++i) {
+      const auto disk = static_cast<std::uint16_t>(random() % 2);
+      const std::uint64_t length = random() % (i % 20 == 0 ? kDiskEntryBytesMax : 5000) + 1;
+      const DiskWrite write = {random() % ((1u << 20) - length), length,
+                               random() % 4 == 0 ? nullptr : data.data()};
+      switch (random() % 8) {
+        case 0:
+          writer.entries().add_raw(0, pages++ * 2, page.data());
+          break;
+        case 1:
+          writer.send_gathered();
+          break;
+        case 2:
+          if (epoch == 0) {
+            const std::vector<BlockHash> asked(random() % 20 + 1, hash_of_block(data));
+            writer.send_disk_hashes(disk, 3, asked);
+            const DiskHashesHeader header = {disk, 0, static_cast<std::uint32_t>(asked.size()), 3};
+            for (const auto& bytes : {std::as_bytes(std::span(&header, 1)), std::as_bytes(std::span(asked))})
+              hashes.insert(hashes.end(), bytes.begin(), bytes.end());
+          }
+          break;
+        default:
+          writer.add_disk_write(disk, write);
+          added.push_back(say(disk, write));
+      }
+    }
+    writer.end_epoch(pages);
+    EXPECT_EQ(writer.wire_bytes(), recorder.bytes.size());
+    const ReadEpoch read = read_epoch(recorder.bytes, 5, epoch);
+    EXPECT_TRUE(recorder.bytes.empty());
+    EXPECT_EQ(validate_entries(read.page_payload, block_pages, true), pages);
+    validate_disk_entries(read.disk_payload, disk_bytes);
+    for_each_disk_entry(read.disk_payload, [&](std::uint16_t disk, const DiskWrite& write) {
+      found.push_back(say(disk, write));
+    });
+    EXPECT_EQ(found, added);
+    EXPECT_EQ(read.hashes_payload, hashes);
+    EXPECT_EQ(read.end.payload_bytes, read.all_payload.size());
+    EXPECT_EQ(read.end.hash, XXH3_64bits(read.all_payload.data(), read.all_payload.size()));
+  }
+}
+
+TEST(CheckpointStream, ManySmallDiskWritesGoInOneFrame) {
+  RecordingSocketCalls recorder;
+  StreamWriter writer(recorder, -1, 1);
+  const Bytes data(4096);
+  writer.begin_epoch(1);
+  for (std::uint64_t i = 0; i < 50; ++i) writer.add_disk_write(0, {i * 4096, 4096, data.data()});
+  writer.end_epoch(0);
+  EXPECT_EQ(recorder.calls, 1u);
+  EXPECT_EQ(read_epoch(recorder.bytes, 1, 1).frames, 2u);
+}
+
+TEST(CheckpointStream, TakesOnlyTheAnswerThatWasAskedFor) {
+  // The answer as the standby sends it, with one thing about it changed.
+  const auto answer = [](FrameType type, std::uint64_t generation, std::uint64_t epoch, const Bytes& bits) {
+    const auto header =
+        encode_frame_header({type, generation, epoch, static_cast<std::uint32_t>(bits.size())});
+    Bytes frame(header.size() + bits.size());
+    std::copy(header.begin(), header.end(), frame.begin());
+    std::copy(bits.begin(), bits.end(), frame.begin() + kFrameHeaderBytes);
+    return frame;
+  };
+  const auto receive = [](Bytes frame, Bytes& differs) {
+    auto [ours, theirs] = stream_socket_pair();
+    iovec piece = {frame.data(), frame.size()};
+    send_all(system_socket_calls(), theirs.get(), {&piece, 1});
+    theirs.reset();
+    StreamWriter writer(system_socket_calls(), ours.get(), 7);
+    writer.begin_epoch(0);
+    writer.receive_disk_differs(70, differs);
+  };
+  Bytes bits(16), differs(16);
+  bits[0] = std::byte{5};
+  bits[8] = std::byte{0x20};  // block 69
+  receive(answer(FrameType::disk_differs, 7, 0, bits), differs);
+  EXPECT_EQ(differs, bits);
+  Bytes beyond = bits;
+  beyond[8] = std::byte{0x40};
+  for (const Bytes& bad :
+       {answer(FrameType::disk_differs, 8, 0, bits), answer(FrameType::disk_differs, 7, 1, bits),
+        answer(FrameType::disk, 7, 0, bits), answer(FrameType::disk_differs, 7, 0, Bytes(8)),
+        answer(FrameType::disk_differs, 7, 0, Bytes(24)), answer(FrameType::disk_differs, 7, 0, beyond)}) {
+    EXPECT_NE(refusal("ERR_COLO_STREAM", [&] { receive(bad, differs); }), "");
+  }
+  EXPECT_NE(refusal("ERR_COLO_LINK", [&] { receive({}, differs); }), "");
 }
 
 TEST(CheckpointStream, SmallEpochCostsTwoCalls) {

@@ -80,6 +80,34 @@ TEST_P(DirtyBitmapOfLength, MergesAsTheOracle) {
   }
 }
 
+TEST_P(DirtyBitmapOfLength, ClearsAndAsksForRunsAsTheOracle) {
+  for (int round = 0; round < 40 && pages_ > 0; ++round) {
+    DirtyBitmap bitmap(pages_);
+    Oracle oracle(pages_);
+    set_at_random(bitmap, oracle);
+    for (int i = 0; i < 10; ++i) {
+      const std::uint64_t first = random_() % pages_, count = random_() % (pages_ - first) + 1;
+      bool all = true;
+      for (std::uint64_t page = first; page < first + count; ++page) all = all && oracle.bits[page];
+      EXPECT_EQ(bitmap.all_set(first, count), all);
+      // The next run, by looking at each page.
+      const std::uint64_t from = random_() % (pages_ + 2), longest = random_() % 200 + 1;
+      std::uint64_t begin = from;
+      while (begin < pages_ && !oracle.bits[begin]) ++begin;
+      std::uint64_t end = begin;
+      while (end < pages_ && end - begin < longest && oracle.bits[end]) ++end;
+      const PageRun run = bitmap.next_run(from, longest);
+      EXPECT_EQ(run.count, end - begin);
+      if (run.count > 0) {
+        EXPECT_EQ(run.first, begin);
+      }
+      bitmap.clear(first, count / 3);
+      for (std::uint64_t page = first; page < first + count / 3; ++page) oracle.bits[page] = false;
+    }
+    expect_equal(bitmap, oracle);
+  }
+}
+
 TEST_P(DirtyBitmapOfLength, SetsAndClearsAll) {
   DirtyBitmap bitmap(pages_);
   Oracle oracle(pages_);
@@ -105,6 +133,9 @@ TEST(DirtyBitmapDeathTest, RefusesWhatLiesOutside) {
   DirtyBitmap bitmap(100);
   EXPECT_DEATH(bitmap.set(100, 1), "assertion failed");
   EXPECT_DEATH(bitmap.set(1, ~std::uint64_t{0}), "assertion failed");
+  EXPECT_DEATH(bitmap.clear(99, 2), "assertion failed");
+  EXPECT_DEATH((void)bitmap.all_set(99, 2), "assertion failed");
+  EXPECT_DEATH((void)bitmap.all_set(0, 0), "assertion failed");
   EXPECT_DEATH(bitmap.test(100), "assertion failed");
   EXPECT_DEATH(bitmap.merge(DirtyBitmap(101)), "assertion failed");
 }

@@ -1,14 +1,9 @@
 // Both engines with disks, end to end: a guest whose writes pass the exports, qemu-nbd as the source that the
 // copy reads from, losses at any moment.
 #include <gtest/gtest.h>
+#include <signal.h>
 
-#include <atomic>
-#include <mutex>
-#include <random>
-#include <thread>
-
-#include "nbd_harness.h"
-#include "primary_harness.h"
+#include "disks_harness.h"
 
 namespace colo {
 namespace {
@@ -16,198 +11,81 @@ namespace {
 using testing::Bytes;
 using testing::capture;
 using testing::connect;
+using testing::content_of;
+using testing::GuestDisk;
 using testing::kTestToken;
-using testing::Listener;
-using testing::ModelledGuest;
 using testing::NbdWriter;
 using testing::Outcome;
-using testing::protect;
 using testing::QemuNbd;
 using testing::served_socket;
-using testing::sync;
+using testing::sync_disks;
 using testing::TestFolder;
-using testing::TestStandby;
-using testing::Tracker;
 using testing::transmit;
 using testing::vmstate_of;
 using testing::wait_until;
+using testing::WorldWithDisks;
 
-Bytes content_of(const std::string& file) {
-  const UniqueFd fd(::open(file.c_str(), O_RDONLY | O_CLOEXEC));
-  Bytes bytes(static_cast<std::size_t>(::lseek(fd.get(), 0, SEEK_END)));
-  EXPECT_EQ(::pread(fd.get(), bytes.data(), bytes.size(), 0), static_cast<ssize_t>(bytes.size()));
-  return bytes;
-}
-
-::testing::AssertionResult same_disk(const Bytes& a, const Bytes& b) {
-  if (a == b) return ::testing::AssertionSuccess();
-  const auto first = std::mismatch(a.begin(), a.end(), b.begin()).first;
-  return ::testing::AssertionFailure() << "byte " << first - a.begin() << " of " << a.size() << " differs";
-}
-
-// A disk of the guest: its file, qemu-nbd in front of it, its export, and the guest's way to write to both.
-class GuestDisk {
+// Written by the test, read by way of qemu-nbd.
+class TestedDisk : public GuestDisk {
  public:
-  GuestDisk(const TestFolder& folder, const std::string& id, std::uint64_t size_bytes)
-      : file(folder / (id + ".source")), size_bytes_(size_bytes), socket_(folder / (id + ".socket")) {
-    fd_.reset(::open(file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
-    if (::ftruncate(fd_.get(), static_cast<off_t>(size_bytes)) != 0) std::abort();
-    nbd_ = std::make_unique<QemuNbd>(file, socket_);
-    DiskLogOptions options;
-    options.id = id;
-    options.size_bytes = size_bytes;
-    options.limit_bytes = 8u << 20;
-    options.pressure_bytes = 4u << 20;
-    disk = std::make_shared<DiskExport>(
-        options, DiskLog::Events{[] {}, [this](const std::string& reason) { failures.push_back(reason); }});
+  TestedDisk(const TestFolder& folder, const std::string& id, std::uint64_t size_bytes)
+      : GuestDisk(folder, id, size_bytes), nbd(file, folder / (id + ".socket")) {
     start_mirror();
   }
+  ~TestedDisk() override { disk->close(); }
 
   void start_mirror() {
     const std::lock_guard lock(mutex_);
     writer_ = std::make_unique<NbdWriter>(served_socket(*disk));
   }
+  // The guest writes on: to the source only.
   void lose_mirror() {
     const std::lock_guard lock(mutex_);
-    writer_->cut();
+    writer_.reset();
     EXPECT_TRUE(
         wait_until([this] { return disk->log().stats().differing_blocks == disk_blocks(size_bytes_); }));
-    writer_ = std::make_unique<NbdWriter>(served_socket(*disk));
   }
-  void connect_source() { disk->connect_source(disk->begin_source(nbd_->connect(), "")); }
+  void connect_source() override { disk->connect_source(disk->begin_source(nbd.connect(), "")); }
 
   // As QEMU does: the source first, then the mirror's target, one write after the other.
-  void live(std::mt19937_64& random) {
+  void write(std::uint64_t offset, const Bytes& data) {
     const std::lock_guard lock(mutex_);
+    ASSERT_EQ(::pwrite(fd_.get(), data.data(), data.size(), static_cast<off_t>(offset)),
+              static_cast<ssize_t>(data.size()));
+    if (writer_) {
+      ASSERT_EQ(writer_->request(nbd::kWrite, offset, data.size(), data), 0u);
+    }
+  }
+  void write_zeros(std::uint16_t command, std::uint64_t offset, std::uint64_t length) {
+    const std::lock_guard lock(mutex_);
+    const Bytes zeros(length);
+    ASSERT_EQ(::pwrite(fd_.get(), zeros.data(), length, static_cast<off_t>(offset)),
+              static_cast<ssize_t>(length));
+    if (writer_) {
+      ASSERT_EQ(writer_->request(command, offset, length), 0u);
+    }
+  }
+  void live(std::mt19937_64& random) override {
     const std::uint64_t offset = random() % size_bytes_;
     const std::uint64_t longest = random() % 8 == 0 ? 300'000 : 8'000;
     const std::uint64_t length = std::min(random() % longest + 1, size_bytes_ - offset);
-    const unsigned kind = random() % 6;
-    Bytes data(length, std::byte(kind == 0 ? 0 : random()));
-    ASSERT_EQ(::pwrite(fd_.get(), data.data(), length, static_cast<off_t>(offset)),
-              static_cast<ssize_t>(length));
-    if (kind == 0) {
-      ASSERT_EQ(writer_->request(random() % 2 == 0 ? nbd::kWriteZeroes : nbd::kTrim, offset, length), 0u);
-    } else {
-      ASSERT_EQ(writer_->request(nbd::kWrite, offset, length, data), 0u);
-    }
+    if (random() % 6 == 0)
+      return write_zeros(random() % 2 == 0 ? nbd::kWriteZeroes : nbd::kTrim, offset, length);
+    write(offset, Bytes(length, std::byte(random())));
   }
 
-  const std::string file;
-  std::vector<std::string> failures;
-  std::shared_ptr<DiskExport> disk;
+  QemuNbd nbd;
 
  private:
-  const std::uint64_t size_bytes_;
-  const std::string socket_;
-  UniqueFd fd_;
-  std::unique_ptr<QemuNbd> nbd_;
   std::mutex mutex_;
   std::unique_ptr<NbdWriter> writer_;
 };
 
-std::string sync_disks(PrimaryEngine& engine, const std::vector<bool>& all_differ,
-                       std::vector<SyncProgress>* progress = nullptr) {
-  Outcome<> outcome;
-  engine.sync_disks(
-      all_differ, 0,
-      [progress](SyncProgress now) {
-        if (progress != nullptr) progress->push_back(now);
-      },
-      outcome.plain_done());
-  return outcome.wait();
-}
-
-class EnginesWithDisks : public ::testing::Test {
+class EnginesWithDisks : public ::testing::Test, protected WorldWithDisks {
  protected:
-  EnginesWithDisks() {
-    for (const auto& [id, size] : {std::pair{"disk0", (5u << 20) + 12800u}, std::pair{"disk1", 300u << 10}}) {
-      disks_.push_back(std::make_unique<GuestDisk>(folder_, id, size));
-      standby_files_.push_back(folder_ / (std::string(id) + ".standby"));
-      const UniqueFd fd(::open(standby_files_.back().c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
-      if (::ftruncate(fd.get(), static_cast<off_t>(size)) != 0) std::abort();
-    }
-    std::vector<StandbyDiskOptions> standby_disks;
-    for (std::size_t i = 0; i < disks_.size(); ++i) {
-      standby_disks.push_back({disks_[i]->disk->id(), ::open(standby_files_[i].c_str(), O_RDWR | O_CLOEXEC),
-                               disks_[i]->disk->log().size_bytes()});
-    }
-    standby_ = std::make_unique<TestStandby>(standby_guest_, 0, std::vector<PreservedRange>{}, standby_disks);
-    listener_ = std::make_unique<Listener>([this](UniqueFd fd, std::string preface) {
-      standby_->engine->add_connection(fd.release(), preface);
-    });
-    PrimaryOptions options = testing::options_for(primary_guest_);
-    for (const auto& disk : disks_) options.disks.push_back(disk->disk);
-    engine_ = std::make_unique<PrimaryEngine>(options);
-  }
+  EnginesWithDisks() { open({&first_, &second_}); }
 
-  void live(int writes) {
-    for (; writes > 0; --writes) disks_[random_() % disks_.size()]->live(random_);
-  }
-  std::vector<Bytes> sources() const {
-    std::vector<Bytes> contents;
-    for (const auto& disk : disks_) contents.push_back(content_of(disk->file));
-    return contents;
-  }
-  ::testing::AssertionResult standby_is(const std::vector<Bytes>& expected) const {
-    for (std::size_t i = 0; i < expected.size(); ++i) {
-      if (auto same = same_disk(content_of(standby_files_[i]), expected[i]); !same)
-        return same << ", disk " << i;
-    }
-    return ::testing::AssertionSuccess();
-  }
-
-  // A session up to the end of epoch 0, the guest writing all the time.
-  void begin(const std::vector<bool>& all_differ, unsigned connections = 2) {
-    standby_->forget_events();
-    standby_->engine->open_session(kTestToken, testing::kGeneration, connections);
-    ASSERT_EQ(connect(*engine_, listener_->port, connections), "");
-    for (const auto& disk : disks_) disk->connect_source();
-    std::atomic<bool> over = false;
-    std::thread guest([&, seed = random_()] {
-      std::mt19937_64 random(seed);
-      while (!over) disks_[random() % disks_.size()]->live(random);
-    });
-    const std::string copied = sync_disks(*engine_, all_differ, &progress_);
-    const std::string synced = copied.empty() ? sync(*engine_) : "";
-    over = true;
-    guest.join();
-    ASSERT_EQ(copied, "");
-    ASSERT_EQ(synced, "");
-    ASSERT_TRUE(standby_->wait_staged(0)) << standby_->wait_failure();
-  }
-
-  void checkpoint(std::uint64_t epoch) {
-    CaptureResult captured;
-    ASSERT_EQ(capture(*engine_, epoch, &captured), "");
-    const std::vector<Bytes> at_capture = sources();
-    live(static_cast<int>(random_() % 4));  // it runs on while the checkpoint is sent
-    standby_->engine->open_epoch(epoch);
-    TransmitResult sent;
-    ASSERT_EQ(transmit(*engine_, epoch, vmstate_of(epoch, 500), &sent), "");
-    ASSERT_TRUE(standby_->wait_staged(epoch)) << standby_->wait_failure();
-    EXPECT_EQ(standby_->staged().back().wire_bytes, sent.wire_bytes);
-    ASSERT_EQ(standby_->commit(epoch), "");
-    ASSERT_TRUE(standby_is(at_capture)) << "epoch " << epoch;
-  }
-
-  void end() {
-    engine_->disconnect();
-    standby_->engine->close_session();
-    for (const auto& disk : disks_) disk->disk->close_source();
-  }
-
-  std::uint64_t seed_ = std::random_device{}();
-  ::testing::ScopedTrace trace_{__FILE__, __LINE__, "seed " + std::to_string(seed_)};
-  std::mt19937_64 random_{seed_};
-  TestFolder folder_;
-  ModelledGuest primary_guest_{{{300, true}}}, standby_guest_{{{300, true}}};
-  std::vector<std::unique_ptr<GuestDisk>> disks_;
-  std::vector<std::string> standby_files_;
-  std::vector<SyncProgress> progress_;
-  std::unique_ptr<TestStandby> standby_;
-  std::unique_ptr<Listener> listener_;
-  std::unique_ptr<PrimaryEngine> engine_;
+  TestedDisk first_{folder_, "disk0", (5u << 20) + 12800u}, second_{folder_, "disk1", 300u << 10};
 };
 
 TEST_F(EnginesWithDisks, StandbysDisksAreExactlyThoseOfTheLastCommittedCheckpoint) {
@@ -228,7 +106,7 @@ TEST_F(EnginesWithDisks, StandbysDisksAreExactlyThoseOfTheLastCommittedCheckpoin
     }
     if (HasFatalFailure()) return;
     // The standby is lost while a checkpoint is under way.
-    const std::vector<Bytes> committed = {content_of(standby_files_[0]), content_of(standby_files_[1])};
+    const std::vector<Bytes> committed = standbys();
     live(10);
     ASSERT_EQ(capture(*engine_, epoch), "");
     standby_->engine->open_epoch(epoch);
@@ -237,8 +115,158 @@ TEST_F(EnginesWithDisks, StandbysDisksAreExactlyThoseOfTheLastCommittedCheckpoin
     end();
     if (!sent) engine_->abandon();
     EXPECT_TRUE(standby_is(committed));
-    if (session == 3) disks_[0]->lose_mirror();
+    if (session == 3) first_.lose_mirror();
     live(20);
+    if (session == 3) first_.start_mirror();
+  }
+}
+
+// INVARIANT 3: a block that was written when nobody looked differs, whatever the standby had.
+TEST_F(EnginesWithDisks, AMirrorLostInASessionIsMadeUpForInTheNext) {
+  live(50);
+  begin({true, true});
+  checkpoint(1);
+  const std::vector<Bytes> committed = standbys();
+  live(5);
+  ASSERT_EQ(capture(*engine_, 2), "");
+  first_.lose_mirror();
+  live(20);
+  EXPECT_EQ(transmit(*engine_, 2, vmstate_of(2, 500)), "ERR_COLO_DISK");
+  EXPECT_EQ(first_.failures().size(), 1u);
+  EXPECT_TRUE(standby_is(committed));
+  end();
+  ASSERT_EQ(connect_again(), "");
+  EXPECT_EQ(sync_disks(*engine_, {false, false}), "ERR_COLO_DISK");  // the mirror is still missing
+  end();
+  first_.start_mirror();
+  begin({false, false});
+  checkpoint(1);
+}
+
+TEST_F(EnginesWithDisks, AMirrorLostInTheCopyEndsIt) {
+  live(200);
+  ASSERT_EQ(connect_again(), "");
+  first_.connect_source();
+  second_.connect_source();
+  ::kill(first_.nbd.pid(), SIGSTOP);
+  Outcome<> copied;
+  engine_->sync_disks(
+      {true, true}, 0, [](SyncProgress) {}, copied.plain_done());
+  ASSERT_TRUE(wait_until([this] { return first_.disk->log().stats().differing_blocks < 80; }));
+  first_.lose_mirror();
+  ::kill(first_.nbd.pid(), SIGCONT);
+  EXPECT_EQ(copied.wait(), "ERR_COLO_DISK");
+  EXPECT_NE(copied.what().find("the mirror of disk 'disk0' has ended"), std::string::npos) << copied.what();
+}
+
+TEST_F(EnginesWithDisks, BlocksThatAreEqualDoNotGoAcross) {
+  for (int i = 0; i < 80; ++i)
+    first_.write(static_cast<std::uint64_t>(i) * kDiskBlockBytes, Bytes(kDiskBlockBytes, std::byte(i + 1)));
+  begin_quietly({true, true});
+  EXPECT_GT(standby_->staged().back().disk_bytes, 80 * kDiskBlockBytes);
+  checkpoint(1, 0);
+  end();
+  // Another process of the agent knows nothing of the standby's disk: all is asked about, nothing is sent.
+  progress_.clear();
+  begin_quietly({true, true});
+  EXPECT_EQ(standby_->staged().back().disk_bytes, 0u);
+  EXPECT_EQ(progress_.back().done_bytes, progress_.back().total_bytes);
+  EXPECT_GE(progress_.back().total_bytes, 85 * kDiskBlockBytes);
+  checkpoint(1, 0);
+  engine_->confirm(1);
+  end();
+  // A standby that was away: only what was written is asked about.
+  first_.write(7 * kDiskBlockBytes + 5, Bytes(10, std::byte{0xaa}));
+  first_.write(60 * kDiskBlockBytes, Bytes(kDiskBlockBytes, std::byte{61}));  // as it was
+  progress_.clear();
+  begin_quietly({false, false});
+  EXPECT_EQ(progress_.back().total_bytes, 2 * kDiskBlockBytes);
+  EXPECT_EQ(standby_->staged().back().disk_bytes, sizeof(DiskEntryHeader) + kDiskBlockBytes);
+  checkpoint(1, 0);
+}
+
+TEST_F(EnginesWithDisks, ZerosGoAsZerosAndHolesAreNotRead) {
+  first_.write(0, Bytes(kDiskBlockBytes, std::byte{0}));
+  for (const std::string& file : standby_files_) {
+    const UniqueFd fd(::open(file.c_str(), O_WRONLY | O_CLOEXEC));
+    const Bytes old(200'000, std::byte{3});
+    ASSERT_EQ(::pwrite(fd.get(), old.data(), old.size(), 0), static_cast<ssize_t>(old.size()));
+  }
+  begin_quietly({true, true});
+  EXPECT_LE(standby_->staged().back().disk_bytes, 10 * sizeof(DiskEntryHeader));
+  checkpoint(1);
+}
+
+TEST_F(EnginesWithDisks, ASlowStandbyIsGivenUpAndTheGuestGoesOn) {
+  begin({true, true});
+  checkpoint(1);
+  const std::vector<Bytes> committed = standbys();
+  // Twice the limit, with nobody sending.
+  for (int i = 0; first_.failures().empty(); ++i) {
+    ASSERT_LT(i, 200);
+    first_.write(static_cast<std::uint64_t>(i % 40) * kDiskBlockBytes * 2, Bytes(100'000, std::byte(i)));
+  }
+  EXPECT_EQ(first_.disk->log().stats().logged_bytes, 0u);
+  ASSERT_EQ(capture(*engine_, 2), "");
+  EXPECT_EQ(transmit(*engine_, 2, vmstate_of(2, 500)), "ERR_COLO_DISK");
+  EXPECT_TRUE(standby_is(committed));
+  end();
+  begin({false, false});
+  checkpoint(1);
+}
+
+// Whatever a job is waiting for, disconnect() and close() end it.
+TEST_F(EnginesWithDisks, DisconnectEndsACopyThatWaitsForItsSource) {
+  live(50);
+  for (const bool closing : {false, true}) {
+    ASSERT_EQ(connect_again(), "");
+    first_.connect_source();
+    second_.connect_source();
+    ::kill(first_.nbd.pid(), SIGSTOP);
+    Outcome<> copied;
+    engine_->sync_disks(
+        {true, true}, 0, [](SyncProgress) {}, copied.plain_done());
+    ASSERT_TRUE(wait_until([this] { return first_.disk->log().stats().differing_blocks < 80; }));
+    if (closing) {
+      engine_->close();
+    } else {
+      engine_->disconnect();
+    }
+    EXPECT_EQ(copied.wait(), closing ? "ERR_COLO_CLOSED" : "ERR_COLO_LINK");
+    ::kill(first_.nbd.pid(), SIGCONT);
+    EXPECT_EQ(first_.disk->log().stats().differing_blocks, disk_blocks(first_.disk->log().size_bytes()));
+    EXPECT_THROW(first_.disk->log().require_session(), Error);
+  }
+}
+
+TEST_F(EnginesWithDisks, CopyKeepsToItsRate) {
+  for (int i = 0; i < 40; ++i)
+    first_.write(static_cast<std::uint64_t>(i) * kDiskBlockBytes, Bytes(kDiskBlockBytes, std::byte(i + 1)));
+  ASSERT_EQ(connect_again(), "");
+  first_.connect_source();
+  second_.connect_source();
+  const auto begin = std::chrono::steady_clock::now();
+  EXPECT_EQ(sync_disks(*engine_, {true, true}, nullptr, 10u << 20), "");
+  // 2.5 MiB at ten a second can't be sooner; how much later depends on the machine.
+  EXPECT_GE(std::chrono::steady_clock::now() - begin, std::chrono::milliseconds(250));
+}
+
+TEST_F(EnginesWithDisks, NothingIsSentWithoutTheFirstCopyOfDisks) {
+  ASSERT_EQ(connect_again(), "");
+  EXPECT_EQ(testing::sync(*engine_), "ERR_COLO_LINK");
+  ASSERT_EQ(capture(*engine_, 1), "");
+  EXPECT_EQ(transmit(*engine_, 1, vmstate_of(1, 500)), "ERR_COLO_LINK");
+}
+
+// A checkpoint whose device state is missing was not sent: its writes go with the next one.
+TEST_F(EnginesWithDisks, WritesOfAFailedTransmitGoWithTheNext) {
+  begin({true, true});
+  for (std::uint64_t epoch = 1; epoch <= 4; ++epoch) {
+    live(10);
+    ASSERT_EQ(capture(*engine_, epoch), "");
+    ASSERT_EQ(transmit(*engine_, epoch, ""), "ERR_COLO_VMSTATE");
+    live(3);
+    checkpoint(epoch);
   }
 }
 

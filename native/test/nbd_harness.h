@@ -146,6 +146,7 @@ class QemuNbd {
     })) << "is qemu-nbd (package qemu-utils) installed?";
     return fd;
   }
+  pid_t pid() const { return process_.pid(); }
   void kill() { process_.kill(); }
 
  private:
