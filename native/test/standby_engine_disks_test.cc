@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <chrono>
 #include <condition_variable>
 #include <mutex>
 #include <utility>
@@ -256,14 +257,17 @@ TEST(StandbyEngineDisks, DiskThatCannotBeUsedIsRefusedAtTheStart) {
 
 // --- order ---
 
-// A write that waits, so that a commit can be met at work.
+// A first write that waits, so that a commit can be met at work.
 class WaitingDiskCalls : public DiskCalls {
  public:
   ssize_t pwrite(int fd, const void* from, std::size_t length, off_t offset) override {
-    std::unique_lock lock(mutex_);
-    reached_ = true;
-    changed_.notify_all();
-    changed_.wait(lock, [this] { return open_; });
+    {
+      std::unique_lock lock(mutex_);
+      if (!open_ && !std::exchange(reached_, true)) {
+        changed_.notify_all();
+        changed_.wait(lock, [this] { return open_; });
+      }
+    }
     return DiskCalls::pwrite(fd, from, length, offset);
   }
   void set_open(bool open) {
@@ -272,9 +276,9 @@ class WaitingDiskCalls : public DiskCalls {
     reached_ = false;
     changed_.notify_all();
   }
-  void wait_reached() {
+  bool wait_reached() {
     std::unique_lock lock(mutex_);
-    changed_.wait(lock, [this] { return reached_; });
+    return changed_.wait_for(lock, std::chrono::seconds(20), [this] { return reached_; });
   }
 
  private:
@@ -292,7 +296,7 @@ class StandbyEngineDisksInUse : public StandbyEngineDisksTest {
     ASSERT_TRUE(waiting_.wait_staged(1));
     gate_.set_open(false);
     waiting_.engine->commit(1, outcome_.plain_done());
-    gate_.wait_reached();
+    ASSERT_TRUE(gate_.wait_reached());
   }
   TestConnection begin_waiting() {
     waiting_.engine->open_session(kTestToken, kGeneration, 1);
