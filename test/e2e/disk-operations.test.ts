@@ -86,7 +86,9 @@ test('the user cancels our job: the session ends, and protection comes back by i
   expect(ours).toHaveLength(1);
   const logged = primary.log().length;
   await execute(primaryVm, 'block-job-cancel', { device: ours[0]?.id, force: true });
-  await primary.waitStatus('word of it', 60_000, () => /mirror job of disk d0/.test(primary.log().slice(logged)));
+  await primary.waitStatus('word of it', 60_000, () =>
+    /mirror job of disk d0/.test(primary.log().slice(logged)),
+  );
   await primary.waitState('PROTECTED', PROTECT_MS);
   await waitSteps(primaryVm, 10);
   await expectEqualDisks(primaryVm, standbyVm);
