@@ -68,7 +68,9 @@ Napi::Value to_js(Napi::Env env, const TransmitResult& result) {
 }
 
 Napi::Value to_js(Napi::Env env, const SyncProgress& progress) {
-  return numbers(env, {{"doneBytes", progress.done_bytes}, {"totalBytes", progress.total_bytes}});
+  return numbers(env, {{"doneBytes", progress.done_bytes},
+                       {"totalBytes", progress.total_bytes},
+                       {"wireBytes", progress.wire_bytes}});
 }
 
 Napi::Value to_js(Napi::Env env, const StagedCheckpoint& checkpoint) {

@@ -67,7 +67,7 @@ class BulkSender::FirstCopy {
       : sender_(sender), disks_(disks), slices_(slices_of(sender.memory_)), pace_(bytes_per_second) {}
 
   void run_lane(Lane& lane);
-  std::uint64_t done_bytes() const { return done_bytes_; }
+  SyncProgress progress() const { return {done_bytes_, sender_.memory_.total_bytes(), wire_bytes_}; }
 
  private:
   void send(Lane& lane, const Slice& slice);
@@ -77,20 +77,27 @@ class BulkSender::FirstCopy {
   const std::vector<Slice> slices_;
   Pace pace_;
   std::atomic<std::size_t> next_ = 0;
-  std::atomic<std::uint64_t> done_bytes_ = 0;
+  std::atomic<std::uint64_t> done_bytes_ = 0, wire_bytes_ = 0;
 };
 
 void BulkSender::FirstCopy::run_lane(Lane& lane) {
   lane.counts = {};
   lane.slice = std::make_unique_for_overwrite<std::byte[]>(kSlicePages * kPageSize);
+  std::uint64_t counted = lane.stream.wire_bytes();
+  const auto count = [&] {
+    const std::uint64_t before = std::exchange(counted, lane.stream.wire_bytes());
+    wire_bytes_ += counted - before;
+    return counted - before;
+  };
   for (std::size_t next = next_++; next < slices_.size(); next = next_++) {
     if (lane.index == 0) send_first_copy_writes(lane.stream, disks_);
-    const std::uint64_t sent_before = lane.stream.wire_bytes();
+    count();
     send(lane, slices_[next]);
-    sender_.sockets_.sleep_until(pace_.after(lane.stream.wire_bytes() - sent_before));
+    sender_.sockets_.sleep_until(pace_.after(count()));
     done_bytes_ += slices_[next].pages * kPageSize;
   }
   lane.stream.end_epoch(lane.counts.on_wire());
+  count();
   lane.slice.reset();
 }
 
@@ -186,10 +193,9 @@ void BulkSender::send_first_copy(std::span<const std::shared_ptr<DiskExport>> di
   FirstCopy copy(*this, disks, bytes_per_second);
   auto lanes =
       std::async(std::launch::async, [&] { run_lanes([&copy](Lane& lane) { copy.run_lane(lane); }); });
-  while (lanes.wait_for(kProgressPeriod) != std::future_status::ready)
-    progress({copy.done_bytes(), memory_.total_bytes()});
+  while (lanes.wait_for(kProgressPeriod) != std::future_status::ready) progress(copy.progress());
   lanes.get();
-  progress({copy.done_bytes(), memory_.total_bytes()});
+  progress(copy.progress());
 }
 
 TransmitResult BulkSender::send_epoch(std::uint64_t epoch, std::span<const CapturedRun> runs,

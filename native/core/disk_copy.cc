@@ -62,6 +62,7 @@ void DiskCopy::cut() {
 void DiskCopy::run(const std::function<void(SyncProgress)>& progress) {
   SyncProgress now;
   for (const auto& disk : disks_) now.total_bytes += disk->log().stats().differing_blocks * kDiskBlockBytes;
+  const std::uint64_t wire_before = stream_.wire_bytes();
   Clock::time_point reported;
   for (std::size_t i = 0; i < disks_.size(); ++i) {
     const auto disk = static_cast<std::uint16_t>(i);
@@ -77,6 +78,7 @@ void DiskCopy::run(const std::function<void(SyncProgress)>& progress) {
       ask(disk);
       send_window(disk);
       now.done_bytes += taken * kDiskBlockBytes;
+      now.wire_bytes = stream_.wire_bytes() - wire_before;
       if (Clock::now() - reported > kProgressPeriod) {
         progress(now);
         reported = Clock::now();
@@ -84,6 +86,7 @@ void DiskCopy::run(const std::function<void(SyncProgress)>& progress) {
       sockets_.sleep_until(pace_.after(stream_.wire_bytes() - sent_before - logged_bytes));
     }
   }
+  now.wire_bytes = stream_.wire_bytes() - wire_before;
   progress(now);
 }
 

@@ -47,6 +47,7 @@ struct TransmitResult {
 
 struct SyncProgress {
   std::uint64_t done_bytes = 0, total_bytes = 0;
+  std::uint64_t wire_bytes = 0;  // sent by this job so far
 };
 
 // One job at a time (asserted) runs on the engine's own thread; `done` is called on that thread with nullptr

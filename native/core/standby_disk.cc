@@ -167,6 +167,11 @@ void StandbyDisk::write_zeros(std::uint64_t offset, std::uint64_t length) {
 }
 
 StandbyDisk::Extent StandbyDisk::next_data(std::uint64_t offset) {
+  if (offset >= known_data_.begin && offset < known_data_.end) return known_data_;
+  return known_data_ = find_data(offset);
+}
+
+StandbyDisk::Extent StandbyDisk::find_data(std::uint64_t offset) {
   const off_t begin = calls_.lseek(fd_.get(), static_cast<off_t>(offset), SEEK_DATA);
   if (begin < 0) {
     if (errno == ENXIO) return {size_bytes_, size_bytes_};

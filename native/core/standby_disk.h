@@ -66,18 +66,22 @@ class StandbyDisk {
   void write(std::uint64_t offset, std::span<const std::byte> bytes);
   void write_zeros(std::uint64_t offset, std::uint64_t length);
   void read(std::uint64_t offset, std::span<std::byte> bytes);
-  // The first range with data that ends behind `offset`; empty and at the end of the disk when there is none.
   struct Extent {
     std::uint64_t begin = 0, end = 0;
   };
+  // The first range with data that ends behind `offset`; empty and at the end of the disk when there is none.
   Extent next_data(std::uint64_t offset);
+  Extent find_data(std::uint64_t offset);
 
   std::string id_;
   UniqueFd fd_;
   std::uint64_t size_bytes_;
   DiskCalls& calls_;
-  bool can_reserve_ = true;             // of reserve()'s thread, like the next
-  DirtyBitmap reserved_;                // blocks
+  bool can_reserve_ = true;  // of reserve()'s thread, like the next
+  DirtyBitmap reserved_;     // blocks
+  // What find_data() has found last. Nobody makes holes here, so it stays true, and where a file has no holes
+  // but a million extents, the file system doesn't look at all of them for each write.
+  Extent known_data_;
   std::unique_ptr<std::byte[]> block_;  // what compare() has read
   std::optional<Error> sync_failure_;
 };

@@ -163,6 +163,18 @@ TEST(StandbyDisk, LargeRunsOfZerosAreTheFileSystemsWork) {
   EXPECT_EQ(contents_of(memory.get(), kSize), DiskBytes(kSize));
 }
 
+TEST(StandbyDisk, TheFileSystemIsAskedOnceForEachRunOfData) {
+  FailingDiskCalls calls;
+  const UniqueFd file = unnamed_file(kSize);
+  StandbyDisk disk("a", duplicate(file), kSize, calls);
+  const DiskBytes data(kDiskEntryBytesMax, std::byte{1});
+  for (const std::uint64_t at : {0ul, 10 * kDiskBlockBytes}) disk.apply({at, data.size(), data.data()});
+  for (std::uint64_t at = 0; at < 100; ++at) disk.apply({at * 4096, 100, nullptr});
+  EXPECT_EQ(calls.seeks, 2u);  // where it begins, where it ends
+  compared(disk, 0, hashes_of_blocks(contents_of(file.get(), kSize)));
+  EXPECT_LE(calls.seeks, 5u);
+}
+
 TEST(StandbyDisk, EachBlockIsReservedOnce) {
   FailingDiskCalls calls;
   const UniqueFd file = unnamed_file(kSize);

@@ -159,6 +159,7 @@ class FailingDiskCalls : public DiskCalls {
     return fails(fallocate_errno) ? -1 : DiskCalls::fallocate(fd, mode, offset, length);
   }
   off_t lseek(int fd, off_t offset, int whence) override {
+    ++seeks;
     return fails(whence == SEEK_DATA ? seek_data_errno : seek_hole_errno)
                ? -1
                : DiskCalls::lseek(fd, offset, whence);
@@ -170,7 +171,7 @@ class FailingDiskCalls : public DiskCalls {
 
   std::atomic<int> read_errno = 0, write_errno = 0, fallocate_errno = 0, seek_data_errno = 0,
                    seek_hole_errno = 0, sync_errno = 0;
-  std::atomic<unsigned> writes = 0, reservations = 0, zero_ranges = 0, syncs = 0;
+  std::atomic<unsigned> writes = 0, reservations = 0, zero_ranges = 0, seeks = 0, syncs = 0;
 
  private:
   static bool fails(int with) {

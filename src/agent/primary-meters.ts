@@ -85,7 +85,8 @@ export class PrimaryMeters {
   }
 
   syncProgress(progress: SyncProgress): void {
-    this.#sync ??= { startedAtMs: monotonicMs(), progress };
+    this.#sync ??= { startedAtMs: monotonicMs(), progress: { ...progress, wireBytes: 0 } };
+    this.#sentBytes += progress.wireBytes - this.#sync.progress.wireBytes;
     this.#sync.progress = progress;
   }
 

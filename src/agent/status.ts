@@ -47,6 +47,7 @@ export interface PrimaryStatus extends CommonStatus {
   dirtyPages: { last: number | null; p50: number | null };
   /** Where the last pause went, in microseconds. */
   pauseStepsUs: { stop: number; seal: number; scan: number; copy: number; save: number; cont: number } | null;
+  /** First copies and checkpoints. */
   sentBytes: number;
   heldFrames: number;
   heldBytes: number;

@@ -62,6 +62,8 @@ export interface TransmitResult {
 export interface SyncProgress {
   doneBytes: number;
   totalBytes: number;
+  /** Sent by this job so far. */
+  wireBytes: number;
 }
 
 export interface PrimaryEngine {
