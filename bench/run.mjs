@@ -1,10 +1,12 @@
 /**
- * `npm run bench [-- --quick] [--json FILE]`: the native micro-benchmarks, each beside its limit, and the pause of a real guest.
+ * `npm run bench [-- --quick] [--json FILE]`: the native micro-benchmarks, each beside its limit, the pause of a real guest,
+ * and what protection costs its disk.
  */
 import { execFileSync } from 'node:child_process';
 import { writeFileSync } from 'node:fs';
 import os from 'node:os';
 import { parseArgs } from 'node:util';
+import { benchDisks } from './disk.mjs';
 import { benchPause } from './pause.mjs';
 
 const { values: options } = parseArgs({
@@ -26,10 +28,26 @@ for (const { name, pauseMs, dirtyPages, pauseStepsUs: us } of pauses) {
   const steps = [us.stop, us.scan, us.copy, us.save, us.cont].join(' / ');
   console.log(`${name.padEnd(34)}${figures.join(' ')}   ${String(dirtyPages.p50).padStart(9)}   ${steps}`);
 }
+
+const disks = await benchDisks({
+  rounds: options.quick ? 3 : 9,
+  writes: options.quick ? { 1: 1000, 32: 5000 } : { 1: 4000, 32: 20_000 },
+  qemu: options.qemu,
+});
+console.log(
+  "\nThe guest's disk: random writes of 4 KiB (medians; `host/s` by the host's clock, which also sees the pauses)",
+);
+console.log('                           depth     p50 us     p99 us   writes/s     host/s');
+for (const { mode, depth, ...figures } of disks) {
+  const columns = [figures.p50Us, figures.p99Us, figures.iops, figures.hostIops];
+  console.log(
+    `${mode.padEnd(27)}${String(depth).padStart(5)}${columns.map((value) => String(value).padStart(11)).join('')}`,
+  );
+}
 if (options.json)
   writeFileSync(
     options.json,
-    `${JSON.stringify({ machine, node: process.versions.node, native, pauses }, null, 2)}\n`,
+    `${JSON.stringify({ machine, node: process.versions.node, native, pauses, disks }, null, 2)}\n`,
   );
 
 function benchNative() {

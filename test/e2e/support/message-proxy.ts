@@ -14,6 +14,8 @@ export interface ProxyHooks {
 
 export class MessageProxy {
   hooks: ProxyHooks = {};
+  /** What the primary has sent on bulk connections. */
+  bulkBytes = 0;
   readonly #server: Server;
   readonly #sockets = new Set<Socket>();
   readonly #target: { host: string; port: number };
@@ -67,7 +69,7 @@ export class MessageProxy {
       secondary.write(preface.subarray(0, PREFACE_BYTES));
       const rest = preface.subarray(PREFACE_BYTES);
       if (preface.toString('latin1', 0, 8) === 'COLOCTL1') this.#relayMessages(primary, secondary, rest);
-      else relayBytes(primary, secondary, rest);
+      else this.#relayBulk(primary, secondary, rest);
     };
     primary.on('data', readPreface);
   }
@@ -78,6 +80,16 @@ export class MessageProxy {
     primary.on('data', fromPrimary);
     secondary.on('data', fromSecondary);
     if (rest.length > 0) fromPrimary(rest);
+  }
+
+  #relayBulk(primary: Socket, secondary: Socket, rest: Buffer): void {
+    this.bulkBytes += rest.length;
+    secondary.write(rest);
+    primary.on('data', (chunk) => {
+      this.bulkBytes += chunk.length;
+    });
+    primary.pipe(secondary);
+    secondary.pipe(primary);
   }
 
   #pump(from: Side, to: Socket): (chunk: Buffer) => void {
@@ -92,10 +104,4 @@ export class MessageProxy {
       }
     };
   }
-}
-
-function relayBytes(primary: Socket, secondary: Socket, rest: Buffer): void {
-  secondary.write(rest);
-  primary.pipe(secondary);
-  secondary.pipe(primary);
 }
