@@ -134,3 +134,16 @@ function summarize(samples, mode, depth) {
   const names = ['p50Us', 'p99Us', 'iops', 'hostIops'];
   return { mode, depth, ...Object.fromEntries(names.map((name) => [name, median(name)])) };
 }
+
+/** The rows as a table for a terminal. */
+export function diskLines(rows) {
+  const columns = (values) => values.map((value) => String(value).padStart(11)).join('');
+  return [
+    '',
+    "The guest's disk: random writes of 4 KiB (medians; `host/s` by the host's clock, which also sees the pauses)",
+    '                           depth     p50 us     p99 us   writes/s     host/s',
+    ...rows.map(({ mode, depth, p50Us, p99Us, iops, hostIops }) => {
+      return `${mode.padEnd(27)}${String(depth).padStart(5)}${columns([p50Us, p99Us, iops, hostIops])}`;
+    }),
+  ];
+}

@@ -64,7 +64,12 @@ async function measure(load, { checkpoints, qemu, extraPrimaryArgs }) {
       600_000,
       (now) => now.checkpoints >= checkpoints,
     );
-    return { name: load.name, ...status, standby: await secondary.status() };
+    return {
+      name: load.name,
+      qemuVersion: await primaryVm.qemuVersion(),
+      ...status,
+      standby: await secondary.status(),
+    };
   } finally {
     await cleanup.run();
   }

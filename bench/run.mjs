@@ -1,22 +1,31 @@
 /**
- * `npm run bench [-- --quick] [--json FILE]`: the native micro-benchmarks, each beside its limit, the pause of a real guest,
+ * `npm run bench [-- --quick] [--json FILE] [--readme]`: the native micro-benchmarks, each beside its limit, the pause of a real guest,
  * and what protection costs its disk.
+ * `--readme` writes the figures into README.md, between its marks.
  */
-import { execFileSync } from 'node:child_process';
-import { writeFileSync } from 'node:fs';
+import { readFileSync, writeFileSync } from 'node:fs';
 import os from 'node:os';
 import { parseArgs } from 'node:util';
-import { benchDisks } from './disk.mjs';
+import { benchDisks, diskLines } from './disk.mjs';
+import { benchNative, nativeText } from './native.mjs';
 import { benchPause } from './pause.mjs';
 
 const { values: options } = parseArgs({
-  options: { quick: { type: 'boolean', default: false }, json: { type: 'string' }, qemu: { type: 'string' } },
+  options: {
+    quick: { type: 'boolean', default: false },
+    readme: { type: 'boolean', default: false },
+    json: { type: 'string' },
+    qemu: { type: 'string' },
+  },
 });
 
 const machine = `${os.cpus().length} x ${os.cpus()[0].model.trim()}, Linux ${os.release()}`;
-console.log(`${machine}; Node.js ${process.versions.node}\n`);
-const native = benchNative();
-for (const { name, text } of native) console.log(`${name.padEnd(58)} ${text}`);
+const loadBefore = os.loadavg()[0];
+console.log(
+  `${machine}; Node.js ${process.versions.node}; load before the start: ${loadBefore.toFixed(1)}\n`,
+);
+const native = benchNative(options);
+for (const row of native) console.log(nativeText(row));
 
 const pauses = await benchPause({ checkpoints: options.quick ? 60 : 300, qemu: options.qemu });
 console.log('\nThe pause of a 256 MiB guest (milliseconds, by STOP and RESUME events)');
@@ -28,56 +37,73 @@ for (const { name, pauseMs, dirtyPages, pauseStepsUs: us } of pauses) {
   const steps = [us.stop, us.scan, us.copy, us.save, us.cont].join(' / ');
   console.log(`${name.padEnd(34)}${figures.join(' ')}   ${String(dirtyPages.p50).padStart(9)}   ${steps}`);
 }
-
 const disks = await benchDisks({
   rounds: options.quick ? 3 : 9,
   writes: options.quick ? { 1: 1000, 32: 5000 } : { 1: 4000, 32: 20_000 },
   qemu: options.qemu,
 });
-console.log(
-  "\nThe guest's disk: random writes of 4 KiB (medians; `host/s` by the host's clock, which also sees the pauses)",
-);
-console.log('                           depth     p50 us     p99 us   writes/s     host/s');
-for (const { mode, depth, ...figures } of disks) {
-  const columns = [figures.p50Us, figures.p99Us, figures.iops, figures.hostIops];
-  console.log(
-    `${mode.padEnd(27)}${String(depth).padStart(5)}${columns.map((value) => String(value).padStart(11)).join('')}`,
-  );
+for (const line of diskLines(disks)) console.log(line);
+if (options.json) {
+  const all = { machine, loadBefore, node: process.versions.node, native, pauses, disks };
+  writeFileSync(options.json, `${JSON.stringify(all, null, 2)}\n`);
 }
-if (options.json)
+if (options.readme) writeReadme();
+
+function writeReadme() {
+  const text = readFileSync('README.md', 'utf8');
+  const marks = /(<!-- figures, by npm run bench -- --readme -->\n)[\s\S]*?(<!-- end of figures -->)/;
+  if (!marks.test(text)) throw new Error('README.md has no marks for the figures');
   writeFileSync(
-    options.json,
-    `${JSON.stringify({ machine, node: process.versions.node, native, pauses, disks }, null, 2)}\n`,
+    'README.md',
+    text.replace(marks, (_, begin, end) => `${begin}${figures()}\n${end}`),
   );
-
-function benchNative() {
-  const folder = 'build-test/bench';
-  run('cmake', [
-    '-S',
-    '.',
-    '-B',
-    folder,
-    '-DCMAKE_BUILD_TYPE=Release',
-    '-DCOLO_BENCH=ON',
-    '--log-level=WARNING',
-  ]);
-  run('cmake', ['--build', folder, '--target', 'core_bench', '--parallel', '2', '--', '--quiet']);
-  const args = ['--benchmark_format=json', `--benchmark_min_time=${options.quick ? 0.1 : 0.5}`];
-  const output = execFileSync(`${folder}/core_bench`, args, {
-    encoding: 'utf8',
-    stdio: ['ignore', 'pipe', 'inherit'],
-    maxBuffer: 1 << 26,
-  });
-  return JSON.parse(output).benchmarks.map((row) => ({ ...row, text: figures(row) }));
 }
 
-function figures(row) {
-  const time = `${row.real_time.toFixed(1)} ${row.time_unit}`.padStart(16);
-  const rate = row.bytes_per_second ? `  ${(row.bytes_per_second / 1e9).toFixed(2)} GB/s` : '';
-  const items = row.items_per_second ? `  ${(row.items_per_second / 1e6).toFixed(3)} M/s` : '';
-  return `${time}${rate}${items}`;
+function figures() {
+  const rows = pauses.map(
+    ({ name, pauseMs, dirtyPages }) =>
+      `| the guest stands, ${name} | ${pauseMs.p50.toFixed(1)} ms at the median, ${pauseMs.p99.toFixed(1)} ms at the 99th percentile; ${dirtyPages.p50} dirty pages | ${/idle/.test(name) ? 'under 4 ms' : 'under 8 ms'} at the median |`,
+  );
+  const kernel = bestKernel();
+  rows.push(
+    nativeRow('capture of 3,000 random pages, shared RAM, 1 thread', 'BM_CaptureMapped/1/real_time', '80 %'),
+    nativeRow('the same, 2 threads', 'BM_CaptureMapped/2/real_time', '80 %'),
+    nativeRow('the same, private RAM (process_vm_readv), 1 thread', 'BM_CaptureRemote/1/real_time', ''),
+    nativeRow('the same, 2 threads', 'BM_CaptureRemote/2/real_time', ''),
+    nativeRow(
+      `page codec, unchanged pages (${kernel})`,
+      `encode/${kernel}/changed_lines:0`,
+      '4 GB/s on one core',
+    ),
+    nativeRow(
+      `page codec, 1 line of 64 changed (${kernel})`,
+      `encode/${kernel}/changed_lines:1`,
+      '4 GB/s on one core',
+    ),
+  );
+  return [
+    '',
+    `By \`npm run bench\` on ${new Date().toISOString().slice(0, 10)}: ${machine}; a 256 MiB guest under software emulation, QEMU ${qemuVersion()}, both QEMUs and both agents on this one machine (load before the start: ${loadBefore.toFixed(1)}).`,
+    '',
+    '| what | figure | goal |',
+    '|---|---|---|',
+    ...rows,
+    '',
+  ].join('\n');
 }
 
-function run(command, args) {
-  execFileSync(command, args, { stdio: ['ignore', 'ignore', 'inherit'] });
+function nativeRow(what, name, goal) {
+  const { bytesPerSecond, limit, ofLimit } = native.find((row) => row.name === name);
+  const plain = limit === 'limit_memcmp' ? 'a plain comparison' : 'a plain copy';
+  return `| ${what} | ${(bytesPerSecond / 1e9).toFixed(1)} GB/s, ${Math.round(100 * ofLimit)} % of ${plain} | ${goal && `${goal}${goal.endsWith('%') ? ' of a plain copy' : ''}`} |`;
+}
+
+/** The one that the codec chooses on this processor: the last that it lists. */
+function bestKernel() {
+  const order = ['scalar', 'sse2', 'avx2', 'avx512'];
+  return order.findLast((kernel) => native.some(({ name }) => name.startsWith(`encode/${kernel}/`)));
+}
+
+function qemuVersion() {
+  return pauses[0].qemuVersion;
 }
