@@ -97,7 +97,9 @@ class DiskExportHandle : public Handle<DiskExportHandle> {
     return info.Env().Undefined();
   }
 
-  Napi::Value stats(const Napi::CallbackInfo& info) { return to_js(info.Env(), export_->log().stats()); }
+  Napi::Value stats(const Napi::CallbackInfo& info) {
+    return to_js(info.Env(), export_->log().stats(), export_->clients());
+  }
 
   Napi::FunctionReference on_pressure_, on_failed_;
   std::shared_ptr<DiskExport> export_;

@@ -20,9 +20,10 @@ Napi::Object numbers(Napi::Env env, std::initializer_list<std::pair<const char*,
 
 }  // namespace
 
-Napi::Value to_js(Napi::Env env, const DiskLogStats& stats) {
+Napi::Value to_js(Napi::Env env, const DiskLogStats& stats, std::uint64_t clients) {
   return numbers(env, {{"loggedBytes", stats.logged_bytes},
                        {"writes", stats.writes},
+                       {"clients", clients},
                        {"differingBlocks", stats.differing_blocks}});
 }
 

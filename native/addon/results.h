@@ -10,7 +10,7 @@
 
 namespace colo::addon {
 
-Napi::Value to_js(Napi::Env env, const DiskLogStats& stats);
+Napi::Value to_js(Napi::Env env, const DiskLogStats& stats, std::uint64_t clients);
 Napi::Value to_js(Napi::Env env, const GateStats& stats);
 Napi::Value to_js(Napi::Env env, const TrackerInfo& info);
 Napi::Value to_js(Napi::Env env, const CaptureResult& result);

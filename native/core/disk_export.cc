@@ -1,5 +1,6 @@
 #include "disk_export.h"
 
+#include <algorithm>
 #include <exception>
 #include <utility>
 
@@ -68,12 +69,14 @@ void DiskExport::reap_locked() {
   });
 }
 
-void DiskExport::require_mirror() const {
+std::uint64_t DiskExport::clients() const {
   const std::lock_guard lock(mutex_);
-  for (const Client& client : clients_) {
-    if (client.in_transmission) return;
-  }
-  throw Error("ERR_COLO_DISK", 0, "no mirror writes to the export of disk '" + id_ + "'");
+  const auto served = [](const Client& client) { return client.in_transmission; };
+  return static_cast<std::uint64_t>(std::count_if(clients_.begin(), clients_.end(), served));
+}
+
+void DiskExport::require_mirror() const {
+  if (clients() == 0) throw Error("ERR_COLO_DISK", 0, "no mirror writes to the export of disk '" + id_ + "'");
 }
 
 std::shared_ptr<NbdClient> DiskExport::begin_source(UniqueFd socket, const std::string& export_name) {

@@ -46,6 +46,9 @@ class DiskExport {
   // seen.
   void require_mirror() const;
 
+  // Those whose negotiation has come to its end.
+  std::uint64_t clients() const;
+
   DiskLog& log() { return log_; }
   const std::string& id() const { return id_; }
 

@@ -205,6 +205,7 @@ std::shared_ptr<const DiskWrites> DiskLog::take_first_copy_writes() {
   require_session_locked();
   COLO_ASSERT(!sealed_);
   set_all_of(first_copy_, running_->runs_);
+  memory_.set_waiting(true);  // after the stop that protected the pages
   return std::exchange(running_, std::make_shared<DiskWrites>());
 }
 

@@ -17,6 +17,7 @@ namespace colo {
 namespace {
 
 // Writing fewer zeros than this is cheaper than having the file system change its map.
+constexpr std::uint64_t kWriteBackBytes = 16u << 20;  // applied between two starts of write-back
 constexpr std::uint64_t kZeroRangeBytesMin = 256u << 10;
 constexpr std::size_t kZeroBytes = 64u << 10;
 const std::byte zero_bytes[kZeroBytes] = {};
@@ -146,9 +147,18 @@ void StandbyDisk::write(std::uint64_t offset, std::span<const std::byte> bytes) 
     const ssize_t written = calls_.pwrite(fd_.get(), bytes.data(), bytes.size(), static_cast<off_t>(offset));
     if (written < 0 && errno == EINTR) continue;
     if (written < 0) fail("writing", offset, bytes.size());
+    unwritten_bytes_ += static_cast<std::uint64_t>(written);
     offset += static_cast<std::uint64_t>(written);
     bytes = bytes.subspan(static_cast<std::size_t>(written));
   }
+  if (unwritten_bytes_ >= kWriteBackBytes) start_write_back();
+}
+
+// A take-over waits for sync(): what the page cache has taken by then should be on its way already. An error
+// isn't told here, sync() is told of it.
+void StandbyDisk::start_write_back() {
+  unwritten_bytes_ = 0;
+  ::sync_file_range(fd_.get(), 0, 0, SYNC_FILE_RANGE_WRITE);
 }
 
 void StandbyDisk::write_zeros(std::uint64_t offset, std::uint64_t length) {

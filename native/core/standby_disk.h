@@ -65,6 +65,7 @@ class StandbyDisk {
   void reserve_run(PageRun blocks);
   void write(std::uint64_t offset, std::span<const std::byte> bytes);
   void write_zeros(std::uint64_t offset, std::uint64_t length);
+  void start_write_back();
   void read(std::uint64_t offset, std::span<std::byte> bytes);
   struct Extent {
     std::uint64_t begin = 0, end = 0;
@@ -84,6 +85,7 @@ class StandbyDisk {
   Extent known_data_;
   std::unique_ptr<std::byte[]> block_;  // what compare() has read
   std::optional<Error> sync_failure_;
+  std::uint64_t unwritten_bytes_ = 0;  // applied since write-back was started last
 };
 
 }  // namespace colo

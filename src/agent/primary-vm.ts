@@ -60,7 +60,8 @@ export async function attachPrimary(options: PrimaryAgentOptions): Promise<Prima
     const blocks = await findRamBlocks(qmp, pid);
     const { vm, diskBufferBytes: bufferBytes, exceptions, log } = options;
     disks = await PrimaryDisks.attach(qmp, { vm, bufferBytes, exceptions, log });
-    const description = await describeVm(qmp, pid, blocks, exceptions, null, disks.owner);
+    const { owner } = disks;
+    const description = await describeVm(qmp, pid, blocks, null, { ...exceptions, owner, bufferBytes });
     const shutdownAction = ShutdownAction.of(pid);
     const vmstate = await VmstateFile.attach(qmp);
     engine = new native.PrimaryEngine({

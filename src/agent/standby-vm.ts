@@ -77,7 +77,7 @@ export async function attachStandby({
 async function describeWithSections(qmp: QmpClient, pid: number, blocks: RamBlock[]): Promise<VmDescription> {
   const vmstate = await VmstateFile.attach(qmp);
   try {
-    return await describeVm(qmp, pid, blocks, undefined, vmstate);
+    return await describeVm(qmp, pid, blocks, vmstate);
   } finally {
     await vmstate.detach(qmp);
   }
@@ -105,6 +105,8 @@ export class StandbyVm {
   /** What they become with the session's first checkpoint. */
   #lineage: Lineage = '';
   #lineages: (Lineage | null)[] = [];
+  /** What the logs of the primary's disks may hold. */
+  #logBytes = 0;
   /** The records say that the copies are whole. */
   #wholeCopy = false;
   #mailboxAttached = true;
@@ -190,6 +192,7 @@ export class StandbyVm {
       this.#blockNames = primary.ramBlocks.map((block) => block.name);
       differences.push(...(await this.#acceptDisks(primary, generation)));
       this.#lineage = lineage;
+      this.#logBytes = primary.disks.reduce((sum, disk) => sum + disk.bufferBytes, 0);
     }
     this.#onEvent({ type: 'compared', difference: differences.length === 0 ? null : differences.join('; ') });
   }
@@ -228,7 +231,7 @@ export class StandbyVm {
         sizeBytes,
       })),
       disks: disks.disks.map(({ id, fd, sizeBytes }) => ({ id, fd, sizeBytes })),
-      stagingLimitBytes: 0,
+      stagingLimitBytes: stagingLimitBytes(blocks, this.#logBytes),
       onStaged: (checkpoint) => {
         this.receivedBytes += checkpoint.wireBytes;
         this.#stagedVmstateBytes.set(checkpoint.epoch, checkpoint.vmstateBytes);
@@ -336,4 +339,12 @@ export class StandbyVm {
     this.#gone = true;
     this.#onEvent({ type: 'vm-lost', reason });
   }
+}
+
+const LOGS_MAX_BYTES = 16 * 2 ** 30;
+
+/** Two checkpoints may be here at once, each with all of RAM and with logs that are given up at twice their limit. */
+function stagingLimitBytes(blocks: readonly RamBlock[], logBytes: number): number {
+  const ramBytes = blocks.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0);
+  return 2 * ramBytes + 64 * 2 ** 20 + 4 * Math.min(logBytes, LOGS_MAX_BYTES);
 }

@@ -122,6 +122,7 @@ export interface QmpCommands {
   >;
   'chardev-add': Command<{ id: string; backend: { type: string; data: Record<string, Json> } }, Nothing>;
   'chardev-remove': Command<{ id: string }, Nothing>;
+  closefd: Command<{ fdname: string }, Nothing>;
   cont: Command<Nothing, Nothing>;
   getfd: Command<{ fdname: string }, Nothing>;
   'human-monitor-command': Command<{ 'command-line': string }, string>;

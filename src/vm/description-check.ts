@@ -104,6 +104,7 @@ const description = object<VmDescription>({
       readOnly: flag,
       removable: flag,
       copy: oneOf('copied', 'shared', 'none'),
+      bufferBytes: count,
       worldWideId: nullable(text),
     }),
   ),

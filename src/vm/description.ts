@@ -29,8 +29,17 @@ export interface DescribedDisk {
   removable: boolean;
   /** What the primary does with it: copied to the standby's; the same disk on both hosts; nothing. A standby has no say. */
   copy: 'copied' | 'shared' | 'none';
+  /** The limit of the primary's log of its writes; 0 where none is kept. */
+  bufferBytes: number;
   /** Of the unit behind a block device, the same on every host that reaches it. */
   worldWideId: string | null;
+}
+
+/** A primary's disks, as it treats them. */
+export interface ProtectedDisks extends DiskExceptions {
+  owner: string | null;
+  /** For each disk. */
+  bufferBytes: number;
 }
 
 export interface VmDescription {
@@ -63,9 +72,8 @@ export async function describeVm(
   qmp: QmpClient,
   pid: number,
   blocks: readonly RamBlock[],
-  exceptions: DiskExceptions = { ungatedDisks: [], sharedDisks: [] },
   vmstate: VmstateFile | null = null,
-  diskOwner: string | null = null,
+  protectedDisks: ProtectedDisks = { ungatedDisks: [], sharedDisks: [], owner: null, bufferBytes: 0 },
 ): Promise<VmDescription> {
   const [machineType, kvm, buses] = await qmp.executeAll([
     ['qom-get', { path: '/machine', property: 'type' }],
@@ -83,17 +91,18 @@ export async function describeVm(
     nics: nics.map(({ id, model, mac }) => ({ id, model, mac })),
     pci: buses.flatMap(({ bus, devices: onBus }) => flatten(`${bus}:`, onBus)),
     devices: devices.map(({ path, type }) => ({ path, type })),
-    disks: disks.map((disk) => describeDisk(disk, exceptions)),
-    diskOwner,
+    disks: disks.map((disk) => describeDisk(disk, protectedDisks)),
+    diskOwner: protectedDisks.owner,
     sections: vmstate && parseSections(readFileSync(`/proc/self/fd/${vmstate.fd}`)),
   };
 }
 
-function describeDisk(disk: Disk, exceptions: DiskExceptions): DescribedDisk {
+function describeDisk(disk: Disk, primary: ProtectedDisks): DescribedDisk {
   const { id, sizeBytes, readOnly, removable, file } = disk;
-  const copied = copiedDisks([disk], exceptions).length > 0;
-  const copy = copied ? 'copied' : exceptions.sharedDisks.includes(id) ? 'shared' : 'none';
-  return { id, sizeBytes, readOnly, removable, copy, worldWideId: worldWideId(file) };
+  const copied = copiedDisks([disk], primary).length > 0;
+  const copy = copied ? 'copied' : primary.sharedDisks.includes(id) ? 'shared' : 'none';
+  const bufferBytes = copied ? primary.bufferBytes : 0;
+  return { id, sizeBytes, readOnly, removable, copy, bufferBytes, worldWideId: worldWideId(file) };
 }
 
 async function describeCpus(qmp: QmpClient): Promise<VmDescription['cpus']> {

@@ -10,6 +10,7 @@ import type { QmpClient } from '../qmp/client.ts';
 import type { JobStatus } from '../qmp/commands.ts';
 import type { Disk } from './disks.ts';
 import { jobEvents } from './jobs.ts';
+import { withNamedFd } from './named-fd.ts';
 
 /** All names of jobs, nodes and exports begin so, by which the leftovers of an agent that died are told. */
 export const DISK_PREFIX = 'colo-disk-';
@@ -24,7 +25,7 @@ export class DiskMirror {
   /** Of the job, of the target node, and with a suffix of the filter node. */
   readonly #name: string;
   #stopWatching: () => void = () => {};
-  #ending = false;
+  #phase: 'starting' | 'mirrors' | 'ended' = 'starting';
 
   /**
    * Begins under a running guest; `onEnded` is called when the job ends by anything but stop(): writes may have been missed from then on. QEMU tells
@@ -43,7 +44,7 @@ export class DiskMirror {
     try {
       await mirror.#startJob(disk, onEnded);
     } catch (error) {
-      await qmp.execute('blockdev-del', { 'node-name': mirror.#name });
+      await mirror.stop();
       throw error;
     }
     return mirror;
@@ -56,7 +57,7 @@ export class DiskMirror {
 
   /** Takes the mirror off: the guest's writes go to the disk alone again. */
   async stop(): Promise<void> {
-    this.#ending = true;
+    this.#phase = 'ended';
     this.#stopWatching();
     await cancelJob(this.#qmp, this.#name);
     await this.#qmp.execute('blockdev-del', { 'node-name': this.#name });
@@ -66,25 +67,33 @@ export class DiskMirror {
     const [ours, theirs] = native.streamSocketPair();
     target.serve(ours);
     try {
-      await this.#qmp.execute('getfd', { fdname: this.#name }, [theirs]);
+      await withNamedFd(this.#qmp, this.#name, theirs, () =>
+        this.#qmp.execute('blockdev-add', {
+          'node-name': this.#name,
+          driver: 'nbd',
+          server: { type: 'fd', str: this.#name },
+        }),
+      );
     } finally {
       native.closeFd(theirs);
     }
-    await this.#qmp.execute('blockdev-add', {
-      'node-name': this.#name,
-      driver: 'nbd',
-      server: { type: 'fd', str: this.#name },
-    });
+  }
+
+  /** Its end may have been told together with its beginning. */
+  #begin(disk: Disk): void {
+    if (this.#phase === 'ended') throw new Error(`disk ${disk.id}: the mirror job ended at once`);
+    this.#phase = 'mirrors';
   }
 
   async #startJob(disk: Disk, onEnded: (reason: string) => void): Promise<void> {
-    let mirrors = false;
     const job = jobEvents(this.#qmp, this.#name);
     const ready = job.until((status) => status === 'ready' || !MIRRORS.has(status));
     this.#stopWatching = this.#qmp.onEvent('JOB_STATUS_CHANGE', ({ data }) => {
-      if (data.id !== this.#name || MIRRORS.has(data.status) || !mirrors || this.#ending) return;
-      this.#ending = true;
-      onEnded(`the mirror job of disk ${disk.id} has ended (somebody cancelled it, or the disk is gone)`);
+      if (data.id !== this.#name || MIRRORS.has(data.status)) return;
+      const mirrored = this.#phase === 'mirrors';
+      this.#phase = 'ended';
+      if (mirrored)
+        onEnded(`the mirror job of disk ${disk.id} has ended (somebody cancelled it, or the disk is gone)`);
     });
     try {
       await this.#qmp.execute('blockdev-mirror', {
@@ -96,11 +105,8 @@ export class DiskMirror {
         'on-target-error': 'report',
         'filter-node-name': `${this.#name}-filter`,
       });
-      if ((await ready) !== 'ready') throw new Error(`disk ${disk.id}: the mirror job ended at once`);
-      mirrors = true;
-    } catch (error) {
-      this.#stopWatching();
-      throw error;
+      await ready;
+      this.#begin(disk);
     } finally {
       job.stop();
     }

@@ -10,6 +10,7 @@ import type { QmpClient } from '../qmp/client.ts';
 import { QmpError } from '../qmp/error.ts';
 import { DISK_PREFIX } from './disk-mirror.ts';
 import type { Disk } from './disks.ts';
+import { withNamedFd } from './named-fd.ts';
 
 type Sockets = Pick<NativeBinding, 'listenUnix' | 'connectUnix' | 'closeFd'>;
 
@@ -62,8 +63,11 @@ export class DiskSource {
 
   async close(): Promise<void> {
     for (const { export: target } of this.#disks) target.closeSource();
-    for (const id of this.#ids) await removeExport(this.#qmp, id);
-    await this.#qmp.execute('nbd-server-stop');
+    try {
+      for (const id of this.#ids) await removeExport(this.#qmp, id);
+    } finally {
+      await this.#qmp.execute('nbd-server-stop');
+    }
   }
 }
 
@@ -84,11 +88,12 @@ async function startServer(
     const listener = native.listenUnix(socketPath);
     try {
       for (let i = 0; i < count; i++) connections.push(native.connectUnix(socketPath));
-      await qmp.execute('getfd', { fdname }, [listener]);
+      await withNamedFd(qmp, fdname, listener, () =>
+        qmp.execute('nbd-server-start', { addr: { type: 'fd', data: { str: fdname } } }),
+      );
     } finally {
       native.closeFd(listener);
     }
-    await qmp.execute('nbd-server-start', { addr: { type: 'fd', data: { str: fdname } } });
     return connections;
   } catch (error) {
     for (const fd of connections) native.closeFd(fd);

@@ -4,7 +4,7 @@ import type { CommandName, RunStateName } from '../qmp/commands.ts';
 import { QmpSchema } from '../qmp/schema.ts';
 import { type Device, listDevices } from './device-tree.ts';
 import { DISK_PREFIX } from './disk-mirror.ts';
-import { copiedDisks, DISKS_MAX, type DiskExceptions, findDisks } from './disks.ts';
+import { copiedDisks, DISKS_MAX, type Disk, type DiskExceptions, findDisks } from './disks.ts';
 import { HostProcess } from './host-process.ts';
 import { findNics, isUngated } from './nics.ts';
 
@@ -195,5 +195,20 @@ async function uncopyableDisks(qmp: QmpClient, exceptions: DiskExceptions): Prom
       remedy: 'leave some without a copy: --ungated-disk ID',
     });
   }
-  return copied.length === 0 ? problems : [...problems, ...(await missingCommands(qmp, DISK_COMMANDS))];
+  if (copied.length === 0) return problems;
+  return [...problems, ...(await passedThrough(qmp, copied)), ...(await missingCommands(qmp, DISK_COMMANDS))];
+}
+
+/** These hand the guest's commands to the host's SCSI device (hw/scsi/scsi-generic.c): nothing of it passes the block layer's mirror. */
+const PASSED_THROUGH: ReadonlySet<string> = new Set(['scsi-block', 'scsi-generic']);
+
+async function passedThrough(qmp: QmpClient, disks: readonly Disk[]): Promise<Problem[]> {
+  const devices = (await listDevices(qmp)).filter(({ type }) => PASSED_THROUGH.has(type));
+  return disks
+    .filter(({ id }) => devices.some((device) => nameOf(device) === id || device.path === id))
+    .map(({ id }) => ({
+      where: `disk ${id}`,
+      what: "it is SCSI passthrough: the guest's writes don't pass QEMU's block layer and can't be mirrored",
+      remedy: `use scsi-hd for it, or leave it without a copy: --ungated-disk ${id}`,
+    }));
 }

@@ -129,7 +129,7 @@ describe('RAM blocks', () => {
 async function description({ qemu, qmp }: Vm): Promise<VmDescription> {
   const vmstate = await VmstateFile.attach(qmp);
   const blocks = await findRamBlocks(qmp, qemu.pid);
-  const described = await describeVm(qmp, qemu.pid, blocks, undefined, vmstate);
+  const described = await describeVm(qmp, qemu.pid, blocks, vmstate);
   await vmstate.detach(qmp);
   return described;
 }

@@ -66,6 +66,7 @@ function primary(change: Partial<PrimaryOfDisks> = {}, disk: Partial<DescribedDi
     readOnly: false,
     removable: false,
     copy: 'copied',
+    bufferBytes: MIB,
     worldWideId: null,
     ...disk,
   };

@@ -228,7 +228,12 @@ describe('a disk', () => {
       source.write(offset, data);
       await mirror.write(offset, data);
     };
-    expect(disk.stats()).toEqual({ loggedBytes: 0, writes: 0, differingBlocks: SIZE / BLOCK });
+    expect(disk.stats()).toEqual({
+      loggedBytes: 0,
+      writes: 0,
+      clients: 0,
+      differingBlocks: SIZE / BLOCK,
+    });
 
     await world.connect();
     await disk.connectSource(await source.socket(), '');

@@ -42,6 +42,7 @@ const BASE: VmDescription = {
       readOnly: false,
       removable: false,
       copy: 'none',
+      bufferBytes: 0,
       worldWideId: null,
     },
   ],

@@ -90,6 +90,13 @@ describe('assertProtectable', () => {
       'device dev0: vhost-vsock-pci works outside QEMU: neither its state nor what it writes can be copied',
       { 'qom-list': device('vhost-vsock-pci') },
     ],
+    [
+      "disk dev0: it is SCSI passthrough: the guest's writes don't pass QEMU's block layer and can't be mirrored",
+      {
+        'qom-list': device('scsi-block'),
+        'query-block': [{ ...disk(false)[0], qdev: 'dev0' }],
+      },
+    ],
     ['QEMU: it has a VFIO device open', {}, { openFiles: ['/dev/null', '/dev/vfio/12'] }],
     [
       "NIC net0: its output can't be held: the kernel moves its frames (vhost); start it with vhost=off",
