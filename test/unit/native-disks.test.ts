@@ -231,7 +231,7 @@ describe('a disk', () => {
     expect(disk.stats()).toEqual({
       loggedBytes: 0,
       writes: 0,
-      clients: 0,
+      clients: 1,
       differingBlocks: SIZE / BLOCK,
     });
 
