@@ -240,7 +240,7 @@ describe('a disk', () => {
     const progress: { doneBytes: number; totalBytes: number }[] = [];
     await world.primary.syncDisks([true], 0, (at) => progress.push(at));
     await until(() => progress.at(-1)?.doneBytes === SIZE);
-    expect(progress.at(-1)).toEqual({ doneBytes: SIZE, totalBytes: SIZE });
+    expect(progress.at(-1)).toMatchObject({ doneBytes: SIZE, totalBytes: SIZE });
     await world.primary.protect();
     await world.primary.sync(0, nothing);
     await until(() => world.staged.at(-1)?.epoch === 0);
