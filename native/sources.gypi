@@ -7,6 +7,7 @@
       "native/core/capture.cc",
       "native/core/checkpoint_stream.cc",
       "native/core/compare_tracker.cc",
+      "native/core/cuttable_calls.cc",
       "native/core/descriptors.cc",
       "native/core/dirty_bitmap.cc",
       "native/core/disk_copy.cc",

@@ -1,6 +1,6 @@
 #include "nbd_client.h"
 
-#include <sys/socket.h>
+#include <fcntl.h>
 
 #include <algorithm>
 #include <array>
@@ -22,9 +22,14 @@ constexpr unsigned kOptionRepliesMax = 64;
 }  // namespace
 
 NbdClient::NbdClient(UniqueFd socket, std::string export_name)
-    : socket_(std::move(socket)), export_name_(std::move(export_name)) {}
+    : socket_(std::move(socket)), export_name_(std::move(export_name)) {
+  // Whatever waits does so in CuttableCalls::poll().
+  const int flags = ::fcntl(socket_.get(), F_GETFL);
+  if (flags < 0 || ::fcntl(socket_.get(), F_SETFL, flags | O_NONBLOCK) < 0)
+    throw_errno("ERR_COLO_SOCKET", "can't make the socket of a disk's source non-blocking");
+}
 
-void NbdClient::cut() { ::shutdown(socket_.get(), SHUT_RDWR); }
+void NbdClient::cut() { calls_.cut(); }
 
 void NbdClient::fail(const std::string& what) const {
   throw Error("ERR_COLO_DISK", 0, "reading from the NBD export '" + export_name_ + "': " + what);
@@ -36,7 +41,7 @@ void NbdClient::fail(const std::string& what) const {
 void NbdClient::send(std::span<const std::byte> bytes) {
   iovec piece = {const_cast<std::byte*>(bytes.data()), bytes.size()};
   try {
-    send_all(system_socket_calls(), socket_.get(), {&piece, 1}, "the connection to it");
+    send_all(calls_, socket_.get(), {&piece, 1}, "the connection to it");
   } catch (const Error& error) {
     fail(error.what());
   }
@@ -44,7 +49,7 @@ void NbdClient::send(std::span<const std::byte> bytes) {
 
 void NbdClient::receive(std::span<std::byte> into) {
   try {
-    receive_all(system_socket_calls(), socket_.get(), into, "the connection to it");
+    receive_all(calls_, socket_.get(), into, "the connection to it");
   } catch (const Error& error) {
     fail(error.what());
   }

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "cuttable_calls.h"
 #include "nbd_protocol.h"
 #include "unique_fd.h"
 
@@ -37,7 +38,9 @@ class NbdClient {
   using Hole = std::function<void(std::uint64_t offset, std::span<std::byte> into)>;
   void read(std::span<const NbdRead> reads, const Hole& hole);
 
-  // From any thread: ends what is in progress and everything later with an error.
+  // From any thread: ends what is in progress and everything later with an error. The server isn't told: QEMU
+  // 7.2.22 aborts when a client leaves an export that is served by an iothread (nbd_blockdev_client_closed
+  // asserts that it runs in the main thread), so the export has to be deleted before the connection ends.
   void cut();
 
  private:
@@ -67,6 +70,7 @@ class NbdClient {
   void complete(const Request& request);
 
   UniqueFd socket_;
+  CuttableCalls calls_;
   const std::string export_name_;
   std::uint64_t size_bytes_ = 0;
   std::uint32_t request_bytes_max_ = 0;

@@ -46,7 +46,10 @@ export class DiskSource {
           writable: false,
         });
         source.#ids.push(id);
-        await target.connectSource(connections.shift() as number, id);
+        const connection = connections[0] as number;
+        await qmp.execute('getfd', { fdname: clientName(id) }, [connection]);
+        connections.shift();
+        await target.connectSource(connection, id);
       }
     } catch (error) {
       for (const fd of connections) native.closeFd(fd);
@@ -62,10 +65,10 @@ export class DiskSource {
   }
 
   async close(): Promise<void> {
-    for (const { export: target } of this.#disks) target.closeSource();
     try {
       for (const id of this.#ids) await removeExport(this.#qmp, id);
     } finally {
+      for (const { export: target } of this.#disks) target.closeSource();
       await this.#qmp.execute('nbd-server-stop');
     }
   }
@@ -108,6 +111,14 @@ async function startServer(
   }
 }
 
+/**
+ * QEMU holds our end of each connection, too: QEMU 7.2.22 aborts when a client leaves an export that an iothread serves (blockdev-nbd.c,
+ * nbd_blockdev_client_closed), so a connection must not end before its export is deleted, not even with the agent (invariant 7).
+ */
+function clientName(id: string): string {
+  return `${id}-client`;
+}
+
 /** An export lives on until its last client has been served; only then can the server be stopped for good. */
 async function removeExport(qmp: QmpClient, id: string): Promise<void> {
   let cancel = () => {};
@@ -125,6 +136,10 @@ async function removeExport(qmp: QmpClient, id: string): Promise<void> {
   try {
     await qmp.execute('block-export-del', { id, mode: 'hard' });
     await deleted;
+    await qmp.execute('closefd', { fdname: clientName(id) }).catch((error) => {
+      // Not found: its agent died before it had connected.
+      if (!(error instanceof QmpError)) throw error;
+    });
   } finally {
     cancel();
   }

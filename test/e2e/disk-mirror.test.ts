@@ -129,15 +129,18 @@ describe('a mirror', () => {
     await nothingIsLeft(vm);
   });
 
-  it('of an agent that died is taken away by the next, also with its source', async () => {
-    const vm = await start();
-    await DiskMirror.start(vm.qmp, vm.disk, vm.target, () => {});
-    await DiskSource.open(vm.qmp, [{ disk: vm.disk, export: vm.target }]);
-    vm.target.close();
-    await removeLeftMirrors(vm.qmp);
-    await removeLeftSources(vm.qmp);
-    await nothingIsLeft(vm);
-  });
+  it.each(['virtio-blk-pci,drive=d,id=vda', 'virtio-blk-pci,drive=d,id=vda,iothread=t'])(
+    'of an agent that died is taken away by the next, also with its source: %s',
+    async (device) => {
+      const vm = await start('blockdev', device);
+      await DiskMirror.start(vm.qmp, vm.disk, vm.target, () => {});
+      await DiskSource.open(vm.qmp, [{ disk: vm.disk, export: vm.target }]);
+      vm.target.close();
+      await removeLeftMirrors(vm.qmp);
+      await removeLeftSources(vm.qmp);
+      await nothingIsLeft(vm);
+    },
+  );
 
   it('on a disk that has a job already is refused, and leaves nothing behind', async () => {
     const vm = await start();
@@ -151,10 +154,14 @@ describe('a mirror', () => {
 });
 
 describe('a source', () => {
-  it('is opened again and again, beside the mirror', async () => {
-    const vm = await start();
+  it.each([
+    'virtio-blk-pci,drive=d,id=vda',
+    // QEMU 7.2.22 aborts when a client leaves such a disk's export before it is deleted.
+    'virtio-blk-pci,drive=d,id=vda,iothread=t',
+  ])('is opened again and again, beside the mirror: %s', async (device) => {
+    const vm = await start('blockdev', device);
     const mirror = await DiskMirror.start(vm.qmp, vm.disk, vm.target, () => {});
-    for (let round = 0; round < 3; round++) {
+    for (let round = 0; round < 10; round++) {
       const source = await DiskSource.open(vm.qmp, [{ disk: vm.disk, export: vm.target }]);
       await source.close();
     }
