@@ -62,6 +62,7 @@ bool NbdConnection::receive_or_end(std::span<std::byte> into) {
 }
 
 void NbdConnection::receive(std::span<std::byte> into) {
+  if (into.empty()) return;
   const std::size_t ready = std::min(into.size(), input_end_ - input_begin_);
   std::memcpy(into.data(), input_.get() + input_begin_, ready);
   input_begin_ += ready;

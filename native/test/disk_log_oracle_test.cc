@@ -74,6 +74,7 @@ class World {
       for (std::byte& byte : standby_) byte = std::byte(random_() % 4);
     }
     log_.begin_session(all_differ);
+    failures_ = 0;
     phase_ = Phase::copying;
     epoch_ = 0;
     confirmed_ = 0;
@@ -130,7 +131,6 @@ class World {
   }
 
   void lose() {
-    failures_ = 0;
     if (random_() % 3 == 0) {
       const bool in_session = phase_ == Phase::copying || phase_ == Phase::protected_;
       // Writes that the log never saw.

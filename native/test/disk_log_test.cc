@@ -129,6 +129,7 @@ TEST_F(DiskLogTest, LongWritesAreSplitAndMayLieInTwoChunks) {
     WriteRoom room = log_.reserve(length);
     std::uint64_t bytes = 0;
     for (const auto& piece : room.pieces) {
+      if (piece.bytes.empty()) continue;
       for (std::byte& byte : piece.bytes) byte = std::byte(random());
       std::memcpy(expected.data() + 1 + bytes, piece.bytes.data(), piece.bytes.size());
       bytes += piece.bytes.size();

@@ -103,7 +103,12 @@ class WorldWithDisks {
     }
     standby_ = std::make_unique<TestStandby>(standby_guest_, 0, std::vector<PreservedRange>{}, standby_disks);
     listener_ = std::make_unique<Listener>([this](UniqueFd fd, std::string preface) {
-      standby_->engine->add_connection(fd.release(), preface);
+      const std::lock_guard lock(standby_mutex_);
+      try {
+        standby_->engine->add_connection(fd.release(), preface);
+      } catch (const Error& error) {
+        EXPECT_STREQ(error.code(), "ERR_COLO_PEER");  // its session has ended meanwhile
+      }
     });
     PrimaryOptions options = options_for(primary_guest_);
     for (const auto& disk : disks_) options.disks.push_back(disk->disk);
@@ -132,9 +137,12 @@ class WorldWithDisks {
   }
 
   std::string connect_again(unsigned connections = 2) {
-    standby_->engine->close_session();
-    standby_->forget_events();
-    standby_->engine->open_session(kTestToken, kGeneration, connections);
+    {
+      const std::lock_guard lock(standby_mutex_);
+      standby_->engine->close_session();
+      standby_->forget_events();
+      standby_->engine->open_session(kTestToken, kGeneration, connections);
+    }
     return connect(*engine_, listener_->port, connections);
   }
 
@@ -182,7 +190,10 @@ class WorldWithDisks {
 
   void end() {
     engine_->disconnect();
-    standby_->engine->close_session();
+    {
+      const std::lock_guard lock(standby_mutex_);
+      standby_->engine->close_session();
+    }
     for (const auto& disk : disks_) disk->disk->close_source();
   }
 
@@ -194,6 +205,7 @@ class WorldWithDisks {
   std::vector<GuestDisk*> disks_;
   std::vector<std::string> standby_files_;
   std::vector<SyncProgress> progress_;
+  std::mutex standby_mutex_;  // its sessions belong to one thread at a time
   std::unique_ptr<TestStandby> standby_;
   std::unique_ptr<Listener> listener_;
   std::unique_ptr<PrimaryEngine> engine_;
