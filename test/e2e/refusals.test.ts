@@ -272,9 +272,14 @@ describe('a peer that misbehaves', () => {
     expect(standbyVm.console()).not.toContain('!');
   });
 
-  test('a guest with a NIC: every NIC is gated', async () => {
+  test('a guest with two NICs: both are gated', async () => {
     const network = cleanup.own(await TestNetwork.create());
-    const { primary } = await protect(cleanup, { guest: { ...GUEST, network } });
+    const { primary, primaryVm } = await protect(cleanup, { guest: { ...GUEST, network, nicCount: 2 } });
     expect(await primary.status()).toMatchObject({ ungated: [] });
+    const monitor = await QmpClient.connect(primaryVm.testQmpPath);
+    const objects = await monitor.execute('qom-list', { path: '/objects' });
+    monitor.close();
+    const filters = objects.filter(({ name }) => name.startsWith('colo-gate-'));
+    expect(filters).toHaveLength(4); // one takes the frames of a NIC out, one takes them in
   });
 });

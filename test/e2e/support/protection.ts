@@ -10,7 +10,10 @@ export const BOOT_MS = 120_000;
 export const PROTECT_MS = 120_000;
 
 /** Everything that must be the same for both VMs of a protection. */
-export type GuestOptions = Omit<VmOptions, 'name' | 'paused' | 'nics'>;
+export type GuestOptions = Omit<VmOptions, 'name' | 'paused' | 'nics'> & {
+  /** With a network: 1 when it isn't said. */
+  nicCount?: number;
+};
 
 export async function startVm(
   cleanup: Cleanup,
@@ -18,9 +21,12 @@ export async function startVm(
   options: GuestOptions,
   paused: boolean,
 ): Promise<TestVm> {
-  const { network } = options;
-  const tap = network ? await network.addTap(options.nobody ? { uid: 65534 } : {}) : null;
-  const vm = await TestVm.start({ ...options, name, paused, ...(tap && { nics: [{ tap }] }) });
+  const { network, nicCount = 1, ...vmOptions } = options;
+  const nics: { tap: string }[] = [];
+  while (network && nics.length < nicCount) {
+    nics.push({ tap: await network.addTap(options.nobody ? { uid: 65534 } : {}) });
+  }
+  const vm = await TestVm.start({ ...vmOptions, name, paused, ...(network && { network, nics }) });
   return cleanup.own(vm);
 }
 
