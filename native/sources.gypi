@@ -15,6 +15,7 @@
       "native/core/disk_log.cc",
       "native/core/disk_stream.cc",
       "native/core/error.cc",
+      "native/core/eventfd_kick.cc",
       "native/core/frame_buffer.cc",
       "native/core/gate_port.cc",
       "native/core/guest_memory.cc",

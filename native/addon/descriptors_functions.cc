@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "../core/descriptors.h"
+#include "../core/eventfd_kick.h"
 #include "../core/zero_file.h"
 #include "classes.h"
 #include "errors.h"
@@ -70,6 +71,11 @@ Napi::Value reads_as_zeros_function(const Napi::CallbackInfo& info) {
   return Napi::Boolean::New(info.Env(), reads_as_zeros(fd, argument(info, 1, "readBytesMax").integer()));
 }
 
+Napi::Value kick_eventfds_function(const Napi::CallbackInfo& info) {
+  return number(info.Env(),
+                static_cast<std::int64_t>(kick_eventfds(argument(info, 0, "pid").integer_as<pid_t>(1))));
+}
+
 Napi::Value close_fd_function(const Napi::CallbackInfo& info) {
   const int fd = argument(info, 0, "fd").descriptor();
   if (::close(fd) < 0) throw_errno("ERR_COLO_DESCRIPTOR", "can't close descriptor " + std::to_string(fd));
@@ -92,6 +98,7 @@ void define_descriptors(Napi::Env env, Napi::Object exports) {
   define<make_memory_file_function>(env, exports, "makeMemoryFile");
   define<rewind_memory_file_function>(env, exports, "rewindMemoryFile");
   define<reads_as_zeros_function>(env, exports, "readsAsZeros");
+  define<kick_eventfds_function>(env, exports, "kickEventfds");
   define<close_fd_function>(env, exports, "closeFd");
 }
 

@@ -300,6 +300,7 @@ export class StandbyVm {
       await this.#engine?.syncDisks();
       if (this.#source) await disks.record('source', { ...this.#source, generation }, []);
       await Promise.all([qmp.execute('cont'), qmp.execute('announce-self', ANNOUNCE)]);
+      native.kickEventfds(this.pid);
     } catch (error) {
       this.#onEvent({ type: 'promote-failed', reason: (error as Error).message });
       return;

@@ -249,6 +249,8 @@ export interface NativeBinding {
   rewindMemoryFile(file: MemoryFile): void;
   /** Whether a file or block device was never used. Waits while it reads what isn't a hole, at most `readBytesMax`; false when there is more. */
   readsAsZeros(fd: number, readBytesMax: number): boolean;
+  /** Signals every eventfd of QEMU: of a VM that runs from a loaded device state, an interrupt may be missing (native/core/eventfd_kick.h). */
+  kickEventfds(pid: number): number;
   closeFd(fd: number): void;
 }
 

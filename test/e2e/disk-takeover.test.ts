@@ -36,10 +36,10 @@ interface Chain {
 
 const CHAINS: Chain[] = [
   {
-    name: 'q35: qcow2, writeback, threads, virtio-blk; raw, none, native, virtio-scsi',
+    name: 'q35: qcow2, writeback, threads, virtio-blk with an iothread; raw, none, native, virtio-scsi',
     machine: 'q35',
     disks: [
-      { id: 'd0', sizeMiB: 32, format: 'qcow2' },
+      { id: 'd0', sizeMiB: 32, format: 'qcow2', iothread: true },
       { id: 'd1', sizeMiB: 32, cache: 'none', aio: 'native', bus: 'virtio-scsi' },
     ],
   },
