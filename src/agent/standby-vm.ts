@@ -300,16 +300,27 @@ export class StandbyVm {
       await this.#engine?.syncDisks();
       if (this.#source) await disks.record('source', { ...this.#source, generation }, []);
       await Promise.all([qmp.execute('cont'), qmp.execute('announce-self', ANNOUNCE)]);
-      native.kickEventfds(this.pid);
     } catch (error) {
       this.#onEvent({ type: 'promote-failed', reason: (error as Error).message });
       return;
     }
+    this.#wakeInterrupts();
     this.#onEvent({ type: 'promoted' });
     this.#engine?.close();
     this.#engine = null;
     disks.close();
     await this.#removeMailbox();
+  }
+
+  /** An interrupt of a disk with an iothread may be missing in the device state (native/core/eventfd_kick.h). The VM runs whatever comes of this. */
+  #wakeInterrupts(): void {
+    try {
+      native.kickEventfds(this.pid);
+    } catch (error) {
+      this.#log.error('QEMU could not be woken: a disk with an iothread may have to wait', {
+        error: (error as Error).message,
+      });
+    }
   }
 
   /** A mailbox that stays behind does the VM no harm, and the next agent removes it. */
