@@ -141,7 +141,11 @@ test('a disk that is plugged in while protected ends protection with the reason,
   await primary.waitStatus('the reason', PROTECT_MS, ({ state, reason }) => {
     return state === 'EXPOSED' && /disks have changed.*vdb is new.*restart this agent/.test(reason);
   });
-  expect(await execute(primaryVm, 'query-status')).toMatchObject({ running: true });
+  // It may stand for a moment while the gate is taken off.
+  await waitFor('running guest', 30_000, async () => {
+    const status = (await execute(primaryVm, 'query-status')) as { running: boolean };
+    return status.running;
+  });
 });
 
 test('a copy keeps to its rate and shows how far it is', async () => {
