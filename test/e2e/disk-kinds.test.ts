@@ -12,7 +12,7 @@ import { Cleanup } from '../../src/testbed/cleanup.ts';
 import type { TestVm } from '../../src/testbed/vm.ts';
 import { waitFor } from '../../src/testbed/wait.ts';
 import { readRecord, recordPath } from '../../src/vm/disk-record.ts';
-import { compareImages, disksOf, execute, makeFolder } from './support/disks.ts';
+import { compareImages, disksOf, execute, makeFolder, waitRunning } from './support/disks.ts';
 import {
   type GuestOptions,
   moreCheckpoints,
@@ -141,11 +141,7 @@ test('a disk that is plugged in while protected ends protection with the reason,
   await primary.waitStatus('the reason', PROTECT_MS, ({ state, reason }) => {
     return state === 'EXPOSED' && /disks have changed.*vdb is new.*restart this agent/.test(reason);
   });
-  // It may stand for a moment while the gate is taken off.
-  await waitFor('running guest', 30_000, async () => {
-    const status = (await execute(primaryVm, 'query-status')) as { running: boolean };
-    return status.running;
-  });
+  await waitRunning(primaryVm);
 });
 
 test('a copy keeps to its rate and shows how far it is', async () => {

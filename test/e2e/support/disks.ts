@@ -85,6 +85,14 @@ export async function expectEqualDisks(primaryVm: TestVm, standbyVm: TestVm): Pr
   }
 }
 
+/** Resolves when the guest runs, which it doesn't for a moment while a gate is taken off. */
+export async function waitRunning(vm: TestVm): Promise<void> {
+  await waitFor(`running guest of ${vm.name}`, 30_000, async () => {
+    const { running } = (await execute(vm, 'query-status')) as { running: boolean };
+    return running;
+  });
+}
+
 /** Empty when they are equal; what qemu-img says of the first difference when not. */
 export async function compareImages(file: string, format: string, rawCopy: string): Promise<string> {
   try {
