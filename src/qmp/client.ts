@@ -223,6 +223,7 @@ export class QmpClient {
   #deliver(line: string): void {
     if (this.#greeting) {
       const version = parseGreeting(line);
+      if (version === 'event') return;
       if (version) this.#greeting.resolve(version);
       else this.#greeting.reject(notQmp(this.#path));
       this.#greeting = null;

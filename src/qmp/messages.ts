@@ -7,8 +7,11 @@ export type ServerMessage =
   | { kind: 'return'; id: Json | undefined; value: Json }
   | { kind: 'error'; id: Json | undefined; errorClass: string; desc: string };
 
-/** The version that QEMU greets with (section 2.2), or null when `line` is no greeting: an HMP monitor, a guest agent, a serial console. */
-export function parseGreeting(line: string): QemuVersion | null {
+/**
+ * The version that QEMU greets with (section 2.2), or null when `line` is no greeting: an HMP monitor, a guest agent, a serial console. `event` for one that
+ * was meant for the client before us: QEMU has seen it go only when the next one is there, and may have written by then (seen with 7.2).
+ */
+export function parseGreeting(line: string): QemuVersion | 'event' | null {
   let value: Json;
   try {
     value = parseJson(line);
@@ -16,7 +19,8 @@ export function parseGreeting(line: string): QemuVersion | null {
     if (error instanceof SyntaxError) return null;
     throw error;
   }
-  const { QMP: greeting } = objectOr(value);
+  const { QMP: greeting, event } = objectOr(value);
+  if (typeof event === 'string') return 'event';
   const { version } = objectOr(greeting);
   const { qemu } = objectOr(version);
   const { major, minor, micro } = objectOr(qemu);

@@ -69,6 +69,13 @@ describe('connecting', () => {
     await expect(QmpClient.connect(server.path)).rejects.toThrow('no');
   });
 
+  it('passes over events that were meant for the client before', async () => {
+    const server = await serve(ok, `${event('STOP', {})}${event('RESUME', {})}${GREETING}`);
+    const client = await QmpClient.connect(server.path);
+    expect(client.version).toEqual({ major: 7, minor: 2, micro: 22 });
+    client.close();
+  });
+
   it('tells a hang-up before the greeting', async () => {
     const server = await serve(ok, null);
     const connecting = QmpClient.connect(server.path);
