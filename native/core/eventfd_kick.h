@@ -9,6 +9,7 @@ namespace colo {
 
 // Signals every eventfd that the process has open, and returns how many they are. Of QEMU, all are event
 // notifiers, whose readers look at what they are about and find nothing new: a spurious wake-up does no harm.
+// (Not so VFIO's error and request notifiers; a VM with VFIO devices is refused, src/vm/preflight.ts.)
 //
 // What it is for: an iothread tells the guest that a request has ended by an eventfd (virtio_notify_irqfd),
 // and since QEMU 8.2 only after the request has counted as ended (hw/virtio/virtio.c, deferred for a whole

@@ -151,7 +151,7 @@ export class StandbyVm {
       case 'open-session':
         void this.#queue
           .run(async () => this.#openSession(effect))
-          .catch((error: Error) => this.#onEvent({ type: 'stream-failed', reason: error.message }));
+          .catch((error: Error) => this.#onEvent({ type: 'session-failed', reason: error.message }));
         break;
       case 'open-epoch':
         this.#engine?.openEpoch(effect.epoch);
@@ -265,10 +265,7 @@ export class StandbyVm {
       this.#checkSections(epoch);
       await this.#parts.mailbox.load(this.#parts.qmp);
       this.#engine?.restorePreserved();
-      // Before LOADED: the primary takes the lineage for confirmed with it.
-      if (this.#source && !this.#wholeCopy)
-        await this.#parts.disks.record('copy', this.#source, this.#lineage);
-      this.#wholeCopy = true;
+      if (!this.#wholeCopy) await this.#recordWholeCopy();
     } catch (error) {
       this.#onEvent({ type: 'load-failed', epoch, reason: (error as Error).message });
       return;
@@ -276,6 +273,19 @@ export class StandbyVm {
     this.loadMs.add(monotonicMs() - beganAtMs);
     this.checkpoints += 1;
     this.#onEvent({ type: 'loaded', epoch });
+  }
+
+  /**
+   * Before LOADED: the primary takes the lineage for confirmed with it. A record that can't be written costs the next session a comparison of all blocks, not
+   * this one its checkpoint.
+   */
+  async #recordWholeCopy(): Promise<void> {
+    try {
+      if (this.#source) await this.#parts.disks.record('copy', this.#source, this.#lineage);
+      this.#wholeCopy = true;
+    } catch (error) {
+      this.#log.error('the disks are not recorded as whole copies', { error: (error as Error).message });
+    }
   }
 
   /** QEMU 7.2 says no more than "Error -22" about a section that it can't load: name it before it tries. */
@@ -299,7 +309,7 @@ export class StandbyVm {
       // (INVARIANT 4). Both before the guest's first write.
       await this.#engine?.syncDisks();
       if (this.#source) await disks.record('source', { ...this.#source, generation }, []);
-      await Promise.all([qmp.execute('cont'), qmp.execute('announce-self', ANNOUNCE)]);
+      await Promise.all([qmp.execute('cont'), this.#announce()]);
     } catch (error) {
       this.#onEvent({ type: 'promote-failed', reason: (error as Error).message });
       return;
@@ -310,6 +320,15 @@ export class StandbyVm {
     this.#engine = null;
     disks.close();
     await this.#removeMailbox();
+  }
+
+  /** Sent together with `cont`; the VM runs whatever comes of it. */
+  async #announce(): Promise<void> {
+    try {
+      await this.#parts.qmp.execute('announce-self', ANNOUNCE);
+    } catch (error) {
+      this.#log.error('the network was not told where the VM runs now', { error: (error as Error).message });
+    }
   }
 
   /** An interrupt of a disk with an iothread may be missing in the device state (native/core/eventfd_kick.h). The VM runs whatever comes of this. */

@@ -170,6 +170,8 @@ export type SecondaryEvent = { nowMs: number } & (
   /** The answer to `compare`. */
   | { type: 'compared'; difference: string | null }
   | { type: 'session-opened'; bulkToken: string; lineages: (Lineage | null)[] }
+  /** `open-session` can't be carried out. */
+  | { type: 'session-failed'; reason: string }
   | { type: 'staged'; epoch: number; pages: number; vmstateBytes: number }
   | { type: 'stream-failed'; reason: string }
   | { type: 'flushed'; epoch: number }

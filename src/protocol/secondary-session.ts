@@ -127,6 +127,11 @@ export class SecondarySession {
     this.context.send({ type: 'ready', bulkToken, lineages });
   }
 
+  onOpenFailed(reason: string): void {
+    const message = `the standby can't take a session: ${reason}`.slice(0, 512);
+    this.finish('alive', message, { type: 'error', code: 'open-failed', message });
+  }
+
   /** An epoch is staged whole. One of a session that has been closed meanwhile is of no interest. */
   onStaged(epoch: number, pages: number, vmstateBytes: number): void {
     if (this.phase !== 'open') return;

@@ -190,6 +190,10 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
         steps.end('open-session');
         this.session?.onOpened(event.bulkToken, event.lineages);
         break;
+      case 'session-failed':
+        steps.end('open-session');
+        this.session?.onOpenFailed(event.reason);
+        break;
       case 'staged':
         this.session?.onStaged(event.epoch, event.pages, event.vmstateBytes);
         break;

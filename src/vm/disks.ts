@@ -7,6 +7,8 @@ import type { BlockDevice } from '../qmp/commands.ts';
 export interface Disk {
   /** The device's id, or what QEMU calls the device that has none. */
   id: string;
+  /** The device's id or its QOM path, as QEMU has it. */
+  device: string;
   /** The node that the device uses; block jobs and exports go there. */
   node: string;
   /** `raw`, `qcow2`, ... */
@@ -68,6 +70,7 @@ function describe(device: BlockDevice): Disk {
   const { inserted } = device;
   return {
     id: idOf(device),
+    device: device.qdev ?? '',
     node: inserted?.['node-name'] ?? '',
     format: inserted?.drv ?? '',
     file: inserted?.file ?? '',

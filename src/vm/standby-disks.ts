@@ -14,6 +14,8 @@ export interface StandbyDisk {
   file: string;
   sizeBytes: number;
   fd: number;
+  /** It was shorter than the primary's: somebody has made it anew, whatever its record says. */
+  lengthened: boolean;
 }
 
 export interface PrimaryOfDisks {
@@ -46,33 +48,27 @@ export class StandbyDisks {
    * may still be taken over. Nothing: all are open and as long as the primary's (files that are shorter are made longer). No content is changed.
    */
   async accept(primary: PrimaryOfDisks): Promise<string[]> {
-    const own = await findDisks(this.#qmp);
     const opened: StandbyDisk[] = [];
-    const problems: string[] = [];
-    const lengthen: (() => Promise<string | null>)[] = [];
-    for (const wanted of primary.disks.filter(({ copy }) => copy === 'copied')) {
-      const disk = own.find(({ id }) => id === wanted.id);
-      // That it is missing is the description's to tell.
-      if (!disk) continue;
-      const problem = this.#openDisk(disk, wanted, primary, opened);
-      if (problem !== null) problems.push(`disk ${disk.id}: ${problem}`);
-      lengthen.push(() => this.#lengthen(disk, wanted.sizeBytes));
+    let problems: string[] = [];
+    try {
+      problems = await this.#openAll(primary, opened);
+    } catch (error) {
+      problems = [(error as Error).message];
     }
-    for (const each of problems.length === 0 ? lengthen : []) {
-      const problem = await each();
-      if (problem !== null) problems.push(problem);
+    if (problems.length > 0) {
+      for (const { fd } of opened) closeSync(fd);
+      return problems;
     }
-    if (problems.length === 0) this.close();
-    else for (const { fd } of opened) closeSync(fd);
-    if (problems.length === 0) this.#open = opened;
-    return problems;
+    this.close();
+    this.#open = opened;
+    return [];
   }
 
   /** The lineage of each disk's content as far as it can be told; null: it has to be compared with the source, block by block. */
   lineages(): (string | null)[] {
     const boot = bootId();
-    return this.#open.map(({ file }) => {
-      const record = readRecord(file);
+    return this.#open.map(({ file, lengthened }) => {
+      const record = lengthened ? null : readRecord(file);
       // What was written and not yet on the medium when the host went down is lost, and nobody knows which blocks these are.
       return record !== null && record.role !== 'source' && record.bootId === boot ? record.lineage : null;
     });
@@ -98,6 +94,25 @@ export class StandbyDisks {
     this.#open = [];
   }
 
+  async #openAll(primary: PrimaryOfDisks, opened: StandbyDisk[]): Promise<string[]> {
+    const own = await findDisks(this.#qmp);
+    const problems: string[] = [];
+    const lengthen: (() => Promise<string | null>)[] = [];
+    for (const wanted of primary.disks.filter(({ copy }) => copy === 'copied')) {
+      const disk = own.find(({ id }) => id === wanted.id);
+      // That it is missing is the description's to tell.
+      if (!disk) continue;
+      const problem = this.#openDisk(disk, wanted, primary, opened);
+      if (problem !== null) problems.push(`disk ${disk.id}: ${problem}`);
+      lengthen.push(() => this.#lengthen(disk, wanted.sizeBytes));
+    }
+    for (const each of problems.length === 0 ? lengthen : []) {
+      const problem = await each();
+      if (problem !== null) problems.push(problem);
+    }
+    return problems;
+  }
+
   #openDisk(
     disk: Disk,
     wanted: DescribedDisk,
@@ -114,7 +129,9 @@ export class StandbyDisks {
       // On a block device O_EXCL fails when it is mounted or part of another one (open(2)); QEMU doesn't claim it so. Only a look: an earlier
       // session's engine may still have it open.
       closeSync(openSync(file, constants.O_RDWR | constants.O_EXCL));
-      opened.push({ id: disk.id, file, sizeBytes: wanted.sizeBytes, fd: openSync(file, constants.O_RDWR) });
+      const lengthened = disk.sizeBytes < wanted.sizeBytes;
+      const fd = openSync(file, constants.O_RDWR);
+      opened.push({ id: disk.id, file, sizeBytes: wanted.sizeBytes, fd, lengthened });
     } catch (error) {
       const inUse = (error as NodeJS.ErrnoException).code === 'EBUSY';
       return inUse

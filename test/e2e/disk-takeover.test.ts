@@ -44,11 +44,11 @@ const CHAINS: Chain[] = [
     ],
   },
   {
-    name: 'pc: raw, none, io_uring, virtio-blk by -blockdev; raw, writethrough, threads, IDE',
+    name: 'pc: raw, none, io_uring, virtio-blk by -blockdev; raw, writethrough, threads, virtio-scsi',
     machine: 'pc',
     disks: [
       { id: 'd0', sizeMiB: 32, cache: 'none', aio: 'io_uring', namedNodes: true },
-      { id: 'd1', sizeMiB: 32, cache: 'writethrough', bus: 'ide' },
+      { id: 'd1', sizeMiB: 32, cache: 'writethrough', bus: 'virtio-scsi' },
     ],
   },
 ];
@@ -72,9 +72,9 @@ if (LONG) {
       ],
     },
     {
-      name: 'pc: qcow2, writeback, threads, IDE',
+      name: 'pc: qcow2, writeback, threads, virtio-scsi',
       machine: 'pc',
-      disks: [{ id: 'd0', sizeMiB: 32, format: 'qcow2', bus: 'ide' }],
+      disks: [{ id: 'd0', sizeMiB: 32, format: 'qcow2', bus: 'virtio-scsi' }],
     },
   );
 }

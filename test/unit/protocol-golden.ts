@@ -198,6 +198,7 @@ function fieldsOf(
     case 'peer-malformed':
     case 'vm-lost':
     case 'stream-failed':
+    case 'session-failed':
     case 'promote-failed':
       return { reason: rest(1) };
     case 'stopped':
