@@ -16,8 +16,8 @@
 namespace colo {
 namespace {
 
-// Writing fewer zeros than this is cheaper than having the file system change its map.
 constexpr std::uint64_t kWriteBackBytes = 16u << 20;  // applied between two starts of write-back
+// Writing fewer zeros than this is cheaper than having the file system change its map.
 constexpr std::uint64_t kZeroRangeBytesMin = 256u << 10;
 constexpr std::size_t kZeroBytes = 64u << 10;
 const std::byte zero_bytes[kZeroBytes] = {};
