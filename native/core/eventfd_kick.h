@@ -13,10 +13,10 @@ namespace colo {
 //
 // What it is for: an iothread tells the guest that a request has ended by an eventfd (virtio_notify_irqfd),
 // and since QEMU 8.2 only after the request has counted as ended (hw/virtio/virtio.c, deferred for a whole
-// batch). A VM that is stopped in between has the eventfd signalled and the interrupt not in its device
-// state; it comes when that VM runs again, and never in one that was loaded from the state. So whoever runs
-// from a loaded state signals all of them once. Throws ERR_COLO_PROCESS when there is no such process or it
-// can't be looked into.
+// batch). A VM that is stopped in between has that signal and not the interrupt: it isn't in the device
+// state, and the stopped VM itself doesn't get it after its `cont` either (seen on 10.0 and 11.1: the disk
+// stands for good). So whoever runs a VM that was stopped, or that was loaded from a state, signals all of
+// them once. Throws ERR_COLO_PROCESS when there is no such process or it can't be looked into.
 std::size_t kick_eventfds(pid_t pid);
 
 }  // namespace colo

@@ -22,6 +22,7 @@ import { PrimaryDisks } from './primary-disks.ts';
 import type { PrimaryMeters } from './primary-meters.ts';
 import { RunState } from './run-state.ts';
 import { SerialQueue } from './serial-queue.ts';
+import { wakeInterrupts } from './wake-interrupts.ts';
 
 type EventBody = PrimaryEvent extends infer E ? (E extends PrimaryEvent ? Omit<E, 'nowMs'> : never) : never;
 
@@ -122,6 +123,7 @@ export class PrimaryVm {
       onPaused: () => this.#emit({ type: 'vm-paused' }),
       onResumed: () => this.#emit({ type: 'vm-resumed' }),
       onPauseEnded: (pauseMs) => this.#listener?.onPauseEnded(pauseMs),
+      onResumedByUs: () => wakeInterrupts(this.pid, this.#options.log),
     });
     let exited = () => {};
     this.#exited = new Promise((resolve) => {

@@ -6,6 +6,8 @@ export interface RunStateEvents {
   onResumed(): void;
   /** One of our own pauses is over; by QEMU's own clock, STOP event to RESUME event. */
   onPauseEnded(pauseMs: number): void;
+  /** QEMU has answered a `cont` of ours. */
+  onResumedByUs(): void;
 }
 
 /**
@@ -50,6 +52,7 @@ export class RunState {
     try {
       await this.#qmp.execute('cont');
       this.#ours = false;
+      this.#events.onResumedByUs();
     } finally {
       this.#resuming = false;
     }

@@ -17,6 +17,7 @@ import type { Log } from './log.ts';
 import { Samples } from './samples.ts';
 import type { SecondaryAgentOptions } from './secondary-agent.ts';
 import { SerialQueue } from './serial-queue.ts';
+import { wakeInterrupts } from './wake-interrupts.ts';
 
 type EventBody = SecondaryEvent extends infer E
   ? E extends SecondaryEvent
@@ -314,7 +315,7 @@ export class StandbyVm {
       this.#onEvent({ type: 'promote-failed', reason: (error as Error).message });
       return;
     }
-    this.#wakeInterrupts();
+    wakeInterrupts(this.pid, this.#log);
     this.#onEvent({ type: 'promoted' });
     this.#engine?.close();
     this.#engine = null;
@@ -328,17 +329,6 @@ export class StandbyVm {
       await this.#parts.qmp.execute('announce-self', ANNOUNCE);
     } catch (error) {
       this.#log.error('the network was not told where the VM runs now', { error: (error as Error).message });
-    }
-  }
-
-  /** An interrupt of a disk with an iothread may be missing in the device state (native/core/eventfd_kick.h). The VM runs whatever comes of this. */
-  #wakeInterrupts(): void {
-    try {
-      native.kickEventfds(this.pid);
-    } catch (error) {
-      this.#log.error('QEMU could not be woken: a disk with an iothread may have to wait', {
-        error: (error as Error).message,
-      });
     }
   }
 

@@ -47,7 +47,8 @@ beforeAll(async () => {
     guest: 'linux',
     network,
     append: 'colo.services=diskcheck',
-    disks: [{ id: 'd0', sizeMiB: SIZE_MIB }],
+    // A thread of its own: QEMU's completions then come from elsewhere than the commands that stop the VM.
+    disks: [{ id: 'd0', sizeMiB: SIZE_MIB, iothread: true }],
   };
   primaryVm = await startVm(cleanup, 'primary', guest, false);
   await waitBooted(primaryVm, guest);
