@@ -4,11 +4,13 @@
  */
 import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, mkdirSync, readFileSync, rmSync } from 'node:fs';
+import { closeSync, existsSync, mkdirSync, openSync, readFileSync, rmSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 
 const OUTPUT = '.cache/test';
 const CORES = availableParallelism();
+/** Several times what the longest step takes on two busy cores: what hangs is ended and counts as failed, and the rest still runs. */
+const STEP_LIMIT_MS = 1_500_000;
 rmSync(OUTPUT, { recursive: true, force: true });
 mkdirSync(OUTPUT, { recursive: true });
 
@@ -74,18 +76,30 @@ async function nativeTests(sanitizer) {
 /** One process with its share of the tests. Most tests use one core: they wait for a child process, or it waits for them. */
 async function nativeShard(file, sanitizer, shard, shards) {
   const report = `${OUTPUT}/native-${sanitizer}-${shard}.json`;
+  const log = `${OUTPUT}/native-${sanitizer}-${shard}.log`;
   const filter = sanitizer === 'thread' ? [`--gtest_filter=-${ONE_THREAD.join(':')}`] : [];
-  const child = spawn(file, ['--gtest_brief=1', `--gtest_output=json:${report}`, ...filter], {
-    stdio: 'inherit',
+  const output = openSync(log, 'w');
+  const child = spawn(file, [`--gtest_output=json:${report}`, ...filter], {
+    stdio: ['ignore', output, output],
     env: { ...process.env, GTEST_TOTAL_SHARDS: `${shards}`, GTEST_SHARD_INDEX: `${shard}` },
+    timeout: STEP_LIMIT_MS,
+    killSignal: 'SIGKILL',
   });
+  closeSync(output);
   const [code, signal] = await once(child, 'exit');
+  if (code !== 0) console.error(whatFailed(readFileSync(log, 'utf8')));
   if (!existsSync(report)) {
     console.error(`${file} (shard ${shard}) ended without a report: ${signal ?? `status ${code}`}`);
     return { passed: 0, failed: 1 };
   }
   const { tests, failures, errors } = JSON.parse(readFileSync(report, 'utf8'));
   return counted(tests, failures + errors, code === 0);
+}
+
+/** The parts of GoogleTest's output that belong to tests which failed or did not end. */
+function whatFailed(text) {
+  const tests = text.split(/^(?=\[ RUN {6}\])/m);
+  return tests.filter((test, index) => index === tests.length - 1 || !/^\[ {7}OK \]/m.test(test)).join('');
 }
 
 function vitest(project) {
@@ -109,7 +123,11 @@ function must(command, args) {
 }
 
 function run(command, args) {
-  const result = spawnSync(command, args, { stdio: 'inherit' });
+  const result = spawnSync(command, args, {
+    stdio: 'inherit',
+    timeout: STEP_LIMIT_MS,
+    killSignal: 'SIGKILL',
+  });
   if (result.error) throw result.error;
   return result.status === 0;
 }

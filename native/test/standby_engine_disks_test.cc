@@ -321,8 +321,10 @@ TEST_F(StandbyEngineDisksInUse, FirstCopyOfTheNextSessionWaitsForTheCommit) {
   EXPECT_TRUE(wait_until([&] { return connection.all_read(); }));
   gate_.set_open(true);
   ASSERT_EQ(outcome_.wait(), "");
-  connection.send(Frames(0).frame(FrameType::disk, payload_of({{1, 0, Bytes(8)}})).bytes);
-  EXPECT_TRUE(wait_until([&] { return contents_of(other_.get(), 8) == Bytes(8); }));
+  // Frames are handled in their order: when this one's block is there, the first one's is, too.
+  const Bytes last(8, std::byte{0x55});
+  connection.send(Frames(0).frame(FrameType::disk, payload_of({{1, 0, last}})).bytes);
+  EXPECT_TRUE(wait_until([&] { return contents_of(other_.get(), 8) == last; }));
   EXPECT_TRUE(contents_of(file_.get(), kDiskEntryBytesMax) == Bytes(kDiskEntryBytesMax, std::byte{0x77}));
 }
 
