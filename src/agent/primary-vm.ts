@@ -16,6 +16,7 @@ import { assertProtectable } from '../vm/preflight.ts';
 import { findRamBlocks } from '../vm/ram-blocks.ts';
 import { ShutdownAction } from '../vm/shutdown-action.ts';
 import { VmstateFile } from '../vm/vmstate.ts';
+import { PauseGuard } from './pause-guard.ts';
 import type { HostPort } from './peer-address.ts';
 import type { PrimaryAgentOptions } from './primary-agent.ts';
 import { PrimaryDisks } from './primary-disks.ts';
@@ -39,6 +40,7 @@ const NEEDS_QEMU: ReadonlySet<PrimaryStep> = new Set(['disks', 'sync', 'transmit
 
 interface Parts {
   qmp: QmpClient;
+  guard: PauseGuard;
   engine: PrimaryEngine;
   vmstate: VmstateFile;
   nics: Nic[];
@@ -53,6 +55,7 @@ export async function attachPrimary(options: PrimaryAgentOptions): Promise<Prima
   const qmp = await QmpClient.connect(options.qmpPath);
   let engine: PrimaryEngine | null = null;
   let disks: PrimaryDisks | null = null;
+  let guard: PauseGuard | null = null;
   try {
     const pid = qmp.peer.pid;
     await assertProtectable(qmp, pid, options.exceptions);
@@ -74,8 +77,10 @@ export async function attachPrimary(options: PrimaryAgentOptions): Promise<Prima
       stagingResidentBytes: 64 * 1024 * 1024,
       disks: disks.exports,
     });
+    guard = await PauseGuard.start(qmp, options.log);
     return new PrimaryVm(options, {
       qmp,
+      guard,
       engine,
       vmstate,
       nics,
@@ -87,6 +92,7 @@ export async function attachPrimary(options: PrimaryAgentOptions): Promise<Prima
   } catch (error) {
     engine?.close();
     disks?.close();
+    await guard?.close();
     qmp.close();
     throw error;
   }
@@ -119,7 +125,7 @@ export class PrimaryVm {
     this.foundClosedGate = parts.foundClosedGate;
     this.tracker = parts.engine.info();
     this.pid = parts.qmp.peer.pid;
-    this.#runState = new RunState(parts.qmp, {
+    this.#runState = new RunState(parts.qmp, parts.guard, {
       onPaused: () => this.#emit({ type: 'vm-paused' }),
       onResumed: () => this.#emit({ type: 'vm-resumed' }),
       onPauseEnded: (pauseMs) => this.#listener?.onPauseEnded(pauseMs),
@@ -270,7 +276,7 @@ export class PrimaryVm {
 
   /** Takes everything off the VM that is still on it. A living VM keeps its network: what was held has been handed over before. */
   async detach(): Promise<void> {
-    const { qmp, engine, vmstate, disks } = this.#parts;
+    const { qmp, guard, engine, vmstate, disks } = this.#parts;
     if (!this.#gone) {
       await this.#queue
         .run(async () => {
@@ -289,6 +295,7 @@ export class PrimaryVm {
     disks.close();
     this.#gate?.close();
     this.#watch.close();
+    await guard.close();
     qmp.close();
   }
 
