@@ -240,11 +240,20 @@ void BulkSender::encode_share(Lane& lane, std::span<const CapturedRun> runs, std
                               std::uint64_t end) {
   const PageKernel& kernel = best_page_kernel();
   std::uint64_t run_begin = 0;
-  for (const CapturedRun& run : runs) {
+  for (std::size_t i = 0; i < runs.size(); ++i) {
+    const CapturedRun& run = runs[i];
     const std::uint64_t run_end = run_begin + run.count;
     for (std::uint64_t at = std::max(begin, run_begin); at < std::min(end, run_end); ++at) {
       const std::uint64_t offset = at - run_begin, page = run.first + offset;
-      std::byte* const base = shadow_ == nullptr ? nullptr : shadow_->page(run.block, page);
+      std::byte* base = nullptr;
+      if (shadow_ != nullptr) {
+        base = shadow_->page(run.block, page);
+        if (at + 1 < run_end) {
+          prefetch_page(base + kPageSize);
+        } else if (i + 1 < runs.size()) {
+          prefetch_page(shadow_->page(runs[i + 1].block, runs[i + 1].first));
+        }
+      }
       encode_page(lane.stream.entries(), kernel, static_cast<std::uint16_t>(run.block), page,
                   run.data + offset * kPageSize, base, lane.counts);
     }
