@@ -10,6 +10,7 @@
 
 #include "checkpoint_stream.h"
 #include "error.h"
+#include "laps.h"
 #include "pace.h"
 #include "page_delta.h"
 #include "socket_io.h"
@@ -201,7 +202,7 @@ void BulkSender::send_first_copy(std::span<const std::shared_ptr<DiskExport>> di
 TransmitResult BulkSender::send_epoch(std::uint64_t epoch, std::span<const CapturedRun> runs,
                                       std::span<const std::byte> vmstate,
                                       std::span<const std::shared_ptr<const DiskWrites>> disks) {
-  const auto begin = Clock::now();
+  Laps laps;
   std::uint64_t pages = 0;
   for (const CapturedRun& run : runs) pages += run.count;
   run_lanes([&](Lane& lane) {
@@ -231,7 +232,8 @@ TransmitResult BulkSender::send_epoch(std::uint64_t epoch, std::span<const Captu
   result.unchanged_pages = counts.unchanged;
   result.delta_pages = counts.delta;
   result.raw_pages = counts.raw;
-  result.total_us = elapsed_us(begin);
+  result.began_us = laps.began_us();
+  result.total_us = laps.lap_us();
   return result;
 }
 

@@ -1,6 +1,7 @@
 import type { CaptureResult, SyncProgress, TransmitResult } from '../native/binding.ts';
 import type { PrimaryEvent } from '../protocol/machine.ts';
 import { monotonicMs } from './driver.ts';
+import type { PrimaryTrace } from './primary-trace.ts';
 import { Samples } from './samples.ts';
 import type { PrimaryStatus } from './status.ts';
 
@@ -37,6 +38,12 @@ export class PrimaryMeters {
   #sync: { startedAtMs: number; progress: SyncProgress } | null = null;
   /** When `stop` was issued for each checkpoint on its way. */
   readonly #begunAtMs = new Map<number, number>();
+  readonly #trace: PrimaryTrace | null;
+
+  /** What the native calls report goes into `trace`, too. */
+  constructor(trace: PrimaryTrace | null) {
+    this.#trace = trace;
+  }
 
   observe(event: PrimaryEvent): void {
     switch (event.type) {
@@ -78,10 +85,12 @@ export class PrimaryMeters {
   captured(result: CaptureResult): void {
     this.#capture = result;
     this.#dirtyPages.add(result.pages);
+    this.#trace?.captured(result);
   }
 
-  transmitted(result: TransmitResult): void {
+  transmitted(epoch: number, result: TransmitResult): void {
     this.#sentBytes += result.wireBytes;
+    this.#trace?.transmitted(epoch, result);
   }
 
   syncProgress(progress: SyncProgress): void {
@@ -93,6 +102,7 @@ export class PrimaryMeters {
   pauseEnded(pauseMs: number): void {
     this.#pauseMs.add(pauseMs);
     this.#pauseTotalMs += pauseMs;
+    this.#trace?.pauseEnded(pauseMs);
   }
 
   status(): Metered {

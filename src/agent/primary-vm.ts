@@ -1,16 +1,10 @@
 /** The protected VM as the primary's effects need it: QMP, the native engine, the output gate and the device state's file. */
 import { fstatSync } from 'node:fs';
-import {
-  native,
-  type OutputGate,
-  type PrimaryEngine,
-  type ProcessWatch,
-  type TrackerInfo,
-} from '../native/binding.ts';
+import { native, type PrimaryEngine, type ProcessWatch, type TrackerInfo } from '../native/binding.ts';
 import type { PrimaryEffect, PrimaryEvent, PrimaryStep } from '../protocol/machine.ts';
 import { QmpClient } from '../qmp/client.ts';
 import { describeVm, type VmDescription } from '../vm/description.ts';
-import { findLeftovers, type GateWiring, handOver, install, removeLeftovers } from '../vm/gate-wiring.ts';
+import { findLeftovers, removeLeftovers } from '../vm/gate-wiring.ts';
 import { findNics, isUngated, type Nic } from '../vm/nics.ts';
 import { assertProtectable } from '../vm/preflight.ts';
 import { findRamBlocks } from '../vm/ram-blocks.ts';
@@ -21,6 +15,7 @@ import type { HostPort } from './peer-address.ts';
 import type { PrimaryAgentOptions } from './primary-agent.ts';
 import { PrimaryDisks } from './primary-disks.ts';
 import type { PrimaryMeters } from './primary-meters.ts';
+import { PrimaryOutput } from './primary-output.ts';
 import { RunState } from './run-state.ts';
 import { SerialQueue } from './serial-queue.ts';
 import { wakeInterrupts } from './wake-interrupts.ts';
@@ -30,6 +25,7 @@ type EventBody = PrimaryEvent extends infer E ? (E extends PrimaryEvent ? Omit<E
 export interface PrimaryVmListener {
   onEvent(event: EventBody): void;
   onPauseEnded(pauseMs: number): void;
+  onReleased(epoch: number): void;
 }
 
 /** How long QEMU may take to obey `quit` before it is killed. */
@@ -111,11 +107,8 @@ export class PrimaryVm {
   /** QMP conversations of several commands don't mix. */
   readonly #queue = new SerialQueue();
   #engineJob: Promise<unknown> = Promise.resolve();
-  #gate: OutputGate | null = null;
-  #wiring: GateWiring | null = null;
+  readonly #output: PrimaryOutput;
   #listener: PrimaryVmListener | null = null;
-  /** Committed while the VM stood. */
-  #releasable: number | null = null;
   #gone = false;
 
   constructor(options: PrimaryAgentOptions, parts: Parts) {
@@ -130,6 +123,12 @@ export class PrimaryVm {
       onResumed: () => this.#emit({ type: 'vm-resumed' }),
       onPauseEnded: (pauseMs) => this.#listener?.onPauseEnded(pauseMs),
       onResumedByUs: () => wakeInterrupts(this.pid, this.#options.log),
+    });
+    this.#output = new PrimaryOutput(options.gateLimitBytes, {
+      onHeld: () => this.#emit({ type: 'output-held' }),
+      onPressure: () => this.#emit({ type: 'pressure' }),
+      onBroken: (reason) => void this.#failedUnlessGone('gate', reason),
+      onReleased: (epoch) => this.#listener?.onReleased(epoch),
     });
     let exited = () => {};
     this.#exited = new Promise((resolve) => {
@@ -156,7 +155,7 @@ export class PrimaryVm {
   }
 
   heldOutput(): { heldFrames: number; heldBytes: number; droppedFrames: number } {
-    return this.#gate?.stats() ?? { heldFrames: 0, heldBytes: 0, droppedFrames: 0 };
+    return this.#output.stats();
   }
 
   get disks(): PrimaryDisks {
@@ -233,7 +232,7 @@ export class PrimaryVm {
         // INVARIANTS 1 and 5: the machine asks for this only after `stopped`.
         this.#step(
           'capture',
-          this.#onEngine(() => engine.capture(effect.epoch, this.#gate)),
+          this.#onEngine(() => engine.capture(effect.epoch, this.#output.gate)),
           (result) => {
             meters.captured(result);
             return { type: 'captured', epoch: effect.epoch, pages: result.pages };
@@ -256,13 +255,13 @@ export class PrimaryVm {
           'transmit',
           this.#onEngine(() => engine.transmit(effect.epoch, vmstate.fd)),
           (result) => {
-            meters.transmitted(result);
+            meters.transmitted(effect.epoch, result);
             return { type: 'transmitted', epoch: effect.epoch };
           },
         );
         break;
       case 'release-output':
-        this.#release(effect.epoch);
+        this.#output.release(effect.epoch, this.#runState.stoppedByUs);
         break;
       case 'confirm-disks':
         engine.confirm(effect.epoch);
@@ -293,7 +292,7 @@ export class PrimaryVm {
     this.#gone = true;
     engine.close();
     disks.close();
-    this.#gate?.close();
+    this.#output.close();
     this.#watch.close();
     await guard.close();
     qmp.close();
@@ -301,16 +300,7 @@ export class PrimaryVm {
 
   async #installGate(): Promise<void> {
     const { qmp, nics, shutdownAction } = this.#parts;
-    await removeLeftovers(qmp);
-    const gate = new native.OutputGate({
-      limitBytes: this.#options.gateLimitBytes,
-      pressureBytes: Math.floor(this.#options.gateLimitBytes * 0.75),
-      onOutputHeld: () => this.#emit({ type: 'output-held' }),
-      onPressure: () => this.#emit({ type: 'pressure' }),
-      onBroken: (reason) => void this.#failedUnlessGone('gate', reason),
-    });
-    this.#gate = gate;
-    this.#wiring = await install(qmp, nics, gate);
+    await this.#output.install(qmp, nics);
     await shutdownAction.pause(qmp);
   }
 
@@ -333,26 +323,19 @@ export class PrimaryVm {
   /** `generation`: that in which the VM goes on alone, unless it doesn't. */
   async #handOver(generation: number | null = null): Promise<void> {
     if (generation !== null) await this.#recordGeneration(generation);
-    const gate = this.#gate;
-    const wiring = this.#wiring;
-    this.#gate = null;
-    this.#wiring = null;
-    this.#releasable = null;
     if (this.#gone) {
-      gate?.close();
+      this.#output.close();
       return;
     }
     const { qmp, shutdownAction } = this.#parts;
     try {
-      if (gate && wiring) {
-        // The VM stands for the moment in which frames change their way, so that none overtakes another.
-        await handOver(qmp, wiring, gate, () => this.#runState.stop());
-      } else if (this.foundClosedGate) await removeLeftovers(qmp);
+      // The VM stands for the moment in which frames change their way, so that none overtakes another.
+      const handedOver = await this.#output.handOver(qmp, () => this.#runState.stop());
+      if (!handedOver && this.foundClosedGate) await removeLeftovers(qmp);
       await shutdownAction.restore(qmp);
     } catch (error) {
       this.#options.log.error('the output gate could not be taken off', { error: (error as Error).message });
     } finally {
-      gate?.close();
       await this.#resumeAfterAll();
     }
   }
@@ -400,16 +383,9 @@ export class PrimaryVm {
     }
   }
 
-  /** QEMU's netdevs keep frames back while the VM stands, and drop all but 10,000 of them (net/queue.c): they wait for it to go on. */
-  #release(epoch: number): void {
-    if (this.#runState.stoppedByUs) this.#releasable = epoch;
-    else this.#gate?.release(epoch);
-  }
-
   async #resume(): Promise<void> {
     await this.#runState.resume();
-    if (this.#releasable !== null) this.#gate?.release(this.#releasable);
-    this.#releasable = null;
+    this.#output.resumed();
   }
 
   /**
