@@ -253,7 +253,8 @@ export class StandbyVm {
   async #flush(epoch: number): Promise<void> {
     const beganAtMs = monotonicMs();
     try {
-      this.#trace?.committed(epoch, await (this.#engine as StandbyEngine).commit(epoch));
+      const result = await (this.#engine as StandbyEngine).commit(epoch);
+      this.#trace?.committed(epoch, result);
     } catch (error) {
       this.#onEvent({ type: 'flush-failed', epoch, reason: (error as Error).message });
       return;
