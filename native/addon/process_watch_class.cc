@@ -1,3 +1,4 @@
+#include <functional>
 #include <memory>
 
 #include "../core/process_watch.h"
@@ -19,10 +20,11 @@ class ProcessWatchHandle : public Handle<ProcessWatchHandle> {
   explicit ProcessWatchHandle(const Napi::CallbackInfo& info) : Handle(info) {
     guard(info.Env(), [&] {
       const auto pid = argument(info, 0, "pid").integer_as<pid_t>(1);
-      on_exit_ = Napi::Persistent(argument(info, 1, "onExit").function());
-      watch_ = std::make_unique<ProcessWatch>(pid, [queue = environment_.completions(), id = id_] {
-        post_to(queue, id, [](ProcessWatchHandle& self) { self.on_exit_.Call({}); });
-      });
+      on_dying_ = Napi::Persistent(argument(info, 1, "onDying").function());
+      on_ended_ = Napi::Persistent(argument(info, 2, "onEnded").function());
+      watch_ =
+          std::make_unique<ProcessWatch>(pid, ProcessWatch::Events{caller<&ProcessWatchHandle::on_dying_>(),
+                                                                   caller<&ProcessWatchHandle::on_ended_>()});
     });
     opened();
   }
@@ -35,7 +37,14 @@ class ProcessWatchHandle : public Handle<ProcessWatchHandle> {
     return info.Env().Undefined();
   }
 
-  Napi::FunctionReference on_exit_;
+  template <auto Callback>
+  std::function<void()> caller() {
+    return [queue = environment_.completions(), id = id_] {
+      post_to(queue, id, [](ProcessWatchHandle& self) { (self.*Callback).Call({}); });
+    };
+  }
+
+  Napi::FunctionReference on_dying_, on_ended_;
   std::unique_ptr<ProcessWatch> watch_;
 };
 

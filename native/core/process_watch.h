@@ -8,12 +8,21 @@
 
 namespace colo {
 
-// pidfd_open(2) and a thread that polls it. `exited` is called once, from that thread. Throws
-// ERR_COLO_PROCESS (ESRCH: already gone).
+// pidfd_open(2) and a thread that polls. Throws ERR_COLO_PROCESS (ESRCH: already gone).
 class ProcessWatch {
  public:
-  ProcessWatch(pid_t pid, std::function<void()> exited);
-  ~ProcessWatch();  // no call to `exited` begins after this
+  // Each is called once, from the watching thread, in this order.
+  struct Events {
+    // It is ending and runs no code any more, but it may hold its memory and descriptors still: a killed QEMU
+    // takes the kernel tens of milliseconds for each GiB. Told by the end of its main thread, as Linux 6.9
+    // can (PIDFD_THREAD); before that, together with `ended`.
+    std::function<void()> dying;
+    // It has gone; nobody need have waited for it.
+    std::function<void()> ended;
+  };
+
+  ProcessWatch(pid_t pid, Events events);
+  ~ProcessWatch();  // no call begins after this
 
   // Sends a signal through the pidfd: never to another process that got the same number.
   void signal(int number);

@@ -134,10 +134,11 @@ export class PrimaryVm {
     this.#exited = new Promise((resolve) => {
       exited = resolve;
     });
-    this.#watch = new native.ProcessWatch(this.pid, () => {
-      exited();
-      this.#lost('the QEMU process ended');
-    });
+    this.#watch = new native.ProcessWatch(
+      this.pid,
+      () => this.#lost('the QEMU process ended'),
+      () => exited(),
+    );
   }
 
   /** Events flow from here on. */

@@ -119,7 +119,11 @@ export class StandbyVm {
     this.#trace = trace;
     this.pid = parts.qmp.peer.pid;
     this.#blockNames = parts.blocks.map((block) => block.name);
-    this.#watch = new native.ProcessWatch(this.pid, () => this.#lost('the QEMU process ended'));
+    this.#watch = new native.ProcessWatch(
+      this.pid,
+      () => this.#lost('the QEMU process ended'),
+      () => {},
+    );
   }
 
   get disks(): readonly StandbyDisk[] {

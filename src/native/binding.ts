@@ -251,7 +251,12 @@ export interface NativeBinding {
   OutputGate: new (options: GateOptions) => OutputGate;
   DiskExport: new (options: DiskExportOptions) => DiskExport;
   Acceptor: new (options: AcceptorOptions) => Acceptor;
-  ProcessWatch: new (pid: number, onExit: () => void) => ProcessWatch;
+  /** `onDying`: it runs no more, but may hold its memory and descriptors still; `onEnded`: it has gone (native/core/process_watch.h). */
+  ProcessWatch: new (
+    pid: number,
+    onDying: () => void,
+    onEnded: () => void,
+  ) => ProcessWatch;
   connectUnix(path: string): number;
   /** A socket that listens at `path`, for QEMU to accept on. */
   listenUnix(path: string): number;

@@ -74,9 +74,15 @@ export class TestAgent {
     return (await this.command('status')) as AgentStatus;
   }
 
-  /** One request, one line of answer. */
+  /** One request, one line of answer. An error says what the agent logged: one that doesn't answer may just have ended. */
   async command(command: ControlCommand): Promise<unknown> {
-    return sendCommand(this.controlPath, command);
+    try {
+      return await sendCommand(this.controlPath, command);
+    } catch (error) {
+      (error as Error).message +=
+        `\nlog of the ${this.#role} agent: ${tail(path.join(this.#directory, 'stderr'))}`;
+      throw error;
+    }
   }
 
   /** Resolves with the first status in which `state` is reached. Rejects with the last status, or with the agent's log if it ends. */

@@ -27,7 +27,7 @@ const BUSY = `
     const token = new Uint8Array(16);
     standby.openSession(token, 1, 1);
     const acceptor = new native.Acceptor({ host: '127.0.0.1', port: 0, onAccepted: (link, fd, preface) => standby.addConnection(fd, preface), onRefused: nothing });
-    new native.ProcessWatch(process.ppid, nothing);
+    new native.ProcessWatch(process.ppid, nothing, nothing);
     const disk = new native.DiskExport({ id: 'disk', sizeBytes: 1 << 20, limitBytes: 1 << 23, pressureBytes: 1 << 22, onPressure: nothing, onFailed: nothing });
     const [mirror, served] = native.streamSocketPair();
     disk.serve(served);
@@ -122,7 +122,7 @@ describe('a process', () => {
     const result = run(`${OPEN}
       new native.OutputGate(gateOptions);
       new native.Acceptor(acceptorOptions);
-      new native.ProcessWatch(process.ppid, nothing);
+      new native.ProcessWatch(process.ppid, nothing, nothing);
     `);
     expect(result).toMatchObject({ status: 0, stderr: '' });
   });

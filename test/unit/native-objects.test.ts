@@ -89,7 +89,10 @@ describe('arguments', () => {
       () => new native.Acceptor(wrong({ ...acceptorBase, port: 65536 })),
     ],
     ['`options.host` must be a string', () => new native.Acceptor(wrong({ ...acceptorBase, host: 7 }))],
-    ['`pid` must be an integer from 1 to 2147483647', () => new native.ProcessWatch(Number.NaN, nothing)],
+    [
+      '`pid` must be an integer from 1 to 2147483647',
+      () => new native.ProcessWatch(Number.NaN, nothing, nothing),
+    ],
     ['`options.blocks` must be an array', () => new native.PrimaryEngine(wrong({ ...engine, blocks: {} }))],
     [
       '`options.blocks` must be an array of at least one block',
@@ -250,24 +253,30 @@ describe('Acceptor', () => {
 describe('ProcessWatch', () => {
   test('signals a process and tells of its death', async () => {
     const child = sleeper();
-    const exited = new Promise<void>((resolve) => {
-      const watch = closing(new native.ProcessWatch(child.pid as number, resolve));
+    const told: string[] = [];
+    await new Promise<void>((resolve) => {
+      const onEnded = () => {
+        told.push('ended');
+        resolve();
+      };
+      const watch = closing(new native.ProcessWatch(child.pid as number, () => told.push('dying'), onEnded));
       watch.signal(os.constants.signals.SIGTERM);
     });
-    await exited;
+    expect(told).toEqual(['dying', 'ended']);
   });
 
   test('says nothing after close()', async () => {
     const child = sleeper();
     let called = false;
-    const watch = new native.ProcessWatch(child.pid as number, () => {
+    const call = () => {
       called = true;
-    });
+    };
+    const watch = new native.ProcessWatch(child.pid as number, call, call);
     watch.close();
     child.kill('SIGKILL');
     await once(child, 'exit');
     expect(called).toBe(false);
-    expect(() => new native.ProcessWatch(child.pid as number, nothing)).toThrow(
+    expect(() => new native.ProcessWatch(child.pid as number, nothing, nothing)).toThrow(
       expect.objectContaining({ code: 'ERR_COLO_PROCESS', errno: os.constants.errno.ESRCH }),
     );
   });
