@@ -290,10 +290,14 @@ function attachProbe(options: ProbeOptions): DirtyRateProbe {
   try {
     return new native.DirtyRateProbe(options);
   } catch (error) {
-    const { code, message } = error as NativeError;
-    const remedy = REMEDIES.get(code);
-    throw remedy === undefined ? error : new EstimateError(`${remedy}: ${message}`, code);
+    throw withRemedy(error as NativeError);
   }
+}
+
+/** What to do about a VM that can't be watched, beside what the system said. */
+export function withRemedy(error: NativeError): Error {
+  const remedy = REMEDIES.get(error.code);
+  return remedy === undefined ? error : new EstimateError(`${remedy}: ${error.message}`, error.code);
 }
 
 const REMEDIES: ReadonlyMap<string, string> = new Map([

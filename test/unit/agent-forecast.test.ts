@@ -1,7 +1,8 @@
 import { describe, expect, test } from 'vitest';
-import { watchMsMin } from '../../src/agent/estimate.ts';
+import { watchMsMin, withRemedy } from '../../src/agent/estimate.ts';
 import { type Conditions, forecast, pageCosts } from '../../src/agent/forecast.ts';
 import { estimateText } from '../../src/cli/estimate-text.ts';
+import { EXIT, exitCodeOf } from '../../src/cli/exit-codes.ts';
 import type { DirtyRateRound } from '../../src/native/binding.ts';
 
 const QUIET: DirtyRateRound = {
@@ -107,6 +108,17 @@ describe('a forecast', () => {
 test('how long it takes to see enough: three windows of the longest, as much more of the others as they are shorter', () => {
   expect(watchMsMin([100])).toBeCloseTo(300);
   expect(watchMsMin([25, 100])).toBeCloseTo(3 * 10 * (5 + 10));
+});
+
+test.each([
+  ['ERR_COLO_UFFD_UNSUPPORTED', EXIT.unavailable, /Linux 6\.7.*: the kernel said so$/],
+  ['ERR_COLO_UFFD_BUSY', EXIT.unavailable, /colo-agent status.*: the kernel said so$/],
+  ['ERR_COLO_UFFD_DENIED', EXIT.notPermitted, /run as root.*: the kernel said so$/],
+  ['ERR_COLO_MEMORY', EXIT.internal, /^the kernel said so$/],
+])('%s: says what to do, and ends with %i', (code, exitCode, text) => {
+  const error = withRemedy(Object.assign(new Error('the kernel said so'), { code }));
+  expect(error.message).toMatch(text);
+  expect(exitCodeOf(error)).toBe(exitCode);
 });
 
 describe('as text', () => {
