@@ -16,6 +16,7 @@ import { VmstateFile } from '../vm/vmstate.ts';
 import { monotonicMs } from './driver.ts';
 import { type FixedCost, forecast, type IntervalForecast, pageCosts } from './forecast.ts';
 import type { Log } from './log.ts';
+import { PauseGuard } from './pause-guard.ts';
 import { RunState } from './run-state.ts';
 import { Samples, type Summary } from './samples.ts';
 import { wakeInterrupts } from './wake-interrupts.ts';
@@ -215,7 +216,9 @@ class Estimator {
   async #measureFloor(): Promise<FixedCost & { source: 'measured' }> {
     const qmp = this.#qmp;
     let pauseMs = Number.NaN;
-    const runState = new RunState(qmp, {
+    // INVARIANT 7: should this process be killed while the guest stands.
+    const guard = await PauseGuard.start(qmp, this.#options.log);
+    const runState = new RunState(qmp, guard, {
       onPaused: () => {},
       onResumed: () => {},
       onPauseEnded: (ms) => {
@@ -223,6 +226,15 @@ class Estimator {
       },
       onResumedByUs: () => wakeInterrupts(qmp.peer.pid, this.#options.log),
     });
+    try {
+      return { ...(await this.#measurePause(runState, () => pauseMs)), source: 'measured' };
+    } finally {
+      await guard.close();
+    }
+  }
+
+  async #measurePause(runState: RunState, pauseMs: () => number): Promise<FixedCost> {
+    const qmp = this.#qmp;
     const vmstate = await VmstateFile.attach(qmp);
     try {
       const stopping = runState.stop();
@@ -233,7 +245,7 @@ class Estimator {
       } finally {
         await resume(runState);
       }
-      return { pauseMs, vmstateBytes: fstatSync(vmstate.fd).size, source: 'measured' };
+      return { pauseMs: pauseMs(), vmstateBytes: fstatSync(vmstate.fd).size };
     } finally {
       await vmstate.detach(qmp);
     }

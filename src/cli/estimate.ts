@@ -38,8 +38,7 @@ export function estimateCommand(): Command {
     .option('--round-trip <us>', 'assume this round trip to the standby', integer(0, 10_000_000), 200)
     .option(
       '--measure-floor',
-      'stop the guest once, for some milliseconds, to measure what a pause costs at the least instead of assuming it. ' +
-        'If this process is killed in just these milliseconds, the guest stays stopped',
+      'stop the guest once, for some milliseconds, to measure what a pause costs at the least instead of assuming it',
       false,
     )
     .option('--json', 'print JSON for scripts')
