@@ -10,6 +10,7 @@ namespace {
 Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   Environment::create(env);
   exports.Set("Acceptor", define_acceptor(env));
+  exports.Set("DirtyRateProbe", define_dirty_rate_probe(env));
   exports.Set("DiskExport", define_disk_export(env));
   exports.Set("OutputGate", define_output_gate(env));
   exports.Set("PrimaryEngine", define_primary_engine(env));

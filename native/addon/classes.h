@@ -13,6 +13,7 @@
 namespace colo::addon {
 
 Napi::Function define_acceptor(Napi::Env env);
+Napi::Function define_dirty_rate_probe(Napi::Env env);
 Napi::Function define_disk_export(Napi::Env env);
 Napi::Function define_output_gate(Napi::Env env);
 Napi::Function define_primary_engine(Napi::Env env);

@@ -20,6 +20,20 @@ Napi::Object numbers(Napi::Env env, std::initializer_list<std::pair<const char*,
 
 }  // namespace
 
+Napi::Value to_js(Napi::Env env, const DirtyRateRound& round) {
+  return numbers(env, {{"windowUs", round.window_us},
+                       {"dirtyPages", round.dirty_pages},
+                       {"scanUs", round.scan_us},
+                       {"sampledPages", round.sampled_pages},
+                       {"sampledBytes", round.sampled_bytes},
+                       {"zeroPages", round.sampled.zero},
+                       {"unchangedPages", round.sampled.unchanged},
+                       {"deltaPages", round.sampled.delta},
+                       {"rawPages", round.sampled.raw},
+                       {"copyUs", round.copy_us},
+                       {"encodeUs", round.encode_us}});
+}
+
 Napi::Value to_js(Napi::Env env, const DiskLogStats& stats, std::uint64_t clients) {
   return numbers(env, {{"loggedBytes", stats.logged_bytes},
                        {"writes", stats.writes},

@@ -3,6 +3,7 @@
 
 #include <napi.h>
 
+#include "../core/dirty_rate_probe.h"
 #include "../core/disk_log.h"
 #include "../core/output_gate.h"
 #include "../core/primary_engine.h"
@@ -10,6 +11,7 @@
 
 namespace colo::addon {
 
+Napi::Value to_js(Napi::Env env, const DirtyRateRound& round);
 Napi::Value to_js(Napi::Env env, const DiskLogStats& stats, std::uint64_t clients);
 Napi::Value to_js(Napi::Env env, const GateStats& stats);
 Napi::Value to_js(Napi::Env env, const TrackerInfo& info);

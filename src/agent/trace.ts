@@ -173,13 +173,7 @@ export class Trace<Steps extends Record<string, StepKind>> {
 
   #event(record: number): string {
     const at = record * FIELDS;
-    const [index, epoch, beginUs, endUs, ...figures] = this.#ring.subarray(at, at + FIELDS) as unknown as [
-      number,
-      number,
-      number,
-      number,
-      ...number[],
-    ];
+    const [index = 0, epoch = 0, beginUs = 0, endUs = 0, ...figures] = this.#ring.subarray(at, at + FIELDS);
     const kind = this.#kinds[index] as StepKind;
     const args: Record<string, number | string> = {};
     if (epoch !== NO_EPOCH) args['epoch'] = epoch;

@@ -3,6 +3,7 @@ import { readFileSync } from 'node:fs';
 import { Command, CommanderError } from 'commander';
 import { failoverCommand, statusCommand, stopCommand } from './control.ts';
 import { demoCommand } from './demo.ts';
+import { estimateCommand } from './estimate.ts';
 import { EXIT, exitCodeOf } from './exit-codes.ts';
 import { primaryCommand } from './primary.ts';
 import { secondaryCommand } from './secondary.ts';
@@ -20,6 +21,7 @@ const program = new Command('colo-agent')
   .addCommand(statusCommand())
   .addCommand(failoverCommand())
   .addCommand(stopCommand())
+  .addCommand(estimateCommand())
   .addCommand(demoCommand());
 
 for (const command of [program, ...program.commands]) command.exitOverride();

@@ -105,6 +105,39 @@ export interface PrimaryEngine {
   close(): void;
 }
 
+export interface DirtyRateProbeOptions {
+  pid: number;
+  blocks: NativeRamBlock[];
+  /** That scan. */
+  threads: number;
+  /** Of so many pages, one is copied and encoded. */
+  sampleOneIn: number;
+}
+
+/** What a checkpoint at the end of one window would have had to do. Bytes, copy and encode are those of the sampled dirty pages. */
+export interface DirtyRateRound {
+  windowUs: number;
+  dirtyPages: number;
+  scanUs: number;
+  sampledPages: number;
+  sampledBytes: number;
+  zeroPages: number;
+  unchangedPages: number;
+  deltaPages: number;
+  rawPages: number;
+  copyUs: number;
+  encodeUs: number;
+}
+
+/** Watches what a guest that nobody protects writes to its RAM, without stopping it. However it ends, QEMU is left as it was. */
+export interface DirtyRateProbe {
+  /** Begins the first window. */
+  begin(): Promise<void>;
+  /** Resolves when the window is `intervalUs` long, and has begun the next one. */
+  watch(intervalUs: number): Promise<DirtyRateRound>;
+  close(): void;
+}
+
 export interface DiskExportOptions {
   /** The disk's id, for errors. */
   id: string;
@@ -249,6 +282,7 @@ export interface NativeBinding {
   PrimaryEngine: new (options: PrimaryEngineOptions) => PrimaryEngine;
   StandbyEngine: new (options: StandbyEngineOptions) => StandbyEngine;
   OutputGate: new (options: GateOptions) => OutputGate;
+  DirtyRateProbe: new (options: DirtyRateProbeOptions) => DirtyRateProbe;
   DiskExport: new (options: DiskExportOptions) => DiskExport;
   Acceptor: new (options: AcceptorOptions) => Acceptor;
   /** `onDying`: it runs no more, but may hold its memory and descriptors still; `onEnded`: it has gone (native/core/process_watch.h). */

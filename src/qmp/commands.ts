@@ -136,6 +136,7 @@ export interface QmpCommands {
   'qom-list': Command<{ path: string }, QomProperty[]>;
   'query-block-exports': Command<Nothing, { id: string; 'node-name': string }[]>;
   'query-block': Command<Nothing, BlockDevice[]>;
+  'query-blockstats': Command<Nothing, { device?: string; qdev?: string; stats: { wr_bytes: number } }[]>;
   'query-chardev': Command<Nothing, { label: string; filename: string }[]>;
   'query-cpus-fast': Command<Nothing, { 'cpu-index': number; 'qom-path': string; target: string }[]>;
   'query-fdsets': Command<Nothing, FdSet[]>;

@@ -208,3 +208,18 @@ describe('a failover', () => {
     expect(primaryTrace.steps().epochsOf('pause').length).toBeGreaterThan(0);
   });
 });
+
+test('a full disk costs the trace, said once, and not the protection', async () => {
+  const { primary, secondary } = await protect(cleanup, {
+    guest: { guest: 'baremetal' },
+    primaryArgs: ['--trace', '/dev/full'],
+    secondaryArgs: ['--trace', '/dev/full'],
+  });
+  await moreCheckpoints(primary, CHECKPOINTS);
+  for (const agent of [primary, secondary]) {
+    const said = agent.log().match(/the trace ends here: it could not be written.*ENOSPC/g);
+    expect(said).toHaveLength(1);
+    await agent.command('stop');
+    expect((await agent.exited).code).toBe(0);
+  }
+});

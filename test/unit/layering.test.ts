@@ -72,6 +72,20 @@ describe('layers', () => {
     }
   });
 
+  test('no protection can come to the probe, which write-protects pages while the guest runs (invariant 5)', () => {
+    const users = [...files, ...sources('native/core', /\.(h|cc)$/)].filter((file) =>
+      /DirtyRateProbe|dirty_rate_probe\.h/.test(readFileSync(path.join(root, file), 'utf8')),
+    );
+    expect(users.sort()).toEqual([
+      'native/core/dirty_rate_probe.cc',
+      'native/core/dirty_rate_probe.h',
+      'src/agent/estimate.ts',
+      'src/native/binding.ts',
+    ]);
+    const estimate = files.filter((file) => importsOf(file).some((name) => name.endsWith('/estimate.ts')));
+    expect(estimate.map(layerOf).filter((layer) => layer !== 'cli')).toEqual([]);
+  });
+
   test('no source file is over 500 lines', () => {
     const all = [
       ...files,
