@@ -16,6 +16,7 @@ type Metered = Pick<
   | 'dirtyPages'
   | 'pauseStepsUs'
   | 'sentBytes'
+  | 'checkpointBytes'
 >;
 
 type PauseSteps = NonNullable<PrimaryStatus['pauseStepsUs']>;
@@ -34,6 +35,8 @@ export class PrimaryMeters {
   #steps: PauseSteps | null = null;
   #pauseTotalMs = 0;
   #sentBytes = 0;
+  #dirtyPagesTotal = 0;
+  readonly #checkpointBytes = { wire: 0, raw: 0 };
   #sync: { startedAtMs: number; progress: SyncProgress } | null = null;
   /** When `stop` was issued for each checkpoint on its way. */
   readonly #begunAtMs = new Map<number, number>();
@@ -78,10 +81,13 @@ export class PrimaryMeters {
   captured(result: CaptureResult): void {
     this.#capture = result;
     this.#dirtyPages.add(result.pages);
+    this.#dirtyPagesTotal += result.pages;
   }
 
   transmitted(result: TransmitResult): void {
     this.#sentBytes += result.wireBytes;
+    this.#checkpointBytes.wire += result.wireBytes;
+    this.#checkpointBytes.raw += result.rawBytes;
   }
 
   syncProgress(progress: SyncProgress): void {
@@ -107,9 +113,10 @@ export class PrimaryMeters {
       pauseShare: this.#pauseTotalMs / Math.max(1, monotonicMs() - this.#beganAtMs),
       pauseTotalMs: this.#pauseTotalMs,
       checkpointMs: { p50: checkpointMs.p50, p99: checkpointMs.p99 },
-      dirtyPages: { last: dirtyPages.last, p50: dirtyPages.p50 },
+      dirtyPages: { last: dirtyPages.last, p50: dirtyPages.p50, total: this.#dirtyPagesTotal },
       pauseStepsUs: this.#steps,
       sentBytes: this.#sentBytes,
+      checkpointBytes: { ...this.#checkpointBytes },
     };
   }
 
