@@ -1,6 +1,6 @@
 /** The native micro-benchmarks, each beside its limit: the plain operation that nothing can beat which does the same work. */
 import { execFileSync } from 'node:child_process';
-import { availableParallelism } from 'node:os';
+import { nativeProgram } from './build.mjs';
 
 /** Which limit stands beside which benchmark. */
 const LIMITS = [
@@ -19,13 +19,8 @@ const NS = { ns: 1, us: 1e3, ms: 1e6, s: 1e9 };
  * differs from one to the next, and the comparison with the limit shall not be of two different moments.
  */
 export function benchNative({ quick }) {
-  const folder = 'build-test/bench';
-  const options = ['-DCMAKE_BUILD_TYPE=Release', '-DCOLO_BENCH=ON', '--log-level=WARNING'];
-  run('cmake', ['-S', '.', '-B', folder, ...options]);
-  const cores = String(availableParallelism());
-  run('cmake', ['--build', folder, '--target', 'core_bench', '--parallel', cores, '--', '--quiet']);
   const output = execFileSync(
-    `${folder}/core_bench`,
+    nativeProgram('core_bench'),
     [
       '--benchmark_format=json',
       '--benchmark_enable_random_interleaving=true',
@@ -71,8 +66,4 @@ export function nativeText({ name, ns, bytesPerSecond, limit, ofLimit }) {
   const rate = bytesPerSecond ? `${(bytesPerSecond / 1e9).toFixed(2)} GB/s` : '';
   const beside = limit ? `${Math.round(100 * ofLimit)} % of ${limit}` : '';
   return `${name.padEnd(44)}${time.padStart(12)}${rate.padStart(14)}   ${beside}`.trimEnd();
-}
-
-function run(command, args) {
-  execFileSync(command, args, { stdio: ['ignore', 'ignore', 'inherit'] });
 }

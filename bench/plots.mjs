@@ -1,0 +1,113 @@
+/** The charts of a run, as SVG files. */
+import { mkdirSync, writeFileSync } from 'node:fs';
+import path from 'node:path';
+import { distribution } from './statistics.mjs';
+import { lineChart } from './svg.mjs';
+
+/** Writes a chart of everything that the run has measured into `folder`; returns the files. */
+export function writePlots(run, folder) {
+  const charts = { ...checkpointCharts(run), ...peerCharts(run), ...clientCharts(run), ...growthCharts(run) };
+  mkdirSync(folder, { recursive: true });
+  return Object.entries(charts)
+    .filter(([, chart]) => chart.series.some(({ points }) => points.length > 0))
+    .map(([name, chart]) => {
+      const file = path.join(folder, `${name}.svg`);
+      writeFileSync(file, lineChart(chart));
+      return file;
+    });
+}
+
+function checkpointCharts({ checkpoints }) {
+  if (!checkpoints) return {};
+  const loads = [...new Set(checkpoints.rows.map(({ load }) => load))];
+  const ofLoad = (load) => checkpoints.rows.filter((row) => row.load === load);
+  const against = (figure) =>
+    loads.map((name) => ({ name, points: ofLoad(name).map((row) => [row.intervalMs, figure(row)]) }));
+  return {
+    'pause-distribution': {
+      title: 'How long the guest stands, interval 100 ms',
+      xLabel: 'pause, ms',
+      yLabel: 'share of the checkpoints',
+      xLog: true,
+      series: checkpoints.rows
+        .filter(({ intervalMs }) => intervalMs === 100)
+        .map(({ load, pauses }) => ({ name: load, points: distribution(pauses) })),
+    },
+    'pause-by-interval': {
+      title: 'Median pause by interval',
+      xLabel: 'interval, ms',
+      yLabel: 'pause, ms',
+      xLog: true,
+      yLog: true,
+      series: against(({ pauseMs }) => pauseMs.p50),
+    },
+    'cpu-by-interval': {
+      title: 'Processor time of both agents by interval',
+      xLabel: 'interval, ms',
+      yLabel: 'cores',
+      xLog: true,
+      series: against(({ cpuShare }) => cpuShare.primary + cpuShare.secondary),
+    },
+  };
+}
+
+function peerCharts({ peer }) {
+  if (!peer) return {};
+  const names = [...new Set(peer.rows.map(({ side, load }) => `${side}, ${load}`))];
+  const pausesOf = (name) =>
+    peer.rows.filter(({ side, load }) => `${side}, ${load}` === name).flatMap(({ pauses = [] }) => pauses);
+  return {
+    'peer-pauses': {
+      title: `colo-agent and in-tree COLO on QEMU ${peer.qemu}`,
+      xLabel: 'pause, ms',
+      yLabel: 'share of the checkpoints',
+      xLog: true,
+      series: names.map((name) => ({ name, points: distribution(pausesOf(name)) })),
+    },
+  };
+}
+
+function clientCharts({ client, peer, failover }) {
+  const rows = [...(client?.rows ?? []), ...(peer?.client?.latencyDistribution ? [peer.client] : [])];
+  return {
+    'request-latency': {
+      title: 'Latency of requests asked one after the other',
+      xLabel: 'ms',
+      yLabel: 'share of the requests',
+      xLog: true,
+      series: rows.map(({ mode, latencyDistribution }) => ({ name: mode, points: latencyDistribution })),
+    },
+    failover: {
+      title: 'From kill -9 to the first new byte',
+      xLabel: 'ms',
+      yLabel: 'share of the failovers',
+      series: ['QEMU', 'agent'].map((killed) => ({
+        name: `kill of the ${killed}`,
+        points: distribution(
+          (failover?.rounds ?? []).filter((round) => round.killed === killed).map(({ ms }) => ms),
+        ),
+      })),
+    },
+  };
+}
+
+function growthCharts({ growth }) {
+  if (!growth) return {};
+  const chart = (axis, xLabel, of) => {
+    const rows = growth.rows.filter((row) => row.axis === axis && row.pauseMs);
+    return {
+      title: `The engine's part of the pause against ${axis}`,
+      xLabel,
+      yLabel: 'ms',
+      series: ['p50', 'p99'].map((name) => ({
+        name,
+        points: rows.map((row) => [of(row), row.pauseMs[name]]),
+      })),
+    };
+  };
+  return {
+    'growth-ram': chart('RAM', "the guest's RAM, MiB", ({ memoryMiB }) => memoryMiB),
+    'growth-dirty-pages': chart('dirty pages', 'dirty pages of a checkpoint', ({ pages }) => pages),
+    'growth-vms': chart('VMs', 'VMs on the host', ({ vms }) => vms),
+  };
+}
