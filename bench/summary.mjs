@@ -1,4 +1,5 @@
 /** The few figures that the goals are about. A figure that wasn't measured, or couldn't be, is null: never a guess. Pure. */
+import { bestKernel } from './codec-kernel.mjs';
 import { rounded } from './statistics.mjs';
 
 /** `run` is what `--json` writes, without this. */
@@ -37,11 +38,9 @@ function nativeRow(run, pattern) {
   return run.native?.find(({ name }) => pattern.test(name));
 }
 
-/** By the kernel that the codec chooses on this processor: the last of them that there is. */
 function codecRow(run) {
-  return ['avx512', 'avx2', 'sse2', 'scalar']
-    .map((kernel) => nativeRow(run, new RegExp(`^encode/${kernel}/changed_lines:0$`)))
-    .find((row) => row !== undefined);
+  const kernel = bestKernel((run.native ?? []).map(({ name }) => name));
+  return nativeRow(run, new RegExp(`^encode/${kernel}/changed_lines:0$`));
 }
 
 function checkpointRow(run, load) {

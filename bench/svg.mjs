@@ -1,10 +1,22 @@
 /** Line charts as SVG text. Pure. */
 
-const WIDTH = 760;
+const WIDTH = 900;
 const HEIGHT = 420;
-const MARGIN = { left: 76, right: 190, top: 44, bottom: 56 };
-const COLOURS = ['#1b6ca8', '#c2452d', '#3f8f4f', '#8a5aa8', '#b8860b', '#555555'];
+const MARGIN = { left: 76, right: 330, top: 44, bottom: 56 };
+const COLOURS = [
+  '#1b6ca8',
+  '#c2452d',
+  '#3f8f4f',
+  '#8a5aa8',
+  '#b8860b',
+  '#555555',
+  '#17a2a2',
+  '#d4679d',
+  '#8b4513',
+];
 const TICKS = 6;
+/** Nothing that is measured is smaller; a logarithmic axis leaves it out, a linear one takes it for zero. */
+const LEAST = 1e-9;
 
 /**
  * `series`: [{name, points: [[x, y], ...]}]. A logarithmic axis (`xLog`, `yLog`) leaves out what isn't above zero. Throws when no point is left: an
@@ -45,7 +57,7 @@ export function lineChart({ title, xLabel, yLabel, series, xLog = false, yLog = 
 }
 
 function canBeDrawn([x, y], xLog, yLog) {
-  return Number.isFinite(x) && Number.isFinite(y) && (!xLog || x > 0) && (!yLog || y > 0);
+  return Number.isFinite(x) && Number.isFinite(y) && (!xLog || x >= LEAST) && (!yLog || y >= LEAST);
 }
 
 /** Where values lie between two places of the picture, and which are labelled. */
@@ -56,11 +68,11 @@ function makeAxis(values, isLog, from, to) {
   return { ticks, place: (value) => round(from + ((scale(value) - low) / (high - low)) * (to - from)) };
 }
 
-/** From zero, or below, to at least the greatest value, in steps of 1, 2 or 5 times a power of ten. */
+/** Zero and all values lie within, in steps of 1, 2 or 5 times a power of ten. */
 function linearTicks(values) {
   const low = Math.min(0, ...values);
-  const high = Math.max(...values, low + Number.MIN_VALUE * 1e300);
-  const rough = (high - low) / TICKS || 1;
+  const high = Math.max(0, ...values);
+  const rough = high - low < LEAST ? 1 : (high - low) / TICKS;
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((factor) => factor * power).find((candidate) => candidate >= rough);
   const ticks = [];
