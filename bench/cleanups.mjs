@@ -2,9 +2,12 @@
 import { Cleanup } from '../dist/testbed/cleanup.js';
 
 const open = new Set();
+let interrupted = false;
 
 /** Runs `work` with a Cleanup that is run afterwards in any case. */
 export async function withCleanup(work) {
+  // The section that lost its processes has failed, and the next must not begin while the benchmark ends.
+  if (interrupted) await new Promise(() => {});
   const cleanup = new Cleanup();
   open.add(cleanup);
   try {
@@ -22,6 +25,7 @@ export function cleanUpOnSignals() {
     ['SIGTERM', 143],
   ]) {
     process.once(signal, async () => {
+      interrupted = true;
       for (const cleanup of open) await cleanup.run().catch((error) => console.error(error.message));
       process.exit(status);
     });

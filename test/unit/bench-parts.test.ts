@@ -1,14 +1,18 @@
 /** The benchmark's pure parts: figures of samples, the summary, comparison with an earlier run, the command line, tables and charts. */
+import { mkdtempSync, readdirSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { compareRuns, figuresOf } from '../../bench/compare.mjs';
 import { parseOptions, SECTIONS, UsageError } from '../../bench/options.mjs';
+import { writePlots } from '../../bench/plots.mjs';
 import { readmeFigures } from '../../bench/readme.mjs';
 import { distribution, medianRatio, quantile, rounded, summarize } from '../../bench/statistics.mjs';
 import { summaryOf } from '../../bench/summary.mjs';
 import { lineChart } from '../../bench/svg.mjs';
 import { numberText, tableLines } from '../../bench/table.mjs';
-import { summaryLines } from '../../bench/text.mjs';
+import { clientLines, growthLines, peerLines, summaryLines } from '../../bench/text.mjs';
 
 const finite = fc.double({ noNaN: true, noDefaultInfinity: true });
 
@@ -266,6 +270,42 @@ describe('charts', () => {
       /nothing to draw/,
     );
   });
+});
+
+test('what was measured has a chart, and nothing else', () => {
+  const folder = mkdtempSync(path.join(tmpdir(), 'colo-bench-test-'));
+  try {
+    const rows = RUN.checkpoints.rows.map((row) => ({ ...row, pauses: [4, 5, 9] }));
+    writePlots({ ...RUN, checkpoints: { ...RUN.checkpoints, rows } }, folder);
+    expect(readdirSync(folder).sort()).toEqual([
+      'cpu-by-interval.svg',
+      'pause-by-interval.svg',
+      'pause-distribution.svg',
+    ]);
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
+});
+
+test('what could not be measured is a row with its reason', () => {
+  const reason = 'in-tree COLO is over: status failed';
+  const peer = peerLines({
+    qemu: '11.1',
+    intervalMs: 100,
+    measure: 'events',
+    rows: [{ side: 'in-tree COLO', round: 0, load: 'idle', reason }],
+    ratios: { idle: { p50: null, p99: null } },
+    client: { mode: 'in-tree COLO', reason },
+  });
+  expect(peer.filter((line) => line.endsWith(reason))).toHaveLength(2);
+  expect(peer).toContain('ours divided by theirs, idle: - at the median, - at the 99th percentile');
+  const growth = growthLines({
+    rows: [{ axis: 'RAM', name: '1 x 8192 MiB, 2000 pages', reason: 'needs more' }],
+  });
+  expect(growth.at(-1)).toMatch(/^RAM +1 x 8192 MiB, 2000 pages +- .*needs more$/);
+  expect(
+    clientLines({ qemu: '7.2', rows: [{ mode: 'protected', reason }], requestAddedMsP50: null }).at(-2),
+  ).toContain(reason);
 });
 
 test("the README's figures are those of the run", () => {
