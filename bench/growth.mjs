@@ -17,7 +17,7 @@ const INTERVAL_MS = 100;
 const memoryNeededMiB = ({ memoryMiB, vms }) => vms * (2 * memoryMiB + 300);
 
 function plans(quick) {
-  const usual = { memoryMiB: 1024, pages: 2000, vms: 1, checkpoints: quick ? 20 : 60 };
+  const usual = { memoryMiB: 1024, pages: 2000, vms: 1, checkpoints: quick ? 20 : 40 };
   const [memories, pages, vms] = quick
     ? [
         [256, 2048],

@@ -4,6 +4,12 @@ import path from 'node:path';
 import { distribution } from './statistics.mjs';
 import { lineChart } from './svg.mjs';
 
+const GROWTH_AXES = {
+  RAM: { file: 'ram', xLabel: "the guest's RAM, MiB", x: ({ memoryMiB }) => memoryMiB },
+  'dirty pages': { file: 'dirty-pages', xLabel: 'dirty pages of a checkpoint', x: ({ pages }) => pages },
+  VMs: { file: 'vms', xLabel: 'VMs on the host', x: ({ vms }) => vms },
+};
+
 /** Writes a chart of everything that the run has measured into `folder`; returns the files. */
 export function writePlots(run, folder) {
   const charts = { ...checkpointCharts(run), ...peerCharts(run), ...clientCharts(run), ...growthCharts(run) };
@@ -93,21 +99,34 @@ function clientCharts({ client, peer, failover }) {
 
 function growthCharts({ growth }) {
   if (!growth) return {};
-  const chart = (axis, xLabel, of) => {
+  const charts = {};
+  for (const [axis, { file, xLabel, x }] of Object.entries(GROWTH_AXES)) {
     const rows = growth.rows.filter((row) => row.axis === axis && row.pauseMs);
-    return {
+    const line = (name, y) => ({ name, points: rows.map((row) => [x(row), y(row)]) });
+    const common = { xLabel, xLog: true, yLog: true };
+    charts[`growth-${file}-pause`] = {
+      ...common,
       title: `The engine's part of the pause against ${axis}`,
-      xLabel,
       yLabel: 'ms',
-      series: ['p50', 'p99'].map((name) => ({
-        name,
-        points: rows.map((row) => [of(row), row.pauseMs[name]]),
-      })),
+      series: [
+        line('p50', ({ pauseMs }) => pauseMs.p50),
+        line('p99', ({ pauseMs }) => pauseMs.p99),
+        line('scan, p50', ({ scanUs }) => scanUs / 1000),
+        line('copy, p50', ({ copyUs }) => copyUs / 1000),
+      ],
     };
-  };
-  return {
-    'growth-ram': chart('RAM', "the guest's RAM, MiB", ({ memoryMiB }) => memoryMiB),
-    'growth-dirty-pages': chart('dirty pages', 'dirty pages of a checkpoint', ({ pages }) => pages),
-    'growth-vms': chart('VMs', 'VMs on the host', ({ vms }) => vms),
-  };
+    charts[`growth-${file}-cpu`] = {
+      ...common,
+      title: `Processor time of all primary agents against ${axis}`,
+      yLabel: 'cores',
+      series: [line('all agents', ({ cpuShare }) => cpuShare)],
+    };
+    charts[`growth-${file}-memory`] = {
+      ...common,
+      title: `Memory of one primary agent against ${axis}`,
+      yLabel: 'MiB',
+      series: [line('an agent', ({ agentMiB }) => agentMiB)],
+    };
+  }
+  return charts;
 }
