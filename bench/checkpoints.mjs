@@ -11,8 +11,8 @@ const FLOOR_LOADS = ['idle', 'dirty2000'];
 
 const PAGES_FOR_RATIO = 100;
 
-/** Other guests, at the interval of the floor: {name, load, vm}. */
 const DISKS = [{ id: 'd0', sizeMiB: 64, cache: 'none', aio: 'native' }];
+/** Other guests, at the interval of the floor. */
 const OTHER_GUESTS = [
   { name: 'idle, with a disk', load: 'idle', vm: { disks: DISKS } },
   {
@@ -33,7 +33,7 @@ export async function benchCheckpoints({ quick, qemu, log }) {
     : {
         loads: Object.keys(LOADS),
         intervals: [25, 100, 500],
-        seconds: 10,
+        seconds: 8,
         rounds: 3,
         others: OTHER_GUESTS,
       };

@@ -62,7 +62,7 @@ function withLimit(row, all) {
  * kernels, which this processor doesn't use. What is short is repeated more often.
  */
 function plans(program, quick) {
-  if (!quick) return [{ filter: '.', repetitions: 7, seconds: 0.05 }];
+  if (!quick) return [{ filter: '.', repetitions: 5, seconds: 0.05 }];
   const names = execFileSync(program, ['--benchmark_list_tests'], { encoding: 'utf8' }).split('\n');
   const codec = `encode/${bestKernel(names)}/changed_lines:[01]$|limit_memcmp`;
   return [

@@ -1,5 +1,5 @@
-/** The command line of the benchmark. Pure, but for looking whether files are there. */
-import { accessSync, constants } from 'node:fs';
+/** The command line of the benchmark. Looks whether the files that it names can be used. */
+import { accessSync, closeSync, constants, openSync } from 'node:fs';
 import { parseArgs } from 'node:util';
 
 /** In the order in which they run. */
@@ -28,6 +28,7 @@ export function parseOptions(args) {
     throw new UsageError('--readme needs every section: leave --only out');
   for (const name of ['qemu', 'peer-qemu']) requireAccess(name, options[name], constants.X_OK, 'can be run');
   requireAccess('compare', options.compare, constants.R_OK, 'can be read');
+  requireWritable(options.json);
   return {
     quick: options.quick,
     readme: options.readme,
@@ -55,6 +56,16 @@ function parse(args) {
     }).values;
   } catch (error) {
     throw new UsageError(error.message);
+  }
+}
+
+/** Now, and not when the figures are there and can't be kept. */
+function requireWritable(file) {
+  if (file === undefined) return;
+  try {
+    closeSync(openSync(file, 'a'));
+  } catch (error) {
+    throw new UsageError(`--json ${file}: can't be written: ${error.message}`);
   }
 }
 

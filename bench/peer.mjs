@@ -35,13 +35,13 @@ export function peerMissing(reason) {
     measure: 'not measured',
     rows: [row],
     ratios: {},
-    client: { mode: row.side, reason },
+    clientRows: [{ mode: row.side, reason }],
   };
 }
 
-/** Returns {qemu, rows, ratios, client}. A row: {side, round, load, pauseMs, checkpointsPerSecond, progressPerSecond, pauses} or {..., reason}. */
+/** Returns {qemu, rows, ratios, clientRows}. A row: {side, round, load, pauseMs, checkpointsPerSecond, progressPerSecond, pauses} or {..., reason}. */
 export async function benchPeer({ quick, peerQemu, peerVersion, log }) {
-  const plan = { seconds: quick ? 5 : 10, rounds: quick ? 1 : 5 };
+  const plan = { seconds: quick ? 5 : 8, rounds: quick ? 1 : 5 };
   const rows = [];
   for (let round = 0; round < plan.rounds; round++) {
     // Who comes first changes: a machine that gets busier wears on both alike.
@@ -57,7 +57,7 @@ export async function benchPeer({ quick, peerQemu, peerVersion, log }) {
     measure: 'STOP and RESUME events of the primary',
     rows,
     ratios: Object.fromEntries(PEER_LOADS.map((load) => [load, ratiosOf(rows, LOADS[load].name)])),
-    client: await measurePeerClient(peerQemu, quick ? CLIENT_SECONDS.quick : CLIENT_SECONDS.full),
+    clientRows: await measureClients(peerQemu, quick),
   };
 }
 
@@ -108,22 +108,41 @@ function ratiosOf(rows, load) {
   return { p50: ratio('p50'), p99: ratio('p99') };
 }
 
+/** What a client feels on this QEMU: without protection and with each side. A quick run has the former two of another QEMU, in another section. */
+async function measureClients(qemu, quick) {
+  const seconds = quick ? CLIENT_SECONDS.quick : CLIENT_SECONDS.full;
+  const ours = quick
+    ? []
+    : await clientRowsOrReason(['unprotected', 'colo-agent'], (cleanup) =>
+        measureOurClients(cleanup, qemu, seconds),
+      );
+  return [
+    ...ours,
+    ...(await clientRowsOrReason(['in-tree COLO'], (cleanup) => measurePeerClient(cleanup, qemu, seconds))),
+  ];
+}
+
+async function measureOurClients(cleanup, qemu, seconds) {
+  const bed = await Bed.start(cleanup, { qemu, sharedRam: false });
+  const unprotected = await measureClient(bed.network, seconds);
+  await bed.protect(cleanup, ['--interval', String(INTERVAL_MS)]);
+  return [unprotected, await measureClient(bed.network, seconds)];
+}
+
 /** In-tree COLO with its own net filters: it holds output until the other side has said the same, and without them it wouldn't hold it at all. */
-async function measurePeerClient(qemu, seconds) {
-  const mode = 'in-tree COLO';
+async function measurePeerClient(cleanup, qemu, seconds) {
+  const { network, assertAlive } = await startPeer(cleanup, { qemu, intervalMs: INTERVAL_MS, filters: true });
+  const round = await measureClient(network, seconds);
+  await assertAlive();
+  return [round];
+}
+
+async function clientRowsOrReason(modes, measure) {
   try {
-    return await withCleanup(async (cleanup) => {
-      const { network, assertAlive } = await startPeer(cleanup, {
-        qemu,
-        intervalMs: INTERVAL_MS,
-        filters: true,
-      });
-      const round = await measureClient(network, seconds);
-      await assertAlive();
-      return clientRow(mode, [round]);
-    });
+    const rounds = await withCleanup(measure);
+    return modes.map((mode, i) => clientRow(mode, [rounds[i]]));
   } catch (error) {
-    return { mode, reason: firstLine(error) };
+    return modes.map((mode) => ({ mode, reason: firstLine(error) }));
   }
 }
 

@@ -74,7 +74,9 @@ function peerCharts({ peer }) {
 }
 
 function clientCharts({ client, peer, failover }) {
-  const rows = [...(client?.rows ?? []), ...(peer?.client?.latencyDistribution ? [peer.client] : [])];
+  // All on one QEMU where the peer's section has them all.
+  const peerRows = (peer?.clientRows ?? []).filter(({ latencyDistribution }) => latencyDistribution);
+  const rows = peerRows.length > 1 ? peerRows : [...(client?.rows ?? []), ...peerRows];
   return {
     'request-latency': {
       title: 'Latency of requests asked one after the other',

@@ -56,7 +56,7 @@ export function clientLines({ qemu, rows, requestAddedMsP50 }) {
   ];
 }
 
-export function peerLines({ qemu, intervalMs, measure, rows, ratios, client }) {
+export function peerLines({ qemu, intervalMs, measure, rows, ratios, clientRows }) {
   const ratio = ({ p50, p99 }) =>
     `${numberText(p50)} at the median, ${numberText(p99)} at the 99th percentile`;
   return [
@@ -74,7 +74,11 @@ export function peerLines({ qemu, intervalMs, measure, rows, ratios, client }) {
       rows,
     ),
     ...Object.entries(ratios).map(([load, found]) => `ours divided by theirs, ${load}: ${ratio(found)}`),
-    ...tableLines('What a client feels with in-tree COLO and its net filters', CLIENT_COLUMNS, [client]),
+    ...tableLines(
+      `What a client feels on QEMU ${qemu ?? '-'}; in-tree COLO with its net filters`,
+      CLIENT_COLUMNS,
+      clientRows,
+    ),
   ];
 }
 

@@ -187,6 +187,7 @@ describe('the command line', () => {
     [['file'], /file/],
     [['--only', 'native,foo'], /--only foo: there is no such section/],
     [['--readme', '--only', 'native'], /leave --only out/],
+    [['--json', '/nowhere/run.json'], /--json \/nowhere\/run.json: can't be written/],
     [['--compare', '/nowhere/run.json'], /--compare \/nowhere\/run.json: there is no such file/],
     [['--peer-qemu', '/nowhere/qemu'], /--peer-qemu \/nowhere\/qemu: there is no such file that can be run/],
   ])('%j is refused', (args, message) => {
@@ -295,7 +296,7 @@ test('what could not be measured is a row with its reason', () => {
     measure: 'events',
     rows: [{ side: 'in-tree COLO', round: 0, load: 'idle', reason }],
     ratios: { idle: { p50: null, p99: null } },
-    client: { mode: 'in-tree COLO', reason },
+    clientRows: [{ mode: 'in-tree COLO', reason }],
   });
   expect(peer.filter((line) => line.endsWith(reason))).toHaveLength(2);
   expect(peer).toContain('ours divided by theirs, idle: - at the median, - at the 99th percentile');
