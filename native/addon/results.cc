@@ -52,6 +52,7 @@ Napi::Value to_js(Napi::Env env, const TrackerInfo& info) {
 Napi::Value to_js(Napi::Env env, const CaptureResult& result) {
   return numbers(env, {{"pages", result.pages},
                        {"diskBytes", result.disk_bytes},
+                       {"beganUs", result.began_us},
                        {"sealUs", result.seal_us},
                        {"scanUs", result.scan_us},
                        {"copyUs", result.copy_us}});
@@ -64,6 +65,7 @@ Napi::Value to_js(Napi::Env env, const TransmitResult& result) {
                        {"unchangedPages", result.unchanged_pages},
                        {"deltaPages", result.delta_pages},
                        {"rawPages", result.raw_pages},
+                       {"beganUs", result.began_us},
                        {"encodeUs", result.encode_us},
                        {"totalUs", result.total_us}});
 }
@@ -79,7 +81,16 @@ Napi::Value to_js(Napi::Env env, const StagedCheckpoint& checkpoint) {
                        {"pages", checkpoint.pages},
                        {"wireBytes", checkpoint.wire_bytes},
                        {"vmstateBytes", checkpoint.vmstate_bytes},
-                       {"diskBytes", checkpoint.disk_bytes}});
+                       {"diskBytes", checkpoint.disk_bytes},
+                       {"beganUs", checkpoint.began_us},
+                       {"receivedUs", checkpoint.received_us}});
+}
+
+Napi::Value to_js(Napi::Env env, const CommitResult& result) {
+  return numbers(env, {{"beganUs", result.began_us},
+                       {"ramUs", result.ram_us},
+                       {"disksUs", result.disks_us},
+                       {"mailboxUs", result.mailbox_us}});
 }
 
 }  // namespace colo::addon

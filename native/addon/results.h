@@ -17,5 +17,6 @@ Napi::Value to_js(Napi::Env env, const CaptureResult& result);
 Napi::Value to_js(Napi::Env env, const TransmitResult& result);
 Napi::Value to_js(Napi::Env env, const SyncProgress& progress);
 Napi::Value to_js(Napi::Env env, const StagedCheckpoint& checkpoint);
+Napi::Value to_js(Napi::Env env, const CommitResult& result);
 
 }  // namespace colo::addon

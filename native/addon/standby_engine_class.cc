@@ -95,7 +95,9 @@ class StandbyEngineHandle : public Handle<StandbyEngineHandle> {
     const std::uint64_t epoch = argument(info, 0, "epoch").integer(1);
     require_idle("commit");
     return run(info.Env(), [&](const Environment::Operation& operation) {
-      engine_->commit(epoch, settled_by(operation));
+      engine_->commit(epoch, [settle = operation.settle](const Error* error, CommitResult result) {
+        settle(error, [result](Napi::Env env) { return to_js(env, result); });
+      });
     });
   }
 

@@ -63,6 +63,7 @@ void encode(benchmark::State& state, const PageKernel& kernel) {
   for (auto _ : state) {
     for (std::uint64_t i = 0; i < kDirtyPages; ++i) {
       if (!writer.has_room()) writer.clear();
+      if (i + 1 < kDirtyPages) prefetch_page(world.base(i + 1));
       encode_page(writer, kernel, 0, world.places[i], world.page(i), world.base(i), counts);
     }
     state.PauseTiming();

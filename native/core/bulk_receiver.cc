@@ -6,6 +6,8 @@
 #include <array>
 #include <utility>
 
+#include "laps.h"
+
 namespace colo {
 namespace {
 
@@ -133,6 +135,7 @@ void BulkReceiver::enter_epoch(Lane& lane, std::uint64_t epoch) {
       throw stream_error("frame of epoch " + std::to_string(epoch) + " while " + std::to_string(open_.epoch) +
                          " is open");
     }
+    if (open_.began_us == 0) open_.began_us = monotonic_us();
   }
   if (lane.epoch != epoch) {
     // The epoch before is complete, or this one would not be open.
@@ -247,6 +250,7 @@ void BulkReceiver::receive_end(Lane& lane) {
     open_.vmstate_bytes += lane.vmstate_bytes;
     open_.disk_bytes += lane.disk_bytes;
     if (++lanes_ended_ < lanes_.size() || silent_) return;
+    open_.received_us = monotonic_us() - open_.began_us;
     staged = open_;
   }
   if (staged.epoch != 0) destination_.cache.complete();

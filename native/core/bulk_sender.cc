@@ -10,6 +10,7 @@
 
 #include "checkpoint_stream.h"
 #include "error.h"
+#include "laps.h"
 #include "pace.h"
 #include "page_delta.h"
 #include "socket_io.h"
@@ -201,7 +202,7 @@ void BulkSender::send_first_copy(std::span<const std::shared_ptr<DiskExport>> di
 TransmitResult BulkSender::send_epoch(std::uint64_t epoch, std::span<const CapturedRun> runs,
                                       std::span<const std::byte> vmstate,
                                       std::span<const std::shared_ptr<const DiskWrites>> disks) {
-  const auto begin = Clock::now();
+  Laps laps;
   std::uint64_t pages = 0;
   for (const CapturedRun& run : runs) pages += run.count;
   run_lanes([&](Lane& lane) {
@@ -231,7 +232,8 @@ TransmitResult BulkSender::send_epoch(std::uint64_t epoch, std::span<const Captu
   result.unchanged_pages = counts.unchanged;
   result.delta_pages = counts.delta;
   result.raw_pages = counts.raw;
-  result.total_us = elapsed_us(begin);
+  result.began_us = laps.began_us();
+  result.total_us = laps.lap_us();
   return result;
 }
 
@@ -240,11 +242,20 @@ void BulkSender::encode_share(Lane& lane, std::span<const CapturedRun> runs, std
                               std::uint64_t end) {
   const PageKernel& kernel = best_page_kernel();
   std::uint64_t run_begin = 0;
-  for (const CapturedRun& run : runs) {
+  for (std::size_t i = 0; i < runs.size(); ++i) {
+    const CapturedRun& run = runs[i];
     const std::uint64_t run_end = run_begin + run.count;
     for (std::uint64_t at = std::max(begin, run_begin); at < std::min(end, run_end); ++at) {
       const std::uint64_t offset = at - run_begin, page = run.first + offset;
-      std::byte* const base = shadow_ == nullptr ? nullptr : shadow_->page(run.block, page);
+      std::byte* base = nullptr;
+      if (shadow_ != nullptr) {
+        base = shadow_->page(run.block, page);
+        if (at + 1 < run_end) {
+          prefetch_page(base + kPageSize);
+        } else if (i + 1 < runs.size()) {
+          prefetch_page(shadow_->page(runs[i + 1].block, runs[i + 1].first));
+        }
+      }
       encode_page(lane.stream.entries(), kernel, static_cast<std::uint16_t>(run.block), page,
                   run.data + offset * kPageSize, base, lane.counts);
     }

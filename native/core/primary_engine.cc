@@ -2,7 +2,6 @@
 
 #include <sys/stat.h>
 
-#include <chrono>
 #include <condition_variable>
 #include <cstring>
 #include <mutex>
@@ -14,25 +13,11 @@
 #include "bulk_sender.h"
 #include "capture.h"
 #include "checkpoint_stream.h"
+#include "laps.h"
 #include "shadow.h"
 
 namespace colo {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-// Microseconds since the last call or the construction.
-class Laps {
- public:
-  std::uint64_t lap_us() {
-    const auto now = Clock::now();
-    const auto spent = std::chrono::duration_cast<std::chrono::microseconds>(now - std::exchange(last_, now));
-    return static_cast<std::uint64_t>(spent.count());
-  }
-
- private:
-  Clock::time_point last_ = Clock::now();
-};
 
 std::unique_ptr<DirtyTracker> make_tracker(const PrimaryOptions& options, const GuestMemory& memory,
                                            const Shadow* shadow, std::string& reason) {
@@ -222,6 +207,7 @@ CaptureResult PrimaryEngine::State::capture(std::uint64_t epoch, OutputGate* gat
   COLO_ASSERT(!captured_epoch);
   CaptureResult result;
   Laps laps;
+  result.began_us = laps.began_us();
   if (gate != nullptr) gate->seal(epoch);
   for (const auto& disk : disks) result.disk_bytes += disk->log().seal(epoch);
   result.seal_us = laps.lap_us();

@@ -36,13 +36,14 @@ struct TrackerInfo {
 struct CaptureResult {
   std::uint64_t pages = 0;
   std::uint64_t disk_bytes = 0;  // what the guest wrote to its disks in this epoch
+  std::uint64_t began_us = 0;    // see monotonic_us(); then one after the other:
   std::uint64_t seal_us = 0, scan_us = 0, copy_us = 0;
 };
 
 struct TransmitResult {
   std::uint64_t wire_bytes = 0, raw_bytes = 0;
   std::uint64_t zero_pages = 0, unchanged_pages = 0, delta_pages = 0, raw_pages = 0;
-  std::uint64_t encode_us = 0, total_us = 0;
+  std::uint64_t began_us = 0, encode_us = 0, total_us = 0;
 };
 
 struct SyncProgress {

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "bulk_receiver.h"
+#include "laps.h"
 #include "ram_cache.h"
 #include "standby_disks.h"
 #include "vmstate_mailbox.h"
@@ -58,7 +59,7 @@ struct StandbyEngine::State {
   void start(std::function<void()> work, Done done);
   void run_jobs();
   void wait_until_flushed();
-  void flush_committed();
+  CommitResult flush_committed();
 
   const Events events;
   const GuestMemory memory;
@@ -120,11 +121,17 @@ void StandbyEngine::State::run_jobs() {
 }
 
 // Nothing here depends on how far an earlier flush of the same epoch has come, so it can be repeated.
-void StandbyEngine::State::flush_committed() {
+CommitResult StandbyEngine::State::flush_committed() {
+  Laps laps;
+  CommitResult result{.began_us = laps.began_us()};
   cache.flush();  // INVARIANT 6: RAM first; some devices read it while they are loaded
   for (Preserved& range : preserved) memory.read(range.block, range.offset, range.content);
+  result.ram_us = laps.lap_us();
   for (const std::span<const std::byte> payload : cache.committed_disk_writes()) disks.apply(payload);
+  result.disks_us = laps.lap_us();
   mailbox.write(cache.committed_vmstate());  // INVARIANT 6: only when RAM and disks are of its epoch
+  result.mailbox_us = laps.lap_us();
+  return result;
 }
 
 void StandbyEngine::State::wait_until_flushed() {
@@ -157,11 +164,13 @@ void StandbyEngine::open_epoch(std::uint64_t epoch) {
   state_->receiver->open_epoch(epoch);
 }
 
-void StandbyEngine::commit(std::uint64_t epoch, Done done) {
+void StandbyEngine::commit(std::uint64_t epoch, CommitDone done) {
   State& state = *state_;
   state.require_idle();
   state.cache.commit(epoch);
-  state.start([&state] { state.flush_committed(); }, std::move(done));
+  const auto result = std::make_shared<CommitResult>();
+  state.start([&state, result] { *result = state.flush_committed(); },
+              [result, done = std::move(done)](const Error* error) { done(error, *result); });
 }
 
 void StandbyEngine::sync_disks(Done done) {

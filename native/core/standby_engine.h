@@ -38,6 +38,14 @@ struct StagedCheckpoint {
   std::uint64_t epoch = 0;
   std::uint64_t pages = 0, wire_bytes = 0, vmstate_bytes = 0;
   std::uint64_t disk_bytes = 0;  // of the DISK frames' payloads
+  std::uint64_t began_us = 0,
+                received_us = 0;  // the first frame's header (see monotonic_us()); until complete
+};
+
+// The steps of a commit, one after the other.
+struct CommitResult {
+  std::uint64_t began_us = 0;  // see monotonic_us()
+  std::uint64_t ram_us = 0, disks_us = 0, mailbox_us = 0;
 };
 
 // A session's life: open_session, add_connection (as many as announced), then per epoch: open_epoch ->
@@ -48,6 +56,7 @@ struct StagedCheckpoint {
 class StandbyEngine {
  public:
   using Done = std::function<void(const Error*)>;
+  using CommitDone = std::function<void(const Error*, CommitResult)>;
   struct Events {
     std::function<void(StagedCheckpoint)> staged;  // from a receiver thread
     // The session's stream is unusable. Once a session, from a receiver thread; nothing is staged after it.
@@ -74,7 +83,7 @@ class StandbyEngine {
   // ERR_COLO_DISK or ERR_COLO_MAILBOX. One at a time (asserted). The last committed epoch can be committed
   // again, which flushes it once more, so that one whose flush has failed is made whole; any other throws
   // ERR_COLO_STATE.
-  void commit(std::uint64_t epoch, Done done);
+  void commit(std::uint64_t epoch, CommitDone done);
 
   // Makes durable what was committed: a failover's last step before the VM runs, since its guest may have
   // been told that it is. Runs as commit() does, and not beside one (asserted). `done` gets ERR_COLO_DISK,

@@ -244,10 +244,12 @@ class TestStandby {
     failures_.clear();
   }
 
-  std::string commit(std::uint64_t epoch) {
-    Outcome<> outcome;
-    engine->commit(epoch, outcome.plain_done());
-    return outcome.wait();
+  std::string commit(std::uint64_t epoch, CommitResult* result = nullptr) {
+    Outcome<CommitResult> outcome;
+    engine->commit(epoch, outcome.done());
+    const std::string code = outcome.wait();
+    if (result != nullptr) *result = outcome.result();
+    return code;
   }
   std::string sync_disks() {
     Outcome<> outcome;

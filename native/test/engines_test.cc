@@ -6,6 +6,7 @@
 #include <fstream>
 #include <thread>
 
+#include "../core/laps.h"
 #include "primary_harness.h"
 
 namespace colo {
@@ -93,7 +94,15 @@ TEST_P(EnginesTest, StandbyIsAlwaysExactlyAtTheLastCommittedCheckpoint) {
       if (epoch > 1) {
         ASSERT_TRUE(same_ram(ram_of(standby_guest_), committed)) << "epoch " << epoch;
       }
-      ASSERT_EQ(standby_.commit(epoch), "");
+      CommitResult commit;
+      ASSERT_EQ(standby_.commit(epoch, &commit), "");
+      // One after the other, on one clock.
+      const std::uint64_t captured_us =
+          captured.began_us + captured.seal_us + captured.scan_us + captured.copy_us;
+      EXPECT_LE(captured_us, sent.began_us);
+      EXPECT_LE(sent.began_us, staged.began_us);
+      EXPECT_LE(staged.began_us + staged.received_us, commit.began_us);
+      EXPECT_LE(commit.began_us + commit.ram_us + commit.disks_us + commit.mailbox_us, monotonic_us());
       committed = at_capture;
       ASSERT_TRUE(same_ram(ram_of(standby_guest_), committed)) << "epoch " << epoch;
       EXPECT_EQ(standby_.mailbox_vmstate(vmstate.size()), vmstate);

@@ -295,7 +295,7 @@ class StandbyEngineDisksInUse : public StandbyEngineDisksTest {
     connection.send(epoch_bytes(1));
     ASSERT_TRUE(waiting_.wait_staged(1));
     gate_.set_open(false);
-    waiting_.engine->commit(1, outcome_.plain_done());
+    waiting_.engine->commit(1, outcome_.done());
     ASSERT_TRUE(gate_.wait_reached());
   }
   TestConnection begin_waiting() {
@@ -309,7 +309,7 @@ class StandbyEngineDisksInUse : public StandbyEngineDisksTest {
 
   WaitingDiskCalls gate_;
   TestStandby waiting_{guest_, 0, {}, options(gate_)};
-  Outcome<> outcome_;
+  Outcome<CommitResult> outcome_;
 };
 
 TEST_F(StandbyEngineDisksInUse, FirstCopyOfTheNextSessionWaitsForTheCommit) {

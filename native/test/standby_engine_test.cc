@@ -331,8 +331,8 @@ TEST_F(StandbyEngineTest, CommittedEpochOutlivesItsSessionAndCanBeFlushedAgain) 
   Connection connection = begin();
   connection.send(epoch_bytes(1, 9));
   ASSERT_TRUE(standby_.wait_staged(1));
-  testing::Outcome<> outcome;
-  standby_.engine->commit(1, outcome.plain_done());
+  testing::Outcome<CommitResult> outcome;
+  standby_.engine->commit(1, outcome.done());
   standby_.engine->close_session();
   ASSERT_EQ(outcome.wait(), "");
   const std::vector<Bytes> committed = ram_of(guest_);

@@ -11,6 +11,7 @@ import type { Log } from './log.ts';
 import { connectPeer, type HostPort } from './peer-address.ts';
 import type { PeerLink } from './peer-link.ts';
 import { PrimaryMeters } from './primary-meters.ts';
+import { PrimaryTrace } from './primary-trace.ts';
 import { attachPrimary, type PrimaryVm } from './primary-vm.ts';
 import type { PrimaryStatus } from './status.ts';
 
@@ -28,6 +29,8 @@ export interface PrimaryAgentOptions {
   gateLimitBytes: number;
   diskBufferBytes: number;
   exceptions: AcceptedExceptions;
+  /** The file for a breakdown of each checkpoint, or null. */
+  traceFile: string | null;
   log: Log;
 }
 
@@ -41,7 +44,8 @@ type EventBody = PrimaryEvent extends infer E ? (E extends PrimaryEvent ? Omit<E
 export class PrimaryAgent {
   readonly #options: PrimaryAgentOptions;
   readonly #vm: PrimaryVm;
-  readonly #meters = new PrimaryMeters();
+  readonly #meters: PrimaryMeters;
+  readonly #trace: PrimaryTrace | null;
   readonly #machine: PrimaryMachine;
   readonly #driver: Driver<PrimaryEvent, PrimaryEffect>;
   readonly #finished: Promise<AgentOutcome>;
@@ -53,13 +57,21 @@ export class PrimaryAgent {
 
   /** Attaches to the VM without stopping it. Throws (PreflightError, QmpError, NativeError) when it can't be protected; it is unharmed then. */
   static async attach(options: PrimaryAgentOptions): Promise<PrimaryAgent> {
-    const vm = await attachPrimary(options);
-    return new PrimaryAgent(options, vm);
+    const { traceFile, vm: name, log } = options;
+    const trace = traceFile === null ? null : await PrimaryTrace.open(traceFile, name, log);
+    try {
+      return new PrimaryAgent(options, await attachPrimary(options), trace);
+    } catch (error) {
+      await trace?.close();
+      throw error;
+    }
   }
 
-  private constructor(options: PrimaryAgentOptions, vm: PrimaryVm) {
+  private constructor(options: PrimaryAgentOptions, vm: PrimaryVm, trace: PrimaryTrace | null) {
     this.#options = options;
     this.#vm = vm;
+    this.#trace = trace;
+    this.#meters = new PrimaryMeters(trace);
     this.#finished = new Promise((resolve) => {
       this.#finish = resolve;
     });
@@ -75,12 +87,19 @@ export class PrimaryAgent {
     });
     this.#driver = new Driver(
       this.#machine,
-      (effect) => this.#perform(effect),
-      (event) => this.#meters.observe(event),
+      (effect) => {
+        trace?.effect(effect);
+        this.#perform(effect);
+      },
+      (event) => {
+        trace?.event(event);
+        this.#meters.observe(event);
+      },
     );
     vm.listen({
       onEvent: (event) => this.#dispatch(event),
       onPauseEnded: (pauseMs) => this.#meters.pauseEnded(pauseMs),
+      onReleased: (epoch) => trace?.released(epoch),
     });
   }
 
@@ -92,6 +111,7 @@ export class PrimaryAgent {
     this.#link?.close();
     this.#cancelConnect?.();
     await this.#vm.detach();
+    await this.#trace?.close();
     return outcome;
   }
 

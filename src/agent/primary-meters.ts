@@ -1,6 +1,7 @@
 import type { CaptureResult, SyncProgress, TransmitResult } from '../native/binding.ts';
 import type { PrimaryEvent } from '../protocol/machine.ts';
 import { monotonicMs } from './driver.ts';
+import type { PrimaryTrace } from './primary-trace.ts';
 import { Samples } from './samples.ts';
 import type { PrimaryStatus } from './status.ts';
 
@@ -40,6 +41,12 @@ export class PrimaryMeters {
   #sync: { startedAtMs: number; progress: SyncProgress } | null = null;
   /** When `stop` was issued for each checkpoint on its way. */
   readonly #begunAtMs = new Map<number, number>();
+  readonly #trace: PrimaryTrace | null;
+
+  /** What the native calls report goes into `trace`, too. */
+  constructor(trace: PrimaryTrace | null) {
+    this.#trace = trace;
+  }
 
   observe(event: PrimaryEvent): void {
     switch (event.type) {
@@ -82,12 +89,14 @@ export class PrimaryMeters {
     this.#capture = result;
     this.#dirtyPages.add(result.pages);
     this.#dirtyPagesTotal += result.pages;
+    this.#trace?.captured(result);
   }
 
-  transmitted(result: TransmitResult): void {
+  transmitted(epoch: number, result: TransmitResult): void {
     this.#sentBytes += result.wireBytes;
     this.#checkpointBytes.wire += result.wireBytes;
     this.#checkpointBytes.raw += result.rawBytes;
+    this.#trace?.transmitted(epoch, result);
   }
 
   syncProgress(progress: SyncProgress): void {
@@ -99,6 +108,7 @@ export class PrimaryMeters {
   pauseEnded(pauseMs: number): void {
     this.#pauseMs.add(pauseMs);
     this.#pauseTotalMs += pauseMs;
+    this.#trace?.pauseEnded(pauseMs);
   }
 
   status(): Metered {

@@ -1,25 +1,21 @@
 /** The protected VM as the primary's effects need it: QMP, the native engine, the output gate and the device state's file. */
 import { fstatSync } from 'node:fs';
-import {
-  native,
-  type OutputGate,
-  type PrimaryEngine,
-  type ProcessWatch,
-  type TrackerInfo,
-} from '../native/binding.ts';
+import { native, type PrimaryEngine, type ProcessWatch, type TrackerInfo } from '../native/binding.ts';
 import type { PrimaryEffect, PrimaryEvent, PrimaryStep } from '../protocol/machine.ts';
 import { QmpClient } from '../qmp/client.ts';
 import { describeVm, type VmDescription } from '../vm/description.ts';
-import { findLeftovers, type GateWiring, handOver, install, removeLeftovers } from '../vm/gate-wiring.ts';
+import { findLeftovers, removeLeftovers } from '../vm/gate-wiring.ts';
 import { findNics, isUngated, type Nic } from '../vm/nics.ts';
 import { assertProtectable } from '../vm/preflight.ts';
 import { findRamBlocks } from '../vm/ram-blocks.ts';
 import { ShutdownAction } from '../vm/shutdown-action.ts';
 import { VmstateFile } from '../vm/vmstate.ts';
+import { PauseGuard } from './pause-guard.ts';
 import type { HostPort } from './peer-address.ts';
 import type { PrimaryAgentOptions } from './primary-agent.ts';
 import { PrimaryDisks } from './primary-disks.ts';
 import type { PrimaryMeters } from './primary-meters.ts';
+import { PrimaryOutput } from './primary-output.ts';
 import { RunState } from './run-state.ts';
 import { SerialQueue } from './serial-queue.ts';
 import { wakeInterrupts } from './wake-interrupts.ts';
@@ -29,6 +25,7 @@ type EventBody = PrimaryEvent extends infer E ? (E extends PrimaryEvent ? Omit<E
 export interface PrimaryVmListener {
   onEvent(event: EventBody): void;
   onPauseEnded(pauseMs: number): void;
+  onReleased(epoch: number): void;
 }
 
 /** How long QEMU may take to obey `quit` before it is killed. */
@@ -39,6 +36,7 @@ const NEEDS_QEMU: ReadonlySet<PrimaryStep> = new Set(['disks', 'sync', 'transmit
 
 interface Parts {
   qmp: QmpClient;
+  guard: PauseGuard;
   engine: PrimaryEngine;
   vmstate: VmstateFile;
   nics: Nic[];
@@ -53,6 +51,7 @@ export async function attachPrimary(options: PrimaryAgentOptions): Promise<Prima
   const qmp = await QmpClient.connect(options.qmpPath);
   let engine: PrimaryEngine | null = null;
   let disks: PrimaryDisks | null = null;
+  let guard: PauseGuard | null = null;
   try {
     const pid = qmp.peer.pid;
     await assertProtectable(qmp, pid, options.exceptions);
@@ -74,8 +73,10 @@ export async function attachPrimary(options: PrimaryAgentOptions): Promise<Prima
       stagingResidentBytes: 64 * 1024 * 1024,
       disks: disks.exports,
     });
+    guard = await PauseGuard.start(qmp, options.log);
     return new PrimaryVm(options, {
       qmp,
+      guard,
       engine,
       vmstate,
       nics,
@@ -87,6 +88,7 @@ export async function attachPrimary(options: PrimaryAgentOptions): Promise<Prima
   } catch (error) {
     engine?.close();
     disks?.close();
+    await guard?.close();
     qmp.close();
     throw error;
   }
@@ -105,11 +107,8 @@ export class PrimaryVm {
   /** QMP conversations of several commands don't mix. */
   readonly #queue = new SerialQueue();
   #engineJob: Promise<unknown> = Promise.resolve();
-  #gate: OutputGate | null = null;
-  #wiring: GateWiring | null = null;
+  readonly #output: PrimaryOutput;
   #listener: PrimaryVmListener | null = null;
-  /** Committed while the VM stood. */
-  #releasable: number | null = null;
   #gone = false;
 
   constructor(options: PrimaryAgentOptions, parts: Parts) {
@@ -119,11 +118,17 @@ export class PrimaryVm {
     this.foundClosedGate = parts.foundClosedGate;
     this.tracker = parts.engine.info();
     this.pid = parts.qmp.peer.pid;
-    this.#runState = new RunState(parts.qmp, {
+    this.#runState = new RunState(parts.qmp, parts.guard, {
       onPaused: () => this.#emit({ type: 'vm-paused' }),
       onResumed: () => this.#emit({ type: 'vm-resumed' }),
       onPauseEnded: (pauseMs) => this.#listener?.onPauseEnded(pauseMs),
       onResumedByUs: () => wakeInterrupts(this.pid, this.#options.log),
+    });
+    this.#output = new PrimaryOutput(options.gateLimitBytes, {
+      onHeld: () => this.#emit({ type: 'output-held' }),
+      onPressure: () => this.#emit({ type: 'pressure' }),
+      onBroken: (reason) => void this.#failedUnlessGone('gate', reason),
+      onReleased: (epoch) => this.#listener?.onReleased(epoch),
     });
     let exited = () => {};
     this.#exited = new Promise((resolve) => {
@@ -150,7 +155,7 @@ export class PrimaryVm {
   }
 
   heldOutput(): { heldFrames: number; heldBytes: number; droppedFrames: number } {
-    return this.#gate?.stats() ?? { heldFrames: 0, heldBytes: 0, droppedFrames: 0 };
+    return this.#output.stats();
   }
 
   get disks(): PrimaryDisks {
@@ -227,7 +232,7 @@ export class PrimaryVm {
         // INVARIANTS 1 and 5: the machine asks for this only after `stopped`.
         this.#step(
           'capture',
-          this.#onEngine(() => engine.capture(effect.epoch, this.#gate)),
+          this.#onEngine(() => engine.capture(effect.epoch, this.#output.gate)),
           (result) => {
             meters.captured(result);
             return { type: 'captured', epoch: effect.epoch, pages: result.pages };
@@ -250,13 +255,13 @@ export class PrimaryVm {
           'transmit',
           this.#onEngine(() => engine.transmit(effect.epoch, vmstate.fd)),
           (result) => {
-            meters.transmitted(result);
+            meters.transmitted(effect.epoch, result);
             return { type: 'transmitted', epoch: effect.epoch };
           },
         );
         break;
       case 'release-output':
-        this.#release(effect.epoch);
+        this.#output.release(effect.epoch, this.#runState.stoppedByUs);
         break;
       case 'confirm-disks':
         engine.confirm(effect.epoch);
@@ -270,7 +275,7 @@ export class PrimaryVm {
 
   /** Takes everything off the VM that is still on it. A living VM keeps its network: what was held has been handed over before. */
   async detach(): Promise<void> {
-    const { qmp, engine, vmstate, disks } = this.#parts;
+    const { qmp, guard, engine, vmstate, disks } = this.#parts;
     if (!this.#gone) {
       await this.#queue
         .run(async () => {
@@ -287,23 +292,15 @@ export class PrimaryVm {
     this.#gone = true;
     engine.close();
     disks.close();
-    this.#gate?.close();
+    this.#output.close();
     this.#watch.close();
+    await guard.close();
     qmp.close();
   }
 
   async #installGate(): Promise<void> {
     const { qmp, nics, shutdownAction } = this.#parts;
-    await removeLeftovers(qmp);
-    const gate = new native.OutputGate({
-      limitBytes: this.#options.gateLimitBytes,
-      pressureBytes: Math.floor(this.#options.gateLimitBytes * 0.75),
-      onOutputHeld: () => this.#emit({ type: 'output-held' }),
-      onPressure: () => this.#emit({ type: 'pressure' }),
-      onBroken: (reason) => void this.#failedUnlessGone('gate', reason),
-    });
-    this.#gate = gate;
-    this.#wiring = await install(qmp, nics, gate);
+    await this.#output.install(qmp, nics);
     await shutdownAction.pause(qmp);
   }
 
@@ -326,26 +323,19 @@ export class PrimaryVm {
   /** `generation`: that in which the VM goes on alone, unless it doesn't. */
   async #handOver(generation: number | null = null): Promise<void> {
     if (generation !== null) await this.#recordGeneration(generation);
-    const gate = this.#gate;
-    const wiring = this.#wiring;
-    this.#gate = null;
-    this.#wiring = null;
-    this.#releasable = null;
     if (this.#gone) {
-      gate?.close();
+      this.#output.close();
       return;
     }
     const { qmp, shutdownAction } = this.#parts;
     try {
-      if (gate && wiring) {
-        // The VM stands for the moment in which frames change their way, so that none overtakes another.
-        await handOver(qmp, wiring, gate, () => this.#runState.stop());
-      } else if (this.foundClosedGate) await removeLeftovers(qmp);
+      // The VM stands for the moment in which frames change their way, so that none overtakes another.
+      const handedOver = await this.#output.handOver(qmp, () => this.#runState.stop());
+      if (!handedOver && this.foundClosedGate) await removeLeftovers(qmp);
       await shutdownAction.restore(qmp);
     } catch (error) {
       this.#options.log.error('the output gate could not be taken off', { error: (error as Error).message });
     } finally {
-      gate?.close();
       await this.#resumeAfterAll();
     }
   }
@@ -393,16 +383,9 @@ export class PrimaryVm {
     }
   }
 
-  /** QEMU's netdevs keep frames back while the VM stands, and drop all but 10,000 of them (net/queue.c): they wait for it to go on. */
-  #release(epoch: number): void {
-    if (this.#runState.stoppedByUs) this.#releasable = epoch;
-    else this.#gate?.release(epoch);
-  }
-
   async #resume(): Promise<void> {
     await this.#runState.resume();
-    if (this.#releasable !== null) this.#gate?.release(this.#releasable);
-    this.#releasable = null;
+    this.#output.resumed();
   }
 
   /**

@@ -10,6 +10,11 @@ export interface RunStateEvents {
   onResumedByUs(): void;
 }
 
+/** Who resumes the VM when this process dies while `stopped` holds. */
+export interface Guard {
+  setStopped(stopped: boolean): void;
+}
+
 /**
  * Whether the VM runs, and who stopped it: a VM that a person paused must not be resumed by us, and one that we paused must never be left
  * standing (invariant 7). QEMU emits STOP before it answers `stop`, and emits none when the VM stood already.
@@ -17,13 +22,15 @@ export interface RunStateEvents {
 export class RunState {
   readonly #qmp: QmpClient;
   readonly #events: RunStateEvents;
+  readonly #guard: Guard;
   #ours = false;
   #stopping = false;
   #resuming = false;
   #stoppedAtMs: number | null = null;
 
-  constructor(qmp: QmpClient, events: RunStateEvents) {
+  constructor(qmp: QmpClient, guard: Guard, events: RunStateEvents) {
     this.#qmp = qmp;
+    this.#guard = guard;
     this.#events = events;
     qmp.onEvent('STOP', (event) => this.#onStop(eventMs(event.timestamp)));
     qmp.onEvent('RESUME', (event) => this.#onResume(eventMs(event.timestamp)));
@@ -37,10 +44,12 @@ export class RunState {
   /** Resolves when the VM stands and is drained: true when it ran until now. */
   async stop(): Promise<boolean> {
     this.#stopping = true;
+    this.#guard.setStopped(true); // INVARIANT 7: from before QEMU knows of the stop until it has answered `cont`
     try {
       await this.#qmp.execute('stop');
     } finally {
       this.#stopping = false;
+      if (!this.#ours) this.#guard.setStopped(false);
     }
     return this.#ours;
   }
@@ -52,6 +61,7 @@ export class RunState {
     try {
       await this.#qmp.execute('cont');
       this.#ours = false;
+      this.#guard.setStopped(false);
       this.#events.onResumedByUs();
     } finally {
       this.#resuming = false;
@@ -73,6 +83,7 @@ export class RunState {
       this.#stoppedAtMs = null;
     } else {
       this.#ours = false;
+      this.#guard.setStopped(false);
       this.#events.onResumed();
     }
   }

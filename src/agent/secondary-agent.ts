@@ -9,6 +9,7 @@ import { Driver, monotonicMs } from './driver.ts';
 import type { Log } from './log.ts';
 import { formatHostPort, type HostPort } from './peer-address.ts';
 import { PeerLink } from './peer-link.ts';
+import { SecondaryTrace } from './secondary-trace.ts';
 import { attachStandby, type StandbyVm } from './standby-vm.ts';
 import type { SecondaryStatus } from './status.ts';
 
@@ -19,6 +20,8 @@ export interface SecondaryAgentOptions {
   autoFailover: boolean;
   overwriteDisks: readonly string[];
   timings: Timings;
+  /** The file for a breakdown of each checkpoint and of a failover, or null. */
+  traceFile: string | null;
   log: Log;
 }
 
@@ -36,6 +39,7 @@ type EventBody = SecondaryEvent extends infer E
 export class SecondaryAgent {
   readonly #options: SecondaryAgentOptions;
   readonly #vm: StandbyVm;
+  readonly #trace: SecondaryTrace | null;
   readonly #acceptor: Acceptor;
   readonly #machine: SecondaryMachine;
   readonly #driver: Driver<SecondaryEvent, SecondaryEffect>;
@@ -48,18 +52,23 @@ export class SecondaryAgent {
 
   /** Attaches to a VM started with -S and listens. Throws NotAStandbyError, QmpError or NativeError. */
   static async attach(options: SecondaryAgentOptions): Promise<SecondaryAgent> {
-    const vm = await attachStandby(options);
+    const { traceFile, vm: name, log } = options;
+    const trace = traceFile === null ? null : await SecondaryTrace.open(traceFile, name, log);
+    let vm: StandbyVm | null = null;
     try {
-      return new SecondaryAgent(options, vm);
+      vm = await attachStandby(options, trace);
+      return new SecondaryAgent(options, vm, trace);
     } catch (error) {
-      await vm.detach();
+      await vm?.detach();
+      await trace?.close();
       throw error;
     }
   }
 
-  private constructor(options: SecondaryAgentOptions, vm: StandbyVm) {
+  private constructor(options: SecondaryAgentOptions, vm: StandbyVm, trace: SecondaryTrace | null) {
     this.#options = options;
     this.#vm = vm;
+    this.#trace = trace;
     this.#acceptor = new native.Acceptor({
       host: options.listen.host,
       port: options.listen.port,
@@ -78,7 +87,14 @@ export class SecondaryAgent {
       autoFailover: options.autoFailover,
       timings: options.timings,
     });
-    this.#driver = new Driver(this.#machine, (effect) => this.#perform(effect));
+    this.#driver = new Driver(
+      this.#machine,
+      (effect) => {
+        trace?.effect(effect);
+        this.#perform(effect);
+      },
+      (event) => trace?.event(event),
+    );
     vm.listen((event) => this.#dispatch(event));
   }
 
@@ -93,6 +109,7 @@ export class SecondaryAgent {
     this.#acceptor.close();
     this.#link?.close();
     await this.#vm.detach();
+    await this.#trace?.close();
     return outcome;
   }
 

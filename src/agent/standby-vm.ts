@@ -16,6 +16,7 @@ import { monotonicMs } from './driver.ts';
 import type { Log } from './log.ts';
 import { Samples } from './samples.ts';
 import type { SecondaryAgentOptions } from './secondary-agent.ts';
+import type { PromotionStep, SecondaryTrace } from './secondary-trace.ts';
 import { SerialQueue } from './serial-queue.ts';
 import { wakeInterrupts } from './wake-interrupts.ts';
 
@@ -46,12 +47,10 @@ export class NotAStandbyError extends Error {
 }
 
 /** Attaches to a VM that was started with -S and has not run. Throws NotAStandbyError when it runs. */
-export async function attachStandby({
-  vm,
-  qmpPath,
-  overwriteDisks,
-  log,
-}: SecondaryAgentOptions): Promise<StandbyVm> {
+export async function attachStandby(
+  { vm, qmpPath, overwriteDisks, log }: SecondaryAgentOptions,
+  trace: SecondaryTrace | null,
+): Promise<StandbyVm> {
   const qmp = await QmpClient.connect(qmpPath);
   try {
     const { running, status } = await qmp.execute('query-status');
@@ -67,7 +66,7 @@ export async function attachStandby({
     const overwritten = await findOverwrittenRanges(qmp, blocks);
     const mailbox = await Mailbox.attach(qmp);
     const disks = new StandbyDisks(qmp, overwriteDisks);
-    return new StandbyVm({ vm, qmp, disks, mailbox, blocks, overwritten, description }, log);
+    return new StandbyVm({ vm, qmp, disks, mailbox, blocks, overwritten, description }, log, trace);
   } catch (error) {
     qmp.close();
     throw error;
@@ -92,6 +91,7 @@ export class StandbyVm {
   checkpoints = 0;
   readonly #parts: Parts;
   readonly #log: Log;
+  readonly #trace: SecondaryTrace | null;
   readonly #watch: ProcessWatch;
   readonly #queue = new SerialQueue();
   #engine: StandbyEngine | null = null;
@@ -113,9 +113,10 @@ export class StandbyVm {
   #mailboxAttached = true;
   #gone = false;
 
-  constructor(parts: Parts, log: Log) {
+  constructor(parts: Parts, log: Log, trace: SecondaryTrace | null) {
     this.#parts = parts;
     this.#log = log;
+    this.#trace = trace;
     this.pid = parts.qmp.peer.pid;
     this.#blockNames = parts.blocks.map((block) => block.name);
     this.#watch = new native.ProcessWatch(this.pid, () => this.#lost('the QEMU process ended'));
@@ -236,6 +237,7 @@ export class StandbyVm {
       onStaged: (checkpoint) => {
         this.receivedBytes += checkpoint.wireBytes;
         this.#stagedVmstateBytes.set(checkpoint.epoch, checkpoint.vmstateBytes);
+        this.#trace?.staged(checkpoint);
         this.#onEvent({ type: 'staged', ...checkpoint });
       },
       onFailed: (error: NativeError) => this.#onEvent({ type: 'stream-failed', reason: error.message }),
@@ -251,7 +253,8 @@ export class StandbyVm {
   async #flush(epoch: number): Promise<void> {
     const beganAtMs = monotonicMs();
     try {
-      await (this.#engine as StandbyEngine).commit(epoch);
+      const result = await (this.#engine as StandbyEngine).commit(epoch);
+      this.#trace?.committed(epoch, result);
     } catch (error) {
       this.#onEvent({ type: 'flush-failed', epoch, reason: (error as Error).message });
       return;
@@ -308,9 +311,12 @@ export class StandbyVm {
     try {
       // What the guest was told is durable has to be, on this host too; and whoever asks later must find here that this disk is the newest
       // (INVARIANT 4). Both before the guest's first write.
-      await this.#engine?.syncDisks();
-      if (this.#source) await disks.record('source', { ...this.#source, generation }, []);
-      await Promise.all([qmp.execute('cont'), this.#announce()]);
+      const [engine, source] = [this.#engine, this.#source];
+      await this.#timed('sync disks', async () => engine?.syncDisks());
+      await this.#timed('record disks', async () => {
+        if (source) await disks.record('source', { ...source, generation }, []);
+      });
+      await this.#timed('cont', () => Promise.all([qmp.execute('cont'), this.#announce()]));
     } catch (error) {
       this.#onEvent({ type: 'promote-failed', reason: (error as Error).message });
       return;
@@ -321,6 +327,12 @@ export class StandbyVm {
     this.#engine = null;
     disks.close();
     await this.#removeMailbox();
+  }
+
+  async #timed(step: PromotionStep, work: () => Promise<unknown>): Promise<void> {
+    const beganMs = monotonicMs();
+    await work();
+    this.#trace?.promoting(step, beganMs);
   }
 
   /** Sent together with `cont`; the VM runs whatever comes of it. */

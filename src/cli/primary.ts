@@ -163,6 +163,7 @@ function agentOptions(options: PrimaryCliOptions, log: Log) {
       ungatedDisks: options.ungatedDisk,
       sharedDisks: options.sharedDisk,
     },
+    traceFile: options.trace ?? null,
     log,
   };
 }

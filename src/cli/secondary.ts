@@ -64,6 +64,7 @@ async function runSecondary(options: SecondaryCliOptions): Promise<void> {
       peerTimeoutMs: options.peerTimeout,
       heartbeatMs: Math.min(DEFAULT_TIMINGS.heartbeatMs, options.peerTimeout / 4),
     },
+    traceFile: options.trace ?? null,
     log,
   });
   agent = running;

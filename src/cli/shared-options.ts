@@ -7,6 +7,7 @@ export interface SharedOptions {
   qmp: string;
   control?: string;
   json?: boolean;
+  trace?: string;
   logLevel: LogLevel;
 }
 
@@ -20,5 +21,9 @@ export function withSharedOptions(command: Command): Command {
       'where status, failover and stop reach this agent (default: /run/colo-agent/NAME-ROLE.sock)',
     )
     .option('--json', 'print JSON lines')
+    .option(
+      '--trace <file>',
+      'write where the time of each checkpoint goes, for Perfetto or chrome://tracing (at most 256 MiB; the file is overwritten)',
+    )
     .addOption(new Option('--log-level <level>', 'what goes to stderr').choices(LOG_LEVELS).default('warn'));
 }

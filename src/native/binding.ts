@@ -43,6 +43,8 @@ export interface CaptureResult {
   pages: number;
   /** What the guest wrote to its disks in this epoch. */
   diskBytes: number;
+  /** On CLOCK_MONOTONIC, as all `beganUs`; the steps follow each other without a gap. */
+  beganUs: number;
   sealUs: number;
   scanUs: number;
   copyUs: number;
@@ -55,6 +57,7 @@ export interface TransmitResult {
   unchangedPages: number;
   deltaPages: number;
   rawPages: number;
+  beganUs: number;
   encodeUs: number;
   totalUs: number;
 }
@@ -167,13 +170,24 @@ export interface StagedCheckpoint {
   wireBytes: number;
   vmstateBytes: number;
   diskBytes: number;
+  /** When its first frame came, and how long it took from there until it was complete. */
+  beganUs: number;
+  receivedUs: number;
+}
+
+/** RAM, disks and the device state's way into the mailbox, one after the other. */
+export interface CommitResult {
+  beganUs: number;
+  ramUs: number;
+  disksUs: number;
+  mailboxUs: number;
 }
 
 export interface StandbyEngine {
   openSession(token: Uint8Array, generation: number, connections: number): void;
   addConnection(fd: number, preface: Uint8Array): void;
   openEpoch(epoch: number): void;
-  commit(epoch: number): Promise<void>;
+  commit(epoch: number): Promise<CommitResult>;
   /** After the device state has been loaded: puts the preserved ranges back as the last commit left them. */
   restorePreserved(): void;
   /** Resolves when everything that was committed is on the disks' media. No commit is in progress. */

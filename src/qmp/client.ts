@@ -117,6 +117,11 @@ export class QmpClient {
     return this.#version;
   }
 
+  /** The connection itself, for a process that is to speak on when this one has died. */
+  get fd(): number {
+    return this.#fd;
+  }
+
   get closed(): boolean {
     return this.#closed !== null;
   }

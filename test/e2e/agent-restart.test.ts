@@ -1,6 +1,7 @@
 /** The primary's agent dies alone: the gate is closed until it is known who runs (invariants 1, 4, 7). */
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { QmpClient } from '../../src/qmp/client.ts';
+import type { TestAgent } from '../../src/testbed/agents.ts';
 import { Cleanup } from '../../src/testbed/cleanup.ts';
 import { StreamClient } from '../../src/testbed/client.ts';
 import { TestNetwork } from '../../src/testbed/network.ts';
@@ -68,6 +69,23 @@ describe('the agent of the primary dies alone', () => {
     expect(client.check).toMatchObject({ gaps: 0, regressions: 0 });
   });
 
+  test('killed in the middle of its own pause: the VM goes on', async () => {
+    const { primaryVm, primary, secondary, listen } = await protect(cleanup, { guest });
+    const monitor = await QmpClient.connect(primaryVm.testQmpPath);
+    cleanup.add(() => monitor.close());
+    await stopInItsPause(primary, monitor);
+    const resumed = new Promise((resolve) => monitor.onEvent('RESUME', resolve));
+    primary.kill();
+    await primary.exited;
+    await resumed;
+    // The dead agent's connection has ended with its guard, and the next agent finds a VM that runs.
+    await secondary.waitStatus('loss of the primary', 30_000, ({ reason }) => /lost/.test(reason));
+    const next = await startPrimary(cleanup, primaryVm, listen);
+    await next.waitState('PROTECTED', PROTECT_MS);
+    client = cleanup.own(await StreamClient.connect(network));
+    await client.waitAfter(monotonicMs(), 60_000);
+  });
+
   test('`stop` takes everything off the VM again', async () => {
     const { primaryVm, primary } = await protect(cleanup, { guest });
     client = cleanup.own(await StreamClient.connect(network));
@@ -89,3 +107,21 @@ describe('the agent of the primary dies alone', () => {
     expect(client.check).toMatchObject({ gaps: 0, regressions: 0 });
   });
 });
+
+/** Freezes the agent while the VM stands for a checkpoint of its. */
+async function stopInItsPause(agent: TestAgent, monitor: QmpClient): Promise<void> {
+  for (;;) {
+    await new Promise<void>((resolve) => {
+      const off = monitor.onEvent('STOP', () => {
+        agent.kill('SIGSTOP');
+        off();
+        resolve();
+      });
+    });
+    // Twice: what the agent had sent before it froze has been carried out by then.
+    await monitor.execute('query-status');
+    const { running } = await monitor.execute('query-status');
+    if (!running) return;
+    agent.kill('SIGCONT');
+  }
+}

@@ -82,6 +82,12 @@ describe('the command line', () => {
       64,
       /--no-shadow/,
     ],
+    [
+      'a trace that cannot be made',
+      [...PRIMARY, '--trace', '/nonexistent/trace'],
+      69,
+      /\/nonexistent\/trace/,
+    ],
     ['no QMP socket there', PRIMARY, 69, /\/nonexistent\/qmp/],
     ['no QMP socket there, secondary', SECONDARY, 69, /\/nonexistent\/qmp/],
     ['status without an agent', ['status', '--control', '/nonexistent/control'], 69, /no colo-agent answers/],
