@@ -1,11 +1,17 @@
 /** Checkpoints of a real guest by load and interval, beside the floor and beside the same guest unprotected. */
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { parseTrace } from '../dist/testbed/trace.js';
+import { monotonicMs } from '../dist/testbed/wait.js';
 import { askRepeatedly, Bed, cpuMs, LOADS, roundsPerSecond, setLoad } from './bed.mjs';
 import { withCleanup } from './cleanups.mjs';
 import { floorPauses, plainCopyMs } from './floor.mjs';
 import { median, rounded, summarize } from './statistics.mjs';
+import { stepsUs } from './steps.mjs';
 
-/** At this interval the floor is taken, in turns with the protected guest. */
+/** At this interval the floor is taken, in turns with the protected guest; at this one, too, the agent traces where the time goes. */
 const FLOOR_INTERVAL_MS = 100;
 const FLOOR_LOADS = ['idle', 'dirty2000'];
 
@@ -24,7 +30,7 @@ const OTHER_GUESTS = [
 ];
 
 /**
- * Returns {qemu, rows, floor}. A row: {load, intervalMs, pauseMs, checkpointsPerSecond, dirtyPages, wireVsRaw, cpuShare, progress, pauses}. `floor` has
+ * Returns {qemu, rows, floor}. A row: {load, intervalMs, pauseMs, checkpointsPerSecond, dirtyPages, wireVsRaw, cpuShare, progress, stepsUs, pauses}. `floor` has
  * for idle and dirty2000 {floorMs, pauseMs, aboveMs, dirtyPages, copyMs}.
  */
 export async function benchCheckpoints({ quick, qemu, log }) {
@@ -64,16 +70,30 @@ async function measureUnprotected(bed, { loads, seconds }) {
 }
 
 async function measureInterval(cleanup, bed, { loads, seconds }, intervalMs, plain) {
-  const protection = await bed.protect(cleanup, ['--interval', String(intervalMs)]);
+  const trace = intervalMs === FLOOR_INTERVAL_MS ? makeTraceFile(cleanup) : null;
+  const args = ['--interval', String(intervalMs), ...(trace ? ['--trace', trace] : [])];
+  const protection = await bed.protect(cleanup, args);
   const rows = [];
   for (const load of loads) {
     await bed.setLoad(load);
+    const fromMs = monotonicMs();
     const row = await measureLoad(bed, protection.primary, load, seconds);
+    row.window = [fromMs, monotonicMs()];
     const progress = plain[load] > 0 ? rounded(row.progressPerSecond / plain[load]) : null;
     rows.push({ load: LOADS[load].name, intervalMs, ...row, progress });
   }
   await protection.end();
-  return rows;
+  const events = trace ? parseTrace(readFileSync(trace, 'utf8')) : [];
+  return rows.map(({ window, ...row }) => ({
+    ...row,
+    ...(trace && { stepsUs: stepsUs(events, ...window) }),
+  }));
+}
+
+function makeTraceFile(cleanup) {
+  const folder = mkdtempSync(path.join(tmpdir(), 'colo-bench-'));
+  cleanup.add(() => rmSync(folder, { recursive: true, force: true }));
+  return path.join(folder, 'trace.json');
 }
 
 async function measureOther({ name, load, vm }, { seconds }, qemu) {
@@ -115,7 +135,6 @@ async function measureLoad(bed, primary, load, seconds) {
       primary: rounded((after.cpuMs.primary - before.cpuMs.primary) / tookMs),
       secondary: rounded((after.cpuMs.secondary - before.cpuMs.secondary) / tookMs),
     },
-    pauseStepsUs: after.status.pauseStepsUs,
     progressPerSecond,
     pauses: pauses.map((pauseMs) => rounded(pauseMs)),
   };

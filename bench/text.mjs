@@ -1,4 +1,5 @@
 /** What the sections found, as lines for a terminal. Pure. */
+import { STEPS } from './steps.mjs';
 import { numberText, tableLines } from './table.mjs';
 
 const PAUSES = [
@@ -23,6 +24,11 @@ export function checkpointLines({ qemu, rows, floor }) {
         ['progress', ({ progress }) => progress],
       ],
       rows,
+    ),
+    ...tableLines(
+      "Where the time goes (us at the median, from the agent's --trace); save overlaps seal, scan and copy",
+      [['load', ({ load }) => load], ...STEPS.map((step) => [step, ({ stepsUs }) => stepsUs[step]?.p50])],
+      rows.filter(({ stepsUs }) => stepsUs),
     ),
     ...tableLines(
       'The floor: stop, save and cont of the same guest with nothing else (ms at the median), by turns with the protected guest',

@@ -9,6 +9,7 @@ import { parseOptions, SECTIONS, UsageError } from '../../bench/options.mjs';
 import { writePlots } from '../../bench/plots.mjs';
 import { readmeFigures } from '../../bench/readme.mjs';
 import { distribution, medianRatio, quantile, rounded, summarize } from '../../bench/statistics.mjs';
+import { stepsUs } from '../../bench/steps.mjs';
 import { summaryOf } from '../../bench/summary.mjs';
 import { lineChart } from '../../bench/svg.mjs';
 import { numberText, tableLines } from '../../bench/table.mjs';
@@ -271,6 +272,23 @@ describe('charts', () => {
       /nothing to draw/,
     );
   });
+});
+
+test('the steps of a trace, by the window in which they began', () => {
+  const step = (name: string, ts: number, dur: number) => ({ name, ph: 'X', ts, dur });
+  const events = [
+    step('stop', 999, 50),
+    step('stop', 1000, 100),
+    step('stop', 1500, 300),
+    step('stop', 1900, 200),
+    step('stop', 2000, 500),
+    { name: 'stop', ph: 'i', ts: 1500 },
+    step('copy', 1200, 7),
+  ];
+  const found = stepsUs(events, 1, 2);
+  expect(found['stop']).toEqual({ p50: 200, p99: 300 });
+  expect(found['copy']).toEqual({ p50: 7, p99: 7 });
+  expect(found['save']).toBeNull();
 });
 
 test('what was measured has a chart, and nothing else', () => {
