@@ -52,7 +52,8 @@ export function readmeFigures(run) {
 }
 
 function ms(value) {
-  return value === null ? 'not measured' : `${numberText(value)} ms`;
+  if (value === null) return 'not measured';
+  return `${Math.abs(value) < 1 ? numberText(value) : value.toFixed(1)} ms`;
 }
 
 function pauseRow({ checkpoints }, load) {
@@ -70,7 +71,7 @@ function peerRow({ peer }, key, load, goal) {
   const ratio = peer?.ratios?.[key]?.p50;
   const died = peer?.rows.find((row) => (row.load === load || peer.qemu === null) && row.reason);
   const figure = ratio
-    ? `1/${numberText(1 / ratio)} of it at the median (QEMU ${peer.qemu})`
+    ? `1/${(1 / ratio).toFixed(1)} of it at the median (QEMU ${peer.qemu})`
     : `no figure: ${died?.reason ?? 'not measured'}`;
   return [`the pause beside QEMU's in-tree COLO, ${load}`, figure, `1/${goal}`];
 }
