@@ -17,7 +17,7 @@ export function summaryOf(run) {
       dirty2000Ms: rounded(floor?.dirty2000?.aboveMs),
       copyMs: rounded(floor?.dirty2000?.copyMs),
     },
-    captureVsCopy: rounded(nativeRow(run, /^BM_CaptureMapped\/1\//)?.ofLimit),
+    captureVsCopy: rounded(nativeRow(run, /^BM_CaptureBesideCopy\/1\//)?.ofLimit),
     codecUnchangedGBps: rounded(gigabytes(codecRow(run)?.bytesPerSecond)),
     wireVsRawSparse: rounded(checkpointRow(run, '2,000 random pages / 10 ms')?.wireVsRaw, 4),
     scanMsPerGiB: rounded(milliseconds(nativeRow(run, /^BM_Userfaultfd\/0\/1\//)?.ns)),
