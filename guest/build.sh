@@ -42,7 +42,7 @@ compile() {
   # shellcheck disable=SC2086 # The warnings are words.
   cc -std=gnu11 -O2 $warnings -s -o "$folder/bin/$program" "$here/$program.c" "$@"
 }
-for program in counter memcheck announce dirty; do compile root $program -static; done
+for program in counter memcheck announce dirty load stream; do compile root $program -static; done
 for program in diskcheck diskbench; do compile disks $program -static; done
 # With the distribution's SQLite as it is: not every distribution has it for static linking. What it needs comes along.
 compile disks sqld -lsqlite3

@@ -1,7 +1,7 @@
 /*
  * The TCP streams whose continuity the tests check: on port 5000 every connection gets the lines "n=1",
- * "n=2", ... one every 20 ms; port 5001 sends back what it receives. One process, so that one failover moves
- * all connections.
+ * "n=2", ... one every MS milliseconds; port 5001 sends back what it receives. One process, so that one failover moves
+ * all connections. Usage: counter MS
  */
 #define _GNU_SOURCE /* accept4 */
 #include <errno.h>
@@ -12,7 +12,6 @@
 
 #define COUNTER_PORT 5000
 #define ECHO_PORT 5001
-#define LINE_MS 20
 #define CONNECTIONS_MAX 64
 
 enum { COUNTER, ECHO, KINDS };
@@ -28,6 +27,7 @@ struct connection {
 
 static struct connection connections[CONNECTIONS_MAX];
 static int connection_count;
+static int64_t line_ms;
 
 static void accept_all(int listener, int kind) {
   int fd, on = 1;
@@ -62,7 +62,7 @@ static int serve(struct connection* c, short events) {
     c->length = (size_t)sprintf(c->buffer, "n=%llu\n", (unsigned long long)++c->lines);
     /* Counted from now: after a stop of the VM the lines must not come in a burst that hides the
      * interruption. */
-    c->due_ms = now_ms() + LINE_MS;
+    c->due_ms = now_ms() + line_ms;
     if (!flush(c)) return 0;
   }
   if (!(events & (POLLIN | POLLHUP | POLLERR)) || c->length) return 1;
@@ -84,7 +84,8 @@ static int wait_for_events(struct pollfd* polled) {
   return poll(polled, (nfds_t)(KINDS + connection_count), (int)wait_ms);
 }
 
-int main(void) {
+int main(int argc, char** argv) {
+  if (argc != 2 || (line_ms = atol(argv[1])) < 1) return 64;
   struct pollfd polled[KINDS + CONNECTIONS_MAX] = {
       [COUNTER] = {.fd = open_port(SOCK_STREAM, COUNTER_PORT), .events = POLLIN},
       [ECHO] = {.fd = open_port(SOCK_STREAM, ECHO_PORT), .events = POLLIN},

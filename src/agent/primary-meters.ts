@@ -17,6 +17,7 @@ type Metered = Pick<
   | 'dirtyPages'
   | 'pauseStepsUs'
   | 'sentBytes'
+  | 'checkpointBytes'
 >;
 
 type PauseSteps = NonNullable<PrimaryStatus['pauseStepsUs']>;
@@ -35,6 +36,8 @@ export class PrimaryMeters {
   #steps: PauseSteps | null = null;
   #pauseTotalMs = 0;
   #sentBytes = 0;
+  #dirtyPagesTotal = 0;
+  readonly #checkpointBytes = { wire: 0, raw: 0 };
   #sync: { startedAtMs: number; progress: SyncProgress } | null = null;
   /** When `stop` was issued for each checkpoint on its way. */
   readonly #begunAtMs = new Map<number, number>();
@@ -85,11 +88,14 @@ export class PrimaryMeters {
   captured(result: CaptureResult): void {
     this.#capture = result;
     this.#dirtyPages.add(result.pages);
+    this.#dirtyPagesTotal += result.pages;
     this.#trace?.captured(result);
   }
 
   transmitted(epoch: number, result: TransmitResult): void {
     this.#sentBytes += result.wireBytes;
+    this.#checkpointBytes.wire += result.wireBytes;
+    this.#checkpointBytes.raw += result.rawBytes;
     this.#trace?.transmitted(epoch, result);
   }
 
@@ -117,9 +123,10 @@ export class PrimaryMeters {
       pauseShare: this.#pauseTotalMs / Math.max(1, monotonicMs() - this.#beganAtMs),
       pauseTotalMs: this.#pauseTotalMs,
       checkpointMs: { p50: checkpointMs.p50, p99: checkpointMs.p99 },
-      dirtyPages: { last: dirtyPages.last, p50: dirtyPages.p50 },
+      dirtyPages: { last: dirtyPages.last, p50: dirtyPages.p50, total: this.#dirtyPagesTotal },
       pauseStepsUs: this.#steps,
       sentBytes: this.#sentBytes,
+      checkpointBytes: { ...this.#checkpointBytes },
     };
   }
 

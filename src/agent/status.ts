@@ -44,11 +44,14 @@ export interface PrimaryStatus extends CommonStatus {
   pauseTotalMs: number;
   /** From `stop` to RECEIVED: how long output waits at the most beyond the interval. */
   checkpointMs: { p50: number | null; p99: number | null };
-  dirtyPages: { last: number | null; p50: number | null };
+  /** `total`: of all checkpoints since the agent began. */
+  dirtyPages: { last: number | null; p50: number | null; total: number };
   /** Where the last pause went, in microseconds. */
   pauseStepsUs: { stop: number; seal: number; scan: number; copy: number; save: number; cont: number } | null;
   /** First copies and checkpoints. */
   sentBytes: number;
+  /** Checkpoints alone: what went over the wire for them, and the plain size of their pages. */
+  checkpointBytes: { wire: number; raw: number };
   heldFrames: number;
   heldBytes: number;
   /** Frames that the full gate had to drop, as a NIC with a full queue does, because nothing made room. */

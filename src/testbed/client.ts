@@ -4,7 +4,7 @@ import { Relay } from './relay.ts';
 import { type CounterLine, StreamCheck } from './stream-check.ts';
 import { monotonicMs, waitFor } from './wait.ts';
 
-/** guest/init, guest/counter.c, guest/memcheck.c, guest/announce.c, guest/diskcheck.c, guest/sqld.c, guest/diskbench.c. */
+/** guest/init, guest/counter.c, guest/memcheck.c, guest/announce.c, guest/diskcheck.c, guest/sqld.c, guest/diskbench.c, guest/load.c, guest/stream.c. */
 export const PORTS = {
   counter: 5000,
   echo: 5001,
@@ -12,6 +12,9 @@ export const PORTS = {
   diskcheck: 5003,
   sqld: 5004,
   diskbench: 5005,
+  load: 5006,
+  source: 5007,
+  sink: 5008,
   poweroff: 5010,
   reset: 5011,
   announcements: 6000,
