@@ -105,8 +105,8 @@ async function readRounds(network) {
 }
 
 /** Requests of 64 bytes, each when the one before has been answered, for `seconds`: their latencies in milliseconds. */
-export async function askRepeatedly(network, seconds) {
-  const { latenciesMs } = await netClient(network, 'latency', PORTS.echo, seconds);
+export async function askRepeatedly(network, seconds, mode = 'latency') {
+  const { latenciesMs } = await netClient(network, mode, PORTS.echo, seconds);
   return latenciesMs;
 }
 

@@ -1,11 +1,11 @@
-/** What a client feels: the latency of requests that are asked one after the other, and what one TCP connection carries, through the gate and without it. */
+/** What a client feels: the latency of requests, one each 50 ms and one after the other, and what one TCP connection carries, through the gate and without it. */
 import { askRepeatedly, Bed, transfer } from './bed.mjs';
 import { withCleanup } from './cleanups.mjs';
 import { distribution, median, medianRatio, rounded, summarize } from './statistics.mjs';
 
 export const CLIENT_SECONDS = { quick: 3, full: 5 };
 
-/** Returns {qemu, rows, requestAddedMsP50}; a row: {mode, requestMs, downloadMBps, uploadMBps, latencyDistribution}. The guest does nothing else. */
+/** Returns {qemu, rows, requestAddedMsP50}; a row: {mode, requestMs (paced), busyRequestMs (one after the other), downloadMBps, uploadMBps, latencyDistribution}. The guest does nothing else. */
 export async function benchClient({ quick, qemu, log }) {
   const seconds = quick ? CLIENT_SECONDS.quick : CLIENT_SECONDS.full;
   return withCleanup(async (cleanup) => {
@@ -33,10 +33,11 @@ export async function benchClient({ quick, qemu, log }) {
   });
 }
 
-/** One round of the three figures. */
+/** One round of the figures. */
 export async function measureClient(network, seconds) {
   return {
-    latenciesMs: await askRepeatedly(network, seconds),
+    latenciesMs: await askRepeatedly(network, seconds, 'paced'),
+    busyLatenciesMs: await askRepeatedly(network, seconds),
     downloadMBps: await transfer(network, 'download', seconds),
     uploadMBps: await transfer(network, 'upload', seconds),
   };
@@ -48,6 +49,7 @@ export function clientRow(mode, rounds) {
   return {
     mode,
     requestMs: summarize(latenciesMs),
+    busyRequestMs: summarize(rounds.flatMap((round) => round.busyLatenciesMs)),
     downloadMBps: rounded(median(rounds.map(({ downloadMBps }) => downloadMBps)), 1),
     uploadMBps: rounded(median(rounds.map(({ uploadMBps }) => uploadMBps)), 1),
     latencyDistribution: distribution(latenciesMs),

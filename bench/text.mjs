@@ -50,6 +50,7 @@ const CLIENT_COLUMNS = [
   ['request p50 ms', ({ requestMs }) => requestMs?.p50],
   ['p99', ({ requestMs }) => requestMs?.p99],
   ['max', ({ requestMs }) => requestMs?.max],
+  ['busy p50', ({ busyRequestMs }) => busyRequestMs?.p50],
   ['download MB/s', ({ downloadMBps }) => downloadMBps],
   ['upload MB/s', ({ uploadMBps }) => uploadMBps],
   ['', ({ reason }) => reason ?? ''],
@@ -58,7 +59,7 @@ const CLIENT_COLUMNS = [
 export function clientLines({ qemu, rows, requestAddedMsP50 }) {
   return [
     ...tableLines(`What a client of the guest feels, QEMU ${qemu}`, CLIENT_COLUMNS, rows),
-    `a request takes ${numberText(requestAddedMsP50)} ms longer at the median`,
+    `a request takes ${numberText(requestAddedMsP50)} ms longer at the median (one each 50 ms; busy: one after the other)`,
   ];
 }
 

@@ -248,7 +248,7 @@ export class PrimaryVm {
         this.#step(
           'resume',
           this.#queue.run(() => this.#resume()),
-          () => ({ type: 'resumed' }),
+          (stoodMs) => ({ type: 'resumed', ...(stoodMs !== null && { stoodMs }) }),
         );
         break;
       case 'transmit':
@@ -384,9 +384,10 @@ export class PrimaryVm {
     }
   }
 
-  async #resume(): Promise<void> {
-    await this.#runState.resume();
+  async #resume(): Promise<number | null> {
+    const stoodMs = await this.#runState.resume();
     this.#output.resumed();
+    return stoodMs;
   }
 
   /**

@@ -27,6 +27,7 @@ export class RunState {
   #stopping = false;
   #resuming = false;
   #stoppedAtMs: number | null = null;
+  #lastPauseMs: number | null = null;
 
   constructor(qmp: QmpClient, guard: Guard, events: RunStateEvents) {
     this.#qmp = qmp;
@@ -54,15 +55,17 @@ export class RunState {
     return this.#ours;
   }
 
-  /** Resumes the VM if it was we who stopped it. */
-  async resume(): Promise<void> {
-    if (!this.#ours) return;
+  /** Resumes the VM if it was we who stopped it. Resolves with how long it stood, as in onPauseEnded; null when nothing was resumed. */
+  async resume(): Promise<number | null> {
+    if (!this.#ours) return null;
+    this.#lastPauseMs = null;
     this.#resuming = true;
     try {
       await this.#qmp.execute('cont');
       this.#ours = false;
       this.#guard.setStopped(false);
       this.#events.onResumedByUs();
+      return this.#lastPauseMs; // QEMU sends RESUME before it answers `cont`
     } finally {
       this.#resuming = false;
     }
@@ -79,7 +82,10 @@ export class RunState {
 
   #onResume(atMs: number): void {
     if (this.#resuming) {
-      if (this.#stoppedAtMs !== null) this.#events.onPauseEnded(atMs - this.#stoppedAtMs);
+      if (this.#stoppedAtMs !== null) {
+        this.#lastPauseMs = atMs - this.#stoppedAtMs;
+        this.#events.onPauseEnded(this.#lastPauseMs);
+      }
       this.#stoppedAtMs = null;
     } else {
       this.#ours = false;

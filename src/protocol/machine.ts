@@ -82,7 +82,8 @@ export type PrimaryEvent = { nowMs: number } & (
   | { type: 'stopped'; epoch: number; wasRunning: boolean }
   | { type: 'captured'; epoch: number; pages: number }
   | { type: 'saved'; epoch: number; vmstateBytes: number }
-  | { type: 'resumed' }
+  /** `stoodMs`: how long the guest stood by QEMU's own clock, which is less than from `stop` to `cont`'s answer. Without it, that counts. */
+  | { type: 'resumed'; stoodMs?: number }
   | { type: 'transmitted'; epoch: number }
   /** Three may also come unasked: `gate` when the gate has broken, `disks` when a disk isn't mirrored any more, `resume` when a hand-over left the VM standing. */
   | { type: 'step-failed'; step: PrimaryStep; reason: string }

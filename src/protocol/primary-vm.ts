@@ -71,8 +71,8 @@ export class VmControl {
     this.context.emit({ type: 'resume' });
   }
 
-  onResumed(): void {
-    if (this.ours) this.running();
+  onResumed(stoodMs?: number): void {
+    if (this.ours) this.running(stoodMs);
   }
 
   /** Something that stops the VM for a moment by itself has failed: it may stand. */
@@ -113,11 +113,11 @@ export class VmControl {
     this.resume();
   }
 
-  private running(): void {
+  private running(stoodMs?: number): void {
     this.ours = false;
     this.trouble = null;
     this.retryAtMs = null;
     this.resumedMs = this.context.nowMs;
-    this.pauseMs = this.resumedMs - this.startedMs;
+    this.pauseMs = stoodMs ?? this.resumedMs - this.startedMs;
   }
 }

@@ -226,7 +226,7 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
         break;
       case 'resumed':
         steps.end('resume');
-        this.vm.onResumed();
+        this.vm.onResumed(event.stoodMs);
         break;
       case 'stopped':
         steps.end('stop', event.epoch);
