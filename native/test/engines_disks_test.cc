@@ -258,6 +258,25 @@ TEST_F(EnginesWithDisks, NothingIsSentWithoutTheFirstCopyOfDisks) {
   EXPECT_EQ(transmit(*engine_, 1, vmstate_of(1, 500)), "ERR_COLO_LINK");
 }
 
+// INVARIANT 3: what an epoch that broke off had taken from the log differs again, before anybody ends the
+// session.
+TEST_F(EnginesWithDisks, WritesOfAnEpochThatBrokeOffDifferAgain) {
+  begin_quietly({true, true});
+  checkpoint(1, 0);
+  engine_->confirm(1);
+  const auto differing = [this] { return first_.disk->log().stats().differing_blocks; };
+  ASSERT_EQ(differing(), 0u);
+  first_.write(0, Bytes(4096, std::byte{0x11}));
+  standby_->engine->close_session();
+  std::string failure;  // the first bytes still find room in the socket
+  for (std::uint64_t epoch = 2; failure.empty() && epoch < 1000; ++epoch) {
+    ASSERT_EQ(capture(*engine_, epoch), "");
+    failure = transmit(*engine_, epoch, vmstate_of(epoch, 500));
+  }
+  EXPECT_EQ(failure, "ERR_COLO_LINK");
+  EXPECT_EQ(differing(), 1u);
+}
+
 // A checkpoint whose device state is missing was not sent: its writes go with the next one.
 TEST_F(EnginesWithDisks, WritesOfAFailedTransmitGoWithTheNext) {
   begin({true, true});

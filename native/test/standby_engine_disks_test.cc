@@ -328,6 +328,19 @@ TEST_F(StandbyEngineDisksInUse, FirstCopyOfTheNextSessionWaitsForTheCommit) {
   EXPECT_TRUE(contents_of(file_.get(), kDiskEntryBytesMax) == Bytes(kDiskEntryBytesMax, std::byte{0x77}));
 }
 
+TEST_F(StandbyEngineDisksInUse, FirstCopyOfRamWaitsForTheCommit) {
+  commit_until_the_first_write();
+  const std::vector<Bytes> flushed = ram_of(guest_);
+  waiting_.engine->open_session(kTestToken, kGeneration, 1);
+  TestConnection connection(*waiting_.engine, 0, 1, kGeneration);
+  connection.send(Frames(0).page(0x5a).bytes);
+  EXPECT_TRUE(wait_until([&] { return connection.all_read(); }));
+  EXPECT_TRUE(same_ram(ram_of(guest_), flushed));
+  gate_.set_open(true);
+  ASSERT_EQ(outcome_.wait(), "");
+  EXPECT_TRUE(wait_until([&] { return !same_ram(ram_of(guest_), flushed); }));
+}
+
 TEST_F(StandbyEngineDisksInUse, CloseWaitsForTheCommit) {
   commit_until_the_first_write();
   std::thread opener([this] { gate_.set_open(true); });

@@ -1,8 +1,10 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { Liveness } from '../../src/protocol/liveness.ts';
-import { DEFAULT_TIMINGS } from '../../src/protocol/machine.ts';
+import { DEFAULT_TIMINGS, type PrimaryOptions } from '../../src/protocol/machine.ts';
 import { Outstanding } from '../../src/protocol/outstanding.ts';
+import { PrimaryContext } from '../../src/protocol/primary-context.ts';
+import { VmControl } from '../../src/protocol/primary-vm.ts';
 import { nextCheckpointMs, type Pace } from '../../src/protocol/schedule.ts';
 
 const timings = DEFAULT_TIMINGS; // interval 100, min 5, share 0.2
@@ -49,6 +51,27 @@ describe('when the next checkpoint is due', () => {
       ),
     );
   });
+});
+
+describe('the pause that the share goes by', () => {
+  const context = new PrimaryContext({ foundClosedGate: false, generation: 1 } as PrimaryOptions);
+  const vm = new VmControl(context);
+
+  function pause(stoodMs?: number): number {
+    context.nowMs = 1000;
+    vm.stopAndSave(1);
+    vm.onStopped(true);
+    vm.resume();
+    for (const step of ['stop', 'save'] as const) context.steps.end(step, 1);
+    vm.resume();
+    context.steps.end('resume');
+    context.nowMs = 1006;
+    vm.onResumed(stoodMs);
+    return vm.pauseMs;
+  }
+
+  test('is that of QEMU, which tells for how long the guest stood', () => expect(pause(3)).toBe(3));
+  test('is all of it when QEMU doesn’t tell', () => expect(pause()).toBe(6));
 });
 
 describe('liveness', () => {
