@@ -10,7 +10,6 @@
 namespace colo {
 namespace {
 
-constexpr std::size_t kHugePageSize = 2u << 20;
 constexpr std::uint64_t kPagesPerPartMin = 256;  // 1 MiB: less isn't worth waking a thread for
 
 // Turns bitmaps into the runs that capture will copy, each with its place in staging. Returns the number of

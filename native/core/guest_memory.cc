@@ -21,8 +21,6 @@
 namespace colo {
 namespace {
 
-constexpr std::uint64_t kHugePageSize = 2u << 20;
-
 struct BlockState {
   RamBlock block;
   std::uint64_t page_size_bytes = kPageSize;

@@ -5,6 +5,8 @@
 
 namespace colo {
 
+inline constexpr std::size_t kHugePageSize = 2u << 20;
+
 // What lies in one is guest memory, so none of it belongs into a core dump, and it is large, so a forked
 // child (Node.js starts processes by fork) must not pay for copying its page tables: see seal().
 class MemoryRegion {

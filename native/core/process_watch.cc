@@ -7,6 +7,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <filesystem>
 #include <fstream>
@@ -15,6 +16,7 @@
 #include <string>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "error.h"
 #include "unique_fd.h"
@@ -25,71 +27,95 @@ namespace {
 
 constexpr unsigned kPidfdThread = O_EXCL;         // PIDFD_THREAD, which older headers lack
 constexpr unsigned long kPfExiting = 0x00000004;  // PF_EXITING in the kernel's include/linux/sched.h
+constexpr std::size_t kThreadsMax = 4;
 constexpr int kEndOfOthersMs = 20;  // a killed thread's neighbours are killed with it, at the same moment
 
-// Another thread than the main one, whose end the kernel tells of last (pidfs, since Linux 6.15). QEMU's
-// first one lives as long as QEMU (util/rcu.c). 0 if there is none.
-pid_t another_thread(pid_t pid) {
-  pid_t found = 0;
+// Its first threads but the main one, whose end the kernel tells of last (pidfs, since Linux 6.15). QEMU's
+// first live as long as QEMU. Several: the one that happens to end last takes the memory down, which is the
+// work that needn't be waited for.
+std::vector<UniqueFd> open_threads(pid_t pid) {
+  std::vector<pid_t> threads;
   std::error_code gone;
   for (const auto& entry :
        std::filesystem::directory_iterator("/proc/" + std::to_string(pid) + "/task", gone)) {
     const pid_t thread = std::stoi(entry.path().filename());
-    if (thread != pid && (found == 0 || thread < found)) found = thread;
+    if (thread != pid) threads.push_back(thread);
   }
-  return found;
+  std::sort(threads.begin(), threads.end());
+  std::vector<UniqueFd> opened;
+  for (const pid_t thread : threads) {
+    UniqueFd fd(static_cast<int>(::syscall(SYS_pidfd_open, thread, kPidfdThread)));
+    if (fd) opened.push_back(std::move(fd));  // else an older kernel, or the thread has just ended
+    if (opened.size() == kThreadsMax) break;
+  }
+  return opened;
 }
 
-// Whether its main thread has begun to exit: proc_pid_stat(5), the seventh field behind the name.
+// Whether its main thread has begun to exit, or must: it may be in the middle of an operation of its disk,
+// and not know yet that it has been killed. proc_pid_stat(5), fields 9 (flags) and 31 (its pending signals).
 bool is_exiting(pid_t pid) {
   std::ifstream file("/proc/" + std::to_string(pid) + "/stat");
   const std::string text{std::istreambuf_iterator<char>(file), {}};
   const std::size_t name_end = text.rfind(')');
   if (name_end == std::string::npos) return true;  // it has gone
-  std::istringstream fields(text.substr(name_end + 1));
-  std::string skipped;
-  unsigned long flags = 0;
-  for (int field = 0; field < 6; ++field) fields >> skipped;
-  fields >> flags;
-  return (flags & kPfExiting) != 0;
+  std::istringstream rest(text.substr(name_end + 1));
+  const std::vector<std::string> fields{std::istream_iterator<std::string>(rest), {}};  // from the third on
+  const auto field = [&](std::size_t number) { return std::stoull(fields.at(number - 3)); };
+  return (field(9) & kPfExiting) != 0 || (field(31) & (1u << (SIGKILL - 1))) != 0;
 }
 
 }  // namespace
 
 struct ProcessWatch::State {
   pid_t pid;
-  UniqueFd process, other_thread, end;
+  UniqueFd process, end;
+  std::vector<UniqueFd> threads;
   Events events;
   std::thread thread;
 
   void run() {
-    if (other_thread && (wait_for(other_thread.get(), -1) == Wait::watch_ended || !others_end())) return;
-    if (!other_thread && wait_for(process.get(), -1) == Wait::watch_ended) return;
+    if (wait_dying() == Wait::watch_ended) return;
     events.dying();
     if (wait_for(process.get(), -1) == Wait::done) events.ended();
   }
 
-  // One thread has ended: true when the process is ending, which it may do much later. False when the watch
-  // is to end.
-  bool others_end() const {
-    for (int waited_ms = 0; waited_ms < kEndOfOthersMs; ++waited_ms) {
-      if (is_exiting(pid)) return true;
-      const Wait result = wait_for(process.get(), 1);
-      if (result != Wait::timeout) return result == Wait::done;
+  enum class Wait { done, timeout, watch_ended };
+
+  // Until one of the threads has ended and the process with it, or the process has.
+  Wait wait_dying() {
+    while (!threads.empty()) {
+      std::vector<int> fds = {process.get()};
+      for (const UniqueFd& each : threads) fds.push_back(each.get());
+      const auto [result, ready] = wait_for_any(fds, -1);
+      if (result == Wait::watch_ended || ready == 0) return result;
+      const Wait others = wait_for_others();
+      if (others != Wait::timeout) return others;
+      threads.erase(threads.begin() + static_cast<std::ptrdiff_t>(ready) - 1);  // it alone; QEMU goes on
     }
-    return wait_for(process.get(), -1) == Wait::done;
+    return wait_for(process.get(), -1);
   }
 
+  Wait wait_for_others() const {
+    for (int waited_ms = 0; waited_ms < kEndOfOthersMs; ++waited_ms) {
+      if (is_exiting(pid)) return Wait::done;
+      if (const Wait result = wait_for(process.get(), 1); result != Wait::timeout) return result;
+    }
+    return Wait::timeout;
+  }
+
+  Wait wait_for(int pidfd, int timeout_ms) const { return wait_for_any({pidfd}, timeout_ms).first; }
+
   // A pidfd is readable once its process, or with PIDFD_THREAD its thread, has ended, also while nobody has
-  // waited for it yet: pidfd_open(2).
-  enum class Wait { done, timeout, watch_ended };
-  Wait wait_for(int pidfd, int timeout_ms) const {
-    pollfd wait[] = {{.fd = end.get(), .events = POLLIN, .revents = 0},
-                     {.fd = pidfd, .events = POLLIN, .revents = 0}};
-    int ready = 0;
-    while ((ready = ::poll(wait, 2, timeout_ms)) < 0) COLO_ASSERT(errno == EINTR);
-    if (ready == 0) return Wait::timeout;
-    return wait[0].revents == 0 ? Wait::done : Wait::watch_ended;
+  // waited for it yet: pidfd_open(2). With `done` comes which of them.
+  std::pair<Wait, std::size_t> wait_for_any(const std::vector<int>& pidfds, int timeout_ms) const {
+    std::vector<pollfd> waits = {{.fd = end.get(), .events = POLLIN, .revents = 0}};
+    for (const int fd : pidfds) waits.push_back({.fd = fd, .events = POLLIN, .revents = 0});
+    while (::poll(waits.data(), waits.size(), timeout_ms) < 0) COLO_ASSERT(errno == EINTR);
+    if (waits[0].revents != 0) return {Wait::watch_ended, 0};
+    for (std::size_t i = 0; i < pidfds.size(); ++i) {
+      if (waits[i + 1].revents != 0) return {Wait::done, i};
+    }
+    return {Wait::timeout, 0};
   }
 };
 
@@ -97,9 +123,7 @@ ProcessWatch::ProcessWatch(pid_t pid, Events events) : state_(std::make_unique<S
   state_->pid = pid;
   state_->process.reset(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
   if (!state_->process) throw_errno("ERR_COLO_PROCESS", "can't watch process " + std::to_string(pid));
-  // Without it (an older kernel, or it has just ended) the process itself is all that is watched.
-  if (const pid_t other = another_thread(pid); other != 0)
-    state_->other_thread.reset(static_cast<int>(::syscall(SYS_pidfd_open, other, kPidfdThread)));
+  state_->threads = open_threads(pid);
   state_->end.reset(::eventfd(0, EFD_CLOEXEC));
   if (!state_->end) throw_errno("ERR_COLO_PROCESS", "eventfd");
   state_->events = std::move(events);

@@ -10,8 +10,10 @@
 
 namespace colo {
 
-// Costs one guest RAM of memory, taken from the kernel page by page as it is first written (anonymous,
-// MAP_NORESERVE), all zero at the start. Threads may use disjoint pages at once.
+// Costs one guest RAM of memory, taken from the kernel as it is first written (anonymous, MAP_NORESERVE), all
+// zero at the start; in huge pages where the kernel has them. That is for the standby's sake: the sockets of
+// an agent that is killed are closed only when its memory has been given back, which in small pages takes
+// some 50 ms a GiB. Threads may use disjoint pages at once.
 class Shadow {
  public:
   explicit Shadow(const GuestMemory& memory);  // throws ERR_COLO_MEMORY

@@ -18,8 +18,6 @@
 namespace colo {
 namespace {
 
-constexpr std::uint64_t kHugePageSize = 2u << 20;
-
 // What one thread scans at a time. A multiple of the huge page size, since a part of a huge page can't be
 // protected, and of DirtyBitmap::kSharePages.
 constexpr std::uint64_t kChunkBytes = 64u << 20;
