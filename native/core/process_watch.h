@@ -13,9 +13,10 @@ class ProcessWatch {
  public:
   // Each is called once, from the watching thread, in this order.
   struct Events {
-    // It is ending and runs no code any more, but it may hold its memory and descriptors still: a killed QEMU
-    // takes the kernel tens of milliseconds for each GiB. Told by the end of its main thread, as Linux 6.9
-    // can (PIDFD_THREAD); before that, together with `ended`.
+    // It is ending and runs no code of its own any more, but it holds its memory and descriptors still: a
+    // killed QEMU takes the kernel tens of milliseconds. Linux 6.9 tells of the end of a single thread
+    // (PIDFD_THREAD), and most of a killed process's end at once; before that, and for a process of one
+    // thread, this comes together with `ended`.
     std::function<void()> dying;
     // It has gone; nobody need have waited for it.
     std::function<void()> ended;

@@ -104,6 +104,7 @@ class WorldWithDisks {
     standby_ = std::make_unique<TestStandby>(standby_guest_, 0, std::vector<PreservedRange>{}, standby_disks);
     listener_ = std::make_unique<Listener>([this](UniqueFd fd, std::string preface) {
       const std::lock_guard lock(standby_mutex_);
+      ++accepted_;
       try {
         standby_->engine->add_connection(fd.release(), preface);
       } catch (const Error& error) {
@@ -143,7 +144,17 @@ class WorldWithDisks {
       standby_->forget_events();
       standby_->engine->open_session(kTestToken, kGeneration, connections);
     }
-    return connect(*engine_, listener_->port, connections);
+    const unsigned before = accepted();
+    const std::string connected = connect(*engine_, listener_->port, connections);
+    // All sessions here have one token: a connection that came late would be taken for one of the next.
+    if (connected.empty()) {
+      EXPECT_TRUE(wait_until([&] { return accepted() == before + connections; }));
+    }
+    return connected;
+  }
+  unsigned accepted() const {
+    const std::lock_guard lock(standby_mutex_);
+    return accepted_;
   }
 
   // A session up to the end of epoch 0.
@@ -205,7 +216,8 @@ class WorldWithDisks {
   std::vector<GuestDisk*> disks_;
   std::vector<std::string> standby_files_;
   std::vector<SyncProgress> progress_;
-  std::mutex standby_mutex_;  // its sessions belong to one thread at a time
+  mutable std::mutex standby_mutex_;  // its sessions belong to one thread at a time
+  unsigned accepted_ = 0;             // connections, guarded by standby_mutex_
   std::unique_ptr<TestStandby> standby_;
   std::unique_ptr<Listener> listener_;
   std::unique_ptr<PrimaryEngine> engine_;

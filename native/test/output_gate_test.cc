@@ -294,6 +294,7 @@ TEST(OutputGate, ASealThatCannotDrainThrowsAndLeavesTheGateUnsealed) {
   gate.seal(1);
   const std::string one = frame(std::string(992, 'x'));
   for (int i = 0; i < 200; ++i) nic.send(one);
+  ASSERT_TRUE(wait_stats(gate, [&](const GateStats& stats) { return stats.held_bytes == 200 * one.size(); }));
   ASSERT_EQ(nic.send_now(one), one.size());
   try {
     gate.seal(2);

@@ -99,6 +99,7 @@ export async function estimate(options: EstimateOptions): Promise<Estimate> {
     return await new Estimator(options, qmp).run();
   } catch (error) {
     if (options.signal.aborted) throw new EstimateError('interrupted; QEMU is as it was', 'interrupted');
+    if (error instanceof EstimateError) throw error;
     throw (await answers(qmp)) ? error : new EstimateError('QEMU has ended, or its monitor has');
   } finally {
     qmp.close();
@@ -123,6 +124,7 @@ class Estimator {
     const { pid } = qmp.peer;
     await assertUnprotected(qmp);
     const problems = await problemsOf(qmp, pid);
+    if (measureFloor) assertMayStop(problems);
     const blocks = await findRamBlocks(qmp, pid);
     const ramBytes = blocks.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0);
     const sampleOneIn = Math.max(SAMPLE_ONE_IN_MIN, Math.ceil(ramBytes / SAMPLE_BYTES_MAX));
@@ -216,6 +218,7 @@ class Estimator {
   async #measureFloor(): Promise<FixedCost & { source: 'measured' }> {
     const qmp = this.#qmp;
     let pauseMs = Number.NaN;
+    assertMayStop(await problemsOf(qmp, qmp.peer.pid)); // devices may have come since
     // INVARIANT 7: should this process be killed while the guest stands.
     const guard = await PauseGuard.start(qmp, this.#options.log);
     const runState = new RunState(qmp, guard, {
@@ -284,6 +287,17 @@ async function assertUnprotected(qmp: QmpClient): Promise<void> {
   if (!running) {
     throw new EstimateError(`this VM is ${status}: there is nothing to watch until it runs`);
   }
+}
+
+/**
+ * Only what can be protected is stopped: waking QEMU afterwards signals eventfds, which those of VFIO devices take for errors
+ * (native/core/eventfd_kick.h), and a migration or backup under way is somebody else's.
+ */
+function assertMayStop(problems: readonly string[]): void {
+  if (problems.length === 0) return;
+  throw new EstimateError(
+    `--measure-floor would stop this VM, which can't be protected as it is: ${problems.join('; ')}. Leave --measure-floor out`,
+  );
 }
 
 async function problemsOf(qmp: QmpClient, pid: number): Promise<string[]> {

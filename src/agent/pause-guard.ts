@@ -63,12 +63,14 @@ export class PauseGuard {
 
   /** To be set before `stop` is sent, and taken back after `cont` has been answered. Costs one system call. */
   setStopped(stopped: boolean): void {
+    if (this.#closing) return; // the descriptor may be another's by now
     writeSync(this.#flag.readWriteFd, stopped ? STOPPED : RUNS, 0, 1, 0);
   }
 
   /** Resolves when the guard has ended: QEMU then sees this connection end together with ours. */
   async close(): Promise<void> {
     if (this.#closing) return;
+    this.setStopped(false); // what is left to be done is the agent's, which lives; two must not read the connection
     this.#closing = true;
     if (this.#child.exitCode === null && this.#child.signalCode === null) {
       const exited = once(this.#child, 'exit');

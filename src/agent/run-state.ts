@@ -89,7 +89,7 @@ export class RunState {
       this.#stoppedAtMs = null;
     } else {
       this.#ours = false;
-      this.#guard.setStopped(false);
+      if (!this.#stopping) this.#guard.setStopped(false); // else it came before our own stop, which is on its way
       this.#events.onResumed();
     }
   }

@@ -118,6 +118,8 @@ export class VmControl {
     this.trouble = null;
     this.retryAtMs = null;
     this.resumedMs = this.context.nowMs;
-    this.pauseMs = stoodMs ?? this.resumedMs - this.startedMs;
+    const seenMs = this.resumedMs - this.startedMs;
+    // QEMU stamps its events by the wall clock, which may be set in between.
+    this.pauseMs = Math.min(Math.max(stoodMs ?? seenMs, 0), seenMs);
   }
 }

@@ -212,6 +212,16 @@ describe('is refused', () => {
     await moreCheckpoints(primary, 3);
   });
 
+  test('to stop a VM that could not be protected', async () => {
+    const vm = await boot({ ...IDLE, disks: [{ id: 'd0', sizeMiB: 16, bus: 'ide' }] });
+    const observed = await Observed.begin(vm);
+    const refused = await estimate(vm.qmpPath, '--seconds', '1', '--interval', '50', '--measure-floor');
+    expect(refused.code).toBe(69);
+    expect(refused.stderr).toMatch(/can't be protected as it is: .*IDE.*Leave --measure-floor out/);
+    expect(observed.events).toEqual([]);
+    await forecastOf(vm.qmpPath, '--seconds', '1', '--interval', '50');
+  });
+
   test('for a VM that another one watches', async () => {
     const vm = await boot(IDLE);
     const first = forecastOf(vm.qmpPath, '--seconds', '4', '--interval', '50');

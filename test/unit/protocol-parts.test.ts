@@ -72,6 +72,10 @@ describe('the pause that the share goes by', () => {
 
   test('is that of QEMU, which tells for how long the guest stood', () => expect(pause(3)).toBe(3));
   test('is all of it when QEMU doesn’t tell', () => expect(pause()).toBe(6));
+  test('is no longer than what the agent saw, whatever the wall clock did', () => {
+    expect(pause(60_000)).toBe(6);
+    expect(pause(-60_000)).toBe(0);
+  });
 });
 
 describe('liveness', () => {
