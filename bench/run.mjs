@@ -88,7 +88,7 @@ async function measureSection(name) {
 function measureDisks() {
   return benchDisks({
     rounds: options.quick ? 3 : 5,
-    writes: options.quick ? { 1: 1000, 32: 5000 } : { 1: 4000, 32: 20_000 },
+    writes: options.quick ? { 1: 2000, 32: 5000 } : { 1: 4000, 32: 20_000 },
     qemu: options.qemu,
   });
 }
