@@ -20,6 +20,7 @@
       "native/core/frame_buffer.cc",
       "native/core/gate_port.cc",
       "native/core/guest_memory.cc",
+      "native/core/job_thread.cc",
       "native/core/link_sockets.cc",
       "native/core/memory_region.cc",
       "native/core/nbd_client.cc",

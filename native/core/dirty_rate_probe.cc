@@ -1,14 +1,13 @@
 #include "dirty_rate_probe.h"
 
 #include <chrono>
-#include <condition_variable>
 #include <mutex>
 #include <optional>
-#include <thread>
 #include <utility>
 
 #include "capture.h"
 #include "dirty_tracker.h"
+#include "job_thread.h"
 #include "laps.h"
 #include "page_sample.h"
 #include "worker_pool.h"
@@ -38,7 +37,7 @@ std::uint64_t sample_bytes(const GuestMemory& memory, std::uint64_t one_in) {
 
 }  // namespace
 
-// Everything below `mutex` is guarded by it; everything above belongs to the job in progress.
+// All of it belongs to the job in progress.
 struct DirtyRateProbe::State {
   explicit State(const DirtyRateOptions& options)
       : memory(options.pid, options.blocks),
@@ -47,15 +46,9 @@ struct DirtyRateProbe::State {
         dirty(clean_bitmaps(memory)),
         sampled(clean_bitmaps(memory)),
         tracker(make_userfaultfd_tracker(memory)),
-        pool(std::in_place, options.threads) {
-    thread = std::thread([this] { run_jobs(); });
-  }
+        pool(std::in_place, options.threads) {}
 
-  void run_jobs();
-  void start(std::function<void()> work, Done done);
-  Error describe(const std::exception& failure);
   void begin();
-  void wait_until(Clock::time_point at);
   DirtyRateRound look();
   void encode_sampled(DirtyRateRound& round);
 
@@ -70,59 +63,9 @@ struct DirtyRateProbe::State {
   std::optional<WorkerPool> pool;
   std::optional<Clock::time_point> window_began;
 
-  std::mutex mutex;
-  std::condition_variable changed;
-  std::function<void()> job;  // not yet taken up
-  bool busy = false;
-  bool closing = false;
   std::once_flag ended;
-  std::thread thread;
+  JobThread jobs{"the probe"};
 };
-
-void DirtyRateProbe::State::run_jobs() {
-  std::unique_lock lock(mutex);
-  for (;;) {
-    changed.wait(lock, [this] { return job || closing; });
-    if (!job) return;
-    const auto taken = std::exchange(job, nullptr);
-    lock.unlock();
-    taken();
-    lock.lock();
-  }
-}
-
-void DirtyRateProbe::State::start(std::function<void()> work, Done done) {
-  {
-    const std::lock_guard lock(mutex);
-    if (closing) throw Error("ERR_COLO_CLOSED", 0, "the probe is closed");
-    COLO_ASSERT(!busy);
-    busy = true;
-    job = [this, work = std::move(work), done = std::move(done)] {
-      std::optional<Error> failure;
-      try {
-        work();
-      } catch (const std::exception& thrown) {
-        failure = describe(thrown);
-      }
-      {
-        // Before the report: whoever gets it may start the next job at once.
-        const std::lock_guard idle(mutex);
-        busy = false;
-      }
-      done(failure ? &*failure : nullptr);
-    };
-  }
-  changed.notify_all();
-}
-
-Error DirtyRateProbe::State::describe(const std::exception& failure) {
-  {
-    const std::lock_guard lock(mutex);
-    if (closing) return {"ERR_COLO_CLOSED", 0, "the probe was closed"};
-  }
-  if (const auto* error = dynamic_cast<const Error*>(&failure)) return *error;
-  return {"ERR_COLO_RESOURCES", 0, failure.what()};
-}
 
 void DirtyRateProbe::State::begin() {
   const std::vector<DirtyBitmap> present = present_pages(memory);
@@ -130,12 +73,6 @@ void DirtyRateProbe::State::begin() {
   tracker->protect_all();
   window_began = Clock::now();
   sample.read_bases(present);
-}
-
-void DirtyRateProbe::State::wait_until(Clock::time_point at) {
-  std::unique_lock lock(mutex);
-  if (changed.wait_until(lock, at, [this] { return closing; }))
-    throw Error("ERR_COLO_CLOSED", 0, "the probe was closed");
 }
 
 DirtyRateRound DirtyRateProbe::State::look() {
@@ -188,28 +125,24 @@ DirtyRateProbe::DirtyRateProbe(const DirtyRateOptions& options) : state_(std::ma
 DirtyRateProbe::~DirtyRateProbe() { close(); }
 
 void DirtyRateProbe::begin(Done done) {
-  state_->start([state = state_.get()] { state->begin(); }, std::move(done));
+  state_->jobs.start([state = state_.get()] { state->begin(); }, std::move(done));
 }
 
 void DirtyRateProbe::watch(std::uint64_t interval_us, RoundDone done) {
   const auto round = std::make_shared<DirtyRateRound>();
-  state_->start(
+  state_->jobs.start(
       [state = state_.get(), interval_us, round] {
         if (!state->window_began) throw Error("ERR_COLO_ARGUMENT", 0, "watching begins with begin()");
-        state->wait_until(*state->window_began + std::chrono::microseconds(interval_us));
+        state->jobs.wait_until(*state->window_began + std::chrono::microseconds(interval_us));
         *round = state->look();
       },
       [round, done = std::move(done)](const Error* error) { done(error, *round); });
 }
 
 void DirtyRateProbe::close() {
-  {
-    const std::lock_guard lock(state_->mutex);
-    state_->closing = true;
-  }
-  state_->changed.notify_all();
+  state_->jobs.close();
   std::call_once(state_->ended, [this] {
-    state_->thread.join();
+    state_->jobs.join();
     state_->tracker.reset();  // lifts the protection
     state_->pool.reset();
   });

@@ -2,17 +2,16 @@
 
 #include <sys/stat.h>
 
-#include <condition_variable>
 #include <cstring>
 #include <mutex>
 #include <optional>
 #include <span>
-#include <thread>
 #include <utility>
 
 #include "bulk_sender.h"
 #include "capture.h"
 #include "checkpoint_stream.h"
+#include "job_thread.h"
 #include "laps.h"
 #include "shadow.h"
 
@@ -56,8 +55,8 @@ void read_vmstate(int fd, std::vector<std::byte>& out) {
 
 }  // namespace
 
-// Everything below `mutex` is guarded by it; everything above belongs to the job in progress, or to the
-// caller while there is none.
+// `mutex` guards `sender` and the beginning of the disks' sessions; everything above belongs to the job in
+// progress, or to the caller while there is none.
 struct PrimaryEngine::State {
   explicit State(const PrimaryOptions& options)
       : memory(options.pid, options.blocks),
@@ -71,12 +70,8 @@ struct PrimaryEngine::State {
       info.access.push_back(memory.access(i));
       dirty.emplace_back(memory.block(i).pages());
     }
-    thread = std::thread([this] { run_jobs(); });
   }
 
-  void run_jobs();
-  void start(std::function<void()> work, Done report);
-  Error describe(const std::exception& failure);
   BulkSender& link() const;
   void begin_disk_sessions(const std::vector<bool>& all_differ);
   void end_disk_sessions();
@@ -102,61 +97,10 @@ struct PrimaryEngine::State {
   bool synced = false;  // the shadow equals what the secondary has
 
   std::mutex mutex;
-  std::condition_variable changed;
   std::shared_ptr<BulkSender> sender;
-  std::function<void()> job;  // not yet taken up
-  bool busy = false;
-  bool closing = false;
   std::once_flag ended;
-  std::thread thread;
+  JobThread jobs{"the engine"};
 };
-
-void PrimaryEngine::State::run_jobs() {
-  std::unique_lock lock(mutex);
-  for (;;) {
-    changed.wait(lock, [this] { return job || closing; });
-    if (!job) return;
-    const auto taken = std::exchange(job, nullptr);
-    lock.unlock();
-    taken();
-    lock.lock();
-  }
-}
-
-void PrimaryEngine::State::start(std::function<void()> work, Done report) {
-  {
-    const std::lock_guard lock(mutex);
-    if (closing) throw Error("ERR_COLO_CLOSED", 0, "the engine is closed");
-    COLO_ASSERT(!busy);
-    busy = true;
-    job = [this, work = std::move(work), report = std::move(report)] {
-      std::optional<Error> failure;
-      try {
-        work();
-      } catch (const std::exception& thrown) {
-        failure = describe(thrown);
-      }
-      {
-        // Before the report: whoever gets it may start the next job at once.
-        const std::lock_guard done(mutex);
-        busy = false;
-      }
-      report(failure ? &*failure : nullptr);
-    };
-  }
-  changed.notify_all();
-}
-
-Error PrimaryEngine::State::describe(const std::exception& failure) {
-  {
-    const std::lock_guard lock(mutex);
-    if (closing) return {"ERR_COLO_CLOSED", 0, "the engine was closed"};
-  }
-  if (const auto* error = dynamic_cast<const Error*>(&failure)) return *error;
-  // INVARIANT 7: the agent goes on, to hand the guest over in order, even when it has no memory or no thread
-  // left.
-  return {"ERR_COLO_RESOURCES", 0, failure.what()};
-}
 
 BulkSender& PrimaryEngine::State::link() const {
   if (!sender) throw Error("ERR_COLO_LINK", 0, "there is no bulk connection");
@@ -258,7 +202,7 @@ PrimaryEngine::~PrimaryEngine() { close(); }
 TrackerInfo PrimaryEngine::info() const { return state_->info; }
 
 void PrimaryEngine::protect(Done done) {
-  state_->start(
+  state_->jobs.start(
       [state = state_.get()] {
         // INVARIANT 5: the caller has stopped the VM. From here to the end of the next sync() only the
         // tracker knows what the secondary lacks, and that sync sends everything else.
@@ -275,14 +219,14 @@ void PrimaryEngine::connect(const std::string& host, std::uint16_t port, const s
   const auto sender = std::make_shared<BulkSender>(
       state_->memory, state_->shadow.get(), BulkSender::Target{host, port, token, generation, connections});
   std::shared_ptr<BulkSender> replaced;
+  state_->jobs.require_idle();
   {
     const std::lock_guard lock(state_->mutex);
-    COLO_ASSERT(!state_->busy);
     replaced = std::exchange(state_->sender,
                              sender);  // before the job begins, so that disconnect() reaches it from now on
     state_->end_disk_sessions();
   }
-  state_->start(
+  state_->jobs.start(
       [state = state_.get(), sender] {
         state->synced = false;
         sender->connect();
@@ -298,7 +242,7 @@ void PrimaryEngine::disconnect() {
 
 void PrimaryEngine::sync_disks(std::vector<bool> all_differ, std::uint64_t bytes_per_second,
                                std::function<void(SyncProgress)> progress, Done done) {
-  state_->start(
+  state_->jobs.start(
       [state = state_.get(), all_differ = std::move(all_differ), bytes_per_second,
        progress = std::move(progress)] { state->sync_disks(all_differ, bytes_per_second, progress); },
       std::move(done));
@@ -314,7 +258,7 @@ void PrimaryEngine::confirm(std::uint64_t epoch) {
 
 void PrimaryEngine::sync(std::uint64_t bytes_per_second, std::function<void(SyncProgress)> progress,
                          Done done) {
-  state_->start(
+  state_->jobs.start(
       [state = state_.get(), bytes_per_second, progress = std::move(progress)] {
         state->synced = false;
         try {
@@ -331,36 +275,32 @@ void PrimaryEngine::sync(std::uint64_t bytes_per_second, std::function<void(Sync
 void PrimaryEngine::capture(std::uint64_t epoch, OutputGate* gate,
                             std::function<void(const Error*, CaptureResult)> done) {
   const auto result = std::make_shared<CaptureResult>();
-  state_->start([state = state_.get(), epoch, gate, result] { *result = state->capture(epoch, gate); },
-                [result, done = std::move(done)](const Error* error) { done(error, *result); });
+  state_->jobs.start([state = state_.get(), epoch, gate, result] { *result = state->capture(epoch, gate); },
+                     [result, done = std::move(done)](const Error* error) { done(error, *result); });
 }
 
 void PrimaryEngine::transmit(std::uint64_t epoch, int vmstate_fd,
                              std::function<void(const Error*, TransmitResult)> done) {
   const auto result = std::make_shared<TransmitResult>();
-  state_->start(
+  state_->jobs.start(
       [state = state_.get(), epoch, vmstate_fd, result] { *result = state->transmit(epoch, vmstate_fd); },
       [result, done = std::move(done)](const Error* error) { done(error, *result); });
 }
 
 void PrimaryEngine::abandon() {
-  {
-    const std::lock_guard lock(state_->mutex);
-    COLO_ASSERT(!state_->busy);
-  }
+  state_->jobs.require_idle();
   state_->forget_captured();  // INVARIANT 3: `dirty` keeps the pages
 }
 
 void PrimaryEngine::close() {
+  state_->jobs.close();  // before what it may wait for is cut, so that it ends for this reason
   {
     const std::lock_guard lock(state_->mutex);
-    state_->closing = true;
     if (state_->sender) state_->sender->cut();
     state_->end_disk_sessions();
   }
-  state_->changed.notify_all();
   std::call_once(state_->ended, [this] {
-    state_->thread.join();
+    state_->jobs.join();
     state_->tracker.reset();  // lifts the protection
     state_->pool.reset();
     const std::lock_guard lock(state_->mutex);

@@ -1,5 +1,5 @@
 /** `colo-agent estimate`: what it forecasts is what protection then costs, and QEMU is left as it was, whatever happens. */
-import { execFile, spawn } from 'node:child_process';
+import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
 import path from 'node:path';
@@ -8,10 +8,10 @@ import type { Estimate } from '../../src/agent/estimate.ts';
 import type { IntervalForecast } from '../../src/agent/forecast.ts';
 import { QmpClient } from '../../src/qmp/client.ts';
 import { Cleanup } from '../../src/testbed/cleanup.ts';
-import { packageRoot } from '../../src/testbed/guest.ts';
 import { TestNetwork } from '../../src/testbed/network.ts';
 import type { TestVm } from '../../src/testbed/vm.ts';
 import { waitFor } from '../../src/testbed/wait.ts';
+import { colo, MAIN } from './support/cli.ts';
 import {
   type GuestOptions,
   moreCheckpoints,
@@ -34,22 +34,7 @@ beforeEach(() => {
 });
 afterEach(() => cleanup.run());
 
-interface Ended {
-  code: number;
-  stdout: string;
-  stderr: string;
-}
-
-const MAIN = path.join(packageRoot, 'dist', 'cli', 'main.js');
-
-function estimate(qmpPath: string, ...args: string[]): Promise<Ended> {
-  return new Promise((resolve) => {
-    const command = [MAIN, 'estimate', '--qmp', qmpPath, ...args];
-    execFile(process.execPath, command, (error, stdout, stderr) =>
-      resolve({ code: error ? Number(error.code) : 0, stdout, stderr }),
-    );
-  });
-}
+const estimate = (qmpPath: string, ...args: string[]) => colo('estimate', '--qmp', qmpPath, ...args);
 
 async function forecastOf(qmpPath: string, ...args: string[]): Promise<Estimate> {
   const ended = await estimate(qmpPath, '--json', ...args);

@@ -1,5 +1,4 @@
 /** What can't be protected, or isn't what it says it is, is refused with the reason: at once, and without harm to the VM. */
-import { execFile } from 'node:child_process';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
@@ -10,10 +9,10 @@ import { encodePreface } from '../../src/protocol/preface.ts';
 import { vmIdOf } from '../../src/protocol/vm-id.ts';
 import { QmpClient } from '../../src/qmp/client.ts';
 import { Cleanup } from '../../src/testbed/cleanup.ts';
-import { packageRoot } from '../../src/testbed/guest.ts';
 import { TestNetwork } from '../../src/testbed/network.ts';
 import type { TestVm } from '../../src/testbed/vm.ts';
 import { waitFor } from '../../src/testbed/wait.ts';
+import { colo } from './support/cli.ts';
 import {
   type GuestOptions,
   moreCheckpoints,
@@ -32,21 +31,6 @@ beforeEach(() => {
   cleanup = new Cleanup();
 });
 afterEach(() => cleanup.run());
-
-interface Ended {
-  code: number;
-  stdout: string;
-  stderr: string;
-}
-
-function colo(...args: string[]): Promise<Ended> {
-  const main = path.join(packageRoot, 'dist', 'cli', 'main.js');
-  return new Promise((resolve) => {
-    execFile(process.execPath, [main, ...args], { timeout: 60_000 }, (error, stdout, stderr) => {
-      resolve({ code: error ? Number(error.code ?? -1) : 0, stdout, stderr });
-    });
-  });
-}
 
 async function expectRunning(vm: TestVm): Promise<void> {
   const monitor = await QmpClient.connect(vm.testQmpPath);
