@@ -18,6 +18,8 @@ mkdirSync(OUTPUT, { recursive: true });
 const ONE_THREAD = ['DiskStream.*', 'PageDelta.*', 'StandbyDisk.Equals*', 'DiskLog.StandbyIsByteForByte*'];
 
 const total = { passed: 0, failed: 0 };
+/** Told again just before the last line: who sees only the end of a long output must still learn what failed. */
+const complaints = [];
 
 await step('lint', () => check('npx', ['biome', 'check', '.']));
 await step('types', () => check('npx', ['tsc', '-p', 'tsconfig.json', '--noEmit']));
@@ -26,6 +28,7 @@ for (const sanitizer of ['none', 'address', 'thread'])
   await step(`native tests (sanitizer: ${sanitizer})`, () => nativeTests(sanitizer));
 for (const project of ['unit', 'sim', 'e2e']) await step(`${project} tests`, () => vitest(project));
 
+for (const complaint of complaints) console.log(`\n== FAILED: ${complaint}`);
 console.log(`${total.passed} passed, ${total.failed} failed`);
 process.exitCode = total.failed === 0 ? 0 : 1;
 
@@ -37,9 +40,10 @@ async function step(name, body) {
   try {
     result = await body();
   } catch (error) {
+    result = { passed: 0, failed: 1, complaint: error.message };
     console.error(error.message);
-    result = { passed: 0, failed: 1 };
   }
+  if (result.failed > 0) complaints.push(`${name}\n${result.complaint ?? ''}`);
   total.passed += result.passed;
   total.failed += result.failed;
   const seconds = ((performance.now() - began) / 1000).toFixed(1);
@@ -70,6 +74,7 @@ async function nativeTests(sanitizer) {
   return {
     passed: ended.reduce((sum, { passed }) => sum + passed, 0),
     failed: ended.reduce((sum, { failed }) => sum + failed, 0),
+    complaint: ended.map(({ complaint }) => complaint).join(''),
   };
 }
 
@@ -87,13 +92,14 @@ async function nativeShard(file, sanitizer, shard, shards) {
   });
   closeSync(output);
   const [code, signal] = await once(child, 'exit');
-  if (code !== 0) console.error(whatFailed(readFileSync(log, 'utf8')));
+  const complaint =
+    code === 0 ? '' : `${whatFailed(readFileSync(log, 'utf8'))}\n${signal ?? `status ${code}`}\n`;
+  if (complaint) console.error(complaint);
   if (!existsSync(report)) {
-    console.error(`${file} (shard ${shard}) ended without a report: ${signal ?? `status ${code}`}`);
-    return { passed: 0, failed: 1 };
+    return { passed: 0, failed: 1, complaint: `${file} (shard ${shard}) left no report\n${complaint}` };
   }
   const { tests, failures, errors } = JSON.parse(readFileSync(report, 'utf8'));
-  return counted(tests, failures + errors, code === 0);
+  return { ...counted(tests, failures + errors, code === 0), complaint };
 }
 
 /** The parts of GoogleTest's output that belong to tests which failed or did not end. */
@@ -106,9 +112,19 @@ function vitest(project) {
   const report = `${OUTPUT}/${project}.json`;
   const reporters = ['--reporter=default', '--reporter=json', `--outputFile.json=${report}`];
   const ended = run('npx', ['vitest', 'run', '--project', project, ...reporters]);
-  const { numTotalTests, numPassedTests, numFailedTestSuites } = JSON.parse(readFileSync(report, 'utf8'));
+  const { numTotalTests, numPassedTests, numFailedTestSuites, testResults } = JSON.parse(
+    readFileSync(report, 'utf8'),
+  );
   const failed = numTotalTests - numPassedTests; // a skipped or pending test counts as failed: nothing is skipped here
-  return counted(numTotalTests, Math.max(failed, numFailedTestSuites > 0 ? 1 : 0), ended);
+  const complaint = testResults
+    .flatMap(({ name, message, assertionResults }) => [
+      ...(message ? [`${name}: ${message}`] : []),
+      ...assertionResults
+        .filter(({ status }) => status !== 'passed')
+        .map((test) => `${name}: ${test.fullName} (${test.status})\n${test.failureMessages.join('\n')}`),
+    ])
+    .join('\n');
+  return { ...counted(numTotalTests, Math.max(failed, numFailedTestSuites > 0 ? 1 : 0), ended), complaint };
 }
 
 /** A runner that reports no failure and yet ends with an error (a crash, a sanitizer's finding, a leak) is a failure. */
