@@ -12,14 +12,13 @@ const ADDRESS = 'tcp:127.0.0.1:7800';
 /** The first checkpoints carry all of RAM; the steady state comes after them. */
 const FIRST_CHECKPOINTS = 5;
 
-/** Resolves when it makes checkpoints: {network, watch, assertAlive}. Rejects with the reason when it doesn't come to that. */
-export async function startPeer(cleanup, { qemu, intervalMs, filters }) {
+/** `vm`: options of both VMs for startGuest. Resolves when it makes checkpoints: {network, watch, assertAlive}. Rejects with the reason when it doesn't come to that. */
+export async function startPeer(cleanup, { vm, intervalMs, filters }) {
   const network = cleanup.own(await TestNetwork.create());
-  const options = { qemu, sharedRam: false };
-  const primaryVm = await startGuest(cleanup, network, 'peer-primary', options);
+  const primaryVm = await startGuest(cleanup, network, 'peer-primary', vm);
   // On the other bridge: what the secondary itself sends must not reach the client.
   const secondaryVm = await startGuest(cleanup, network, 'peer-secondary', {
-    ...options,
+    ...vm,
     bridge: 1,
     boots: false,
     extraArgs: ['-incoming', ADDRESS],

@@ -11,11 +11,15 @@ import { medianRatio, rounded, summarize } from './statistics.mjs';
 
 const INTERVAL_MS = 100;
 const PEER_LOADS = ['idle', 'dirty2000'];
+/** The guest's RAM by round, the same for both sides: as in the other sections, and as QEMU has it by default, which we can't map. */
+const RAM_BY_ROUND = {
+  quick: ['shared'],
+  full: ['shared', 'private', 'shared', 'private', 'shared'],
+};
 
 const SIDES = {
-  'colo-agent': async (cleanup, qemu) => {
-    // Private RAM: the command line of both sides is the same, with nothing special on it.
-    const bed = await Bed.start(cleanup, { qemu, sharedRam: false });
+  'colo-agent': async (cleanup, vm) => {
+    const bed = await Bed.start(cleanup, vm);
     const { primary } = await bed.protect(cleanup, ['--interval', String(INTERVAL_MS)]);
     const assertAlive = async () => {
       const { state, reason } = await primary.status();
@@ -23,12 +27,12 @@ const SIDES = {
     };
     return { network: bed.network, watch: bed.watch, assertAlive };
   },
-  'in-tree COLO': (cleanup, qemu) => startPeer(cleanup, { qemu, intervalMs: INTERVAL_MS, filters: false }),
+  'in-tree COLO': (cleanup, vm) => startPeer(cleanup, { vm, intervalMs: INTERVAL_MS, filters: false }),
 };
 
 /** The section's result where there is no such QEMU: no figures, and why. */
 export function peerMissing(reason) {
-  const row = { side: 'in-tree COLO', round: 0, load: '-', reason };
+  const row = { side: 'in-tree COLO', round: 0, ram: '-', load: '-', reason };
   return {
     qemu: null,
     intervalMs: INTERVAL_MS,
@@ -39,16 +43,18 @@ export function peerMissing(reason) {
   };
 }
 
-/** Returns {qemu, rows, ratios, clientRows}. A row: {side, round, load, pauseMs, checkpointsPerSecond, progressPerSecond, pauses} or {..., reason}. */
+/** Returns {qemu, rows, ratios, clientRows}. A row: {side, round, ram, load, pauseMs, checkpointsPerSecond, progressPerSecond, pauses} or {..., reason}. */
 export async function benchPeer({ quick, peerQemu, peerVersion, log }) {
-  const plan = { seconds: quick ? 5 : 8, rounds: quick ? 1 : 5 };
+  const seconds = quick ? 5 : 8;
   const rows = [];
-  for (let round = 0; round < plan.rounds; round++) {
+  for (const [round, ram] of RAM_BY_ROUND[quick ? 'quick' : 'full'].entries()) {
     // Who comes first changes: a machine that gets busier wears on both alike.
     const order = Object.keys(SIDES);
     for (const side of round % 2 === 0 ? order : order.reverse()) {
-      rows.push(...(await measureSide(side, round, peerQemu, plan.seconds)));
-      log(`peer: round ${round + 1}, ${side}${rows.at(-1).reason ? `: ${rows.at(-1).reason}` : ''}`);
+      rows.push(...(await measureSide({ side, round, ram }, peerQemu, seconds)));
+      log(
+        `peer: round ${round + 1}, ${ram} RAM, ${side}${rows.at(-1).reason ? `: ${rows.at(-1).reason}` : ''}`,
+      );
     }
   }
   return {
@@ -56,21 +62,27 @@ export async function benchPeer({ quick, peerQemu, peerVersion, log }) {
     intervalMs: INTERVAL_MS,
     measure: 'STOP and RESUME events of the primary',
     rows,
-    ratios: Object.fromEntries(PEER_LOADS.map((load) => [load, ratiosOf(rows, LOADS[load].name)])),
+    ratios: Object.fromEntries(
+      PEER_LOADS.flatMap((load) => [
+        [load, ratiosOf(rows, 'shared', LOADS[load].name)],
+        ...(quick ? [] : [[`${load}PrivateRam`, ratiosOf(rows, 'private', LOADS[load].name)]]),
+      ]),
+    ),
     clientRows: await measureClients(peerQemu, quick),
   };
 }
 
-async function measureSide(side, round, qemu, seconds) {
+/** `row`: {side, round, ram}. */
+async function measureSide(row, qemu, seconds) {
   const rows = [];
   try {
     await withCleanup(async (cleanup) => {
-      const session = await SIDES[side](cleanup, qemu);
-      for (const load of PEER_LOADS) rows.push(await measureLoad(session, { side, round }, load, seconds));
+      const session = await SIDES[row.side](cleanup, { qemu, sharedRam: row.ram === 'shared' });
+      for (const load of PEER_LOADS) rows.push(await measureLoad(session, row, load, seconds));
     });
   } catch (error) {
     for (const load of PEER_LOADS.slice(rows.length))
-      rows.push({ side, round, load: LOADS[load].name, reason: firstLine(error) });
+      rows.push({ ...row, load: LOADS[load].name, reason: firstLine(error) });
   }
   return rows;
 }
@@ -96,8 +108,8 @@ async function measureLoad({ network, watch, assertAlive }, row, load, seconds) 
 }
 
 /** Ours divided by theirs, round by round, and of these the median; null when no round has both. */
-function ratiosOf(rows, load) {
-  const ofLoad = rows.filter((row) => row.load === load);
+function ratiosOf(rows, ram, load) {
+  const ofLoad = rows.filter((row) => row.ram === ram && row.load === load);
   const ratio = (figure) => {
     const pairs = [...new Set(ofLoad.map(({ round }) => round))].map((round) => {
       const of = (side) => ofLoad.find((row) => row.round === round && row.side === side)?.pauseMs?.[figure];
@@ -123,7 +135,7 @@ async function measureClients(qemu, quick) {
 }
 
 async function measureOurClients(cleanup, qemu, seconds) {
-  const bed = await Bed.start(cleanup, { qemu, sharedRam: false });
+  const bed = await Bed.start(cleanup, { qemu });
   const unprotected = await measureClient(bed.network, seconds);
   await bed.protect(cleanup, ['--interval', String(INTERVAL_MS)]);
   return [unprotected, await measureClient(bed.network, seconds)];
@@ -131,7 +143,11 @@ async function measureOurClients(cleanup, qemu, seconds) {
 
 /** In-tree COLO with its own net filters: it holds output until the other side has said the same, and without them it wouldn't hold it at all. */
 async function measurePeerClient(cleanup, qemu, seconds) {
-  const { network, assertAlive } = await startPeer(cleanup, { qemu, intervalMs: INTERVAL_MS, filters: true });
+  const { network, assertAlive } = await startPeer(cleanup, {
+    vm: { qemu },
+    intervalMs: INTERVAL_MS,
+    filters: true,
+  });
   const round = await measureClient(network, seconds);
   await assertAlive();
   return [round];

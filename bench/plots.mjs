@@ -59,9 +59,10 @@ function checkpointCharts({ checkpoints }) {
 
 function peerCharts({ peer }) {
   if (!peer) return {};
-  const names = [...new Set(peer.rows.map(({ side, load }) => `${side}, ${load}`))];
+  const nameOf = ({ side, load, ram }) => `${side}, ${load}${ram === 'private' ? ', private RAM' : ''}`;
+  const names = [...new Set(peer.rows.map(nameOf))];
   const pausesOf = (name) =>
-    peer.rows.filter(({ side, load }) => `${side}, ${load}` === name).flatMap(({ pauses = [] }) => pauses);
+    peer.rows.filter((row) => nameOf(row) === name).flatMap(({ pauses = [] }) => pauses);
   return {
     'peer-pauses': {
       title: `colo-agent and in-tree COLO on QEMU ${peer.qemu}`,

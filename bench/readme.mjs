@@ -22,6 +22,7 @@ export function readmeFigures(run) {
     ),
     peerRow(run, 'idle', 'idle', 15),
     peerRow(run, 'dirty2000', '2,000 random pages / 10 ms', 10),
+    peerRow(run, 'dirty2000PrivateRam', '2,000 random pages / 10 ms, private RAM'),
     [
       'the pause above `stop`, save and `cont` alone, idle; 2,000 random pages / 10 ms',
       `${ms(summary.pauseAboveFloor.idleMs)}; ${ms(summary.pauseAboveFloor.dirty2000Ms)}, where a plain copy of as many pages takes ${ms(summary.pauseAboveFloor.copyMs)}`,
@@ -69,11 +70,12 @@ function pauseRow({ checkpoints }, load) {
 
 function peerRow({ peer }, key, load, goal) {
   const ratio = peer?.ratios?.[key]?.p50;
+  if (goal === undefined && !ratio) return null;
   const died = peer?.rows.find((row) => (row.load === load || peer.qemu === null) && row.reason);
   const figure = ratio
     ? `1/${(1 / ratio).toFixed(1)} of it at the median (QEMU ${peer.qemu})`
     : `no figure: ${died?.reason ?? 'not measured'}`;
-  return [`the pause beside QEMU's in-tree COLO, ${load}`, figure, `1/${goal}`];
+  return [`the pause beside QEMU's in-tree COLO, ${load}`, figure, goal === undefined ? '' : `1/${goal}`];
 }
 
 function diskRow({ disks }, depth) {

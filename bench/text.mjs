@@ -72,6 +72,7 @@ export function peerLines({ qemu, intervalMs, measure, rows, ratios, clientRows 
       [
         ['round', ({ round }) => round + 1],
         ['side', ({ side }) => side],
+        ['RAM', ({ ram }) => ram],
         ['load', ({ load }) => load],
         ...PAUSES,
         ['checkpoints/s', ({ checkpointsPerSecond }) => checkpointsPerSecond],

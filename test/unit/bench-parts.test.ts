@@ -312,7 +312,7 @@ test('what could not be measured is a row with its reason', () => {
     qemu: '11.1',
     intervalMs: 100,
     measure: 'events',
-    rows: [{ side: 'in-tree COLO', round: 0, load: 'idle', reason }],
+    rows: [{ side: 'in-tree COLO', round: 0, ram: 'shared', load: 'idle', reason }],
     ratios: { idle: { p50: null, p99: null } },
     clientRows: [{ mode: 'in-tree COLO', reason }],
   });
