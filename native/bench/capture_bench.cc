@@ -34,7 +34,7 @@ struct Guest {
     std::memset(ram, 1, kRamPages * kPageSize);
     // The first copy of all RAM, which comes before the first checkpoint, has every page mapped here.
     memory.read(0, 0, {staging.data(), kRamPages * kPageSize});
-    staging.trim();
+    staging.trim(0);
     std::mt19937 random(1);
     while (dirty[0].count() < kDirtyPages) dirty[0].set(random() % kRamPages, 1);
     for (std::uint64_t page = 0; page < kRamPages; ++page) {

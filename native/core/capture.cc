@@ -61,18 +61,24 @@ void copy_part(const GuestMemory& memory, std::span<const CapturedRun> runs, std
 Staging::Staging(std::uint64_t capacity_bytes, std::uint64_t resident_bytes)
     : region_(capacity_bytes, PROT_READ | PROT_WRITE, kHugePageSize),
       resident_bytes_(
-          std::min<std::uint64_t>((resident_bytes + kPageSize - 1) / kPageSize * kPageSize, region_.size())) {
+          std::min<std::uint64_t>((resident_bytes + kPageSize - 1) / kPageSize * kPageSize, region_.size())),
+      kept_bytes_(resident_bytes_) {
   region_.seal();
-  // Only advice, refused by a kernel without transparent huge pages: fewer TLB misses while copying.
-  (void)::madvise(region_.data(), resident_bytes_, MADV_HUGEPAGE);
+  // Only advice, refused by a kernel without transparent huge pages: fewer TLB misses and page faults while
+  // copying.
+  (void)::madvise(region_.data(), region_.size(), MADV_HUGEPAGE);
   for (std::uint64_t offset = 0; offset < resident_bytes_; offset += kPageSize) {
     *static_cast<volatile std::byte*>(region_.data() + offset) = std::byte{0};
   }
 }
 
-void Staging::trim() {
-  if (resident_bytes_ == region_.size()) return;
-  if (::madvise(region_.data() + resident_bytes_, region_.size() - resident_bytes_, MADV_DONTNEED) != 0) {
+void Staging::trim(std::uint64_t used_bytes) {
+  COLO_ASSERT(used_bytes <= region_.size());
+  // Half of an unusual epoch is gone after eleven usual ones.
+  const std::uint64_t faded_bytes = (kept_bytes_ - kept_bytes_ / 16) / kHugePageSize * kHugePageSize;
+  kept_bytes_ = std::max({resident_bytes_, used_bytes, faded_bytes});
+  if (kept_bytes_ == region_.size()) return;
+  if (::madvise(region_.data() + kept_bytes_, region_.size() - kept_bytes_, MADV_DONTNEED) != 0) {
     throw_errno("ERR_COLO_MEMORY", "giving back staging memory");
   }
 }

@@ -23,18 +23,21 @@ struct CapturedRun {
 
 // Preallocated room for captured pages. Address space for all of guest RAM is reserved once (a guest may
 // dirty everything in one epoch), the first `resident_bytes` are populated at once so that no page fault
-// falls into the pause, and trim() gives back what an unusual epoch took beyond that.
+// falls into the pause. trim() gives back what an unusual epoch took beyond that; what many take stays, so
+// that a guest that always writes much finds its pauses without page faults, too.
 class Staging {
  public:
   Staging(std::uint64_t capacity_bytes, std::uint64_t resident_bytes);  // throws ERR_COLO_MEMORY
 
   std::byte* data() { return region_.data(); }
   std::uint64_t capacity_bytes() const { return region_.size(); }
-  void trim();
+  // After an epoch that took the first `used_bytes`.
+  void trim(std::uint64_t used_bytes);
 
  private:
   MemoryRegion region_;
-  std::uint64_t resident_bytes_;
+  const std::uint64_t resident_bytes_;
+  std::uint64_t kept_bytes_;
 };
 
 // Copies every page of `dirty` (one bitmap a block) into `staging` from its beginning on, shared out over

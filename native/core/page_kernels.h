@@ -25,6 +25,12 @@ inline void prefetch_page(const std::byte* page) {
   for (std::size_t line = 0; line < kLinesPerPage; ++line) __builtin_prefetch(page + line * kLineSize, 0, 2);
 }
 
+// The same for a page that is only copied: what follows its first lines the processor fetches by itself in
+// time.
+inline void prefetch_page_start(const std::byte* page) {
+  for (std::size_t line = 0; line < 8; ++line) __builtin_prefetch(page + line * kLineSize, 0, 2);
+}
+
 // Those that this CPU and its operating system can run, from the scalar one up to the widest.
 const std::vector<PageKernel>& page_kernels();
 

@@ -92,6 +92,7 @@ struct PrimaryEngine::State {
   std::vector<DirtyBitmap>
       dirty;  // INVARIANT 3: every page that the secondary doesn't have and the tracker has told of
   std::vector<CapturedRun> captured;
+  std::uint64_t captured_pages = 0;
   std::optional<std::uint64_t> captured_epoch;
   std::vector<std::byte> vmstate;
   bool synced = false;  // the shadow equals what the secondary has
@@ -144,7 +145,8 @@ void PrimaryEngine::State::forget_captured() {
   unseal_disks();
   captured.clear();
   captured_epoch.reset();
-  staging.trim();
+  staging.trim(captured_pages * kPageSize);
+  captured_pages = 0;
 }
 
 CaptureResult PrimaryEngine::State::capture(std::uint64_t epoch, OutputGate* gate) {
@@ -159,7 +161,7 @@ CaptureResult PrimaryEngine::State::capture(std::uint64_t epoch, OutputGate* gat
     tracker->collect(dirty, *pool);
     result.scan_us = laps.lap_us();
     captured.clear();
-    result.pages = capture_pages(memory, dirty, staging, *pool, captured);
+    result.pages = captured_pages = capture_pages(memory, dirty, staging, *pool, captured);
     result.copy_us = laps.lap_us();
   } catch (...) {
     unseal_disks();

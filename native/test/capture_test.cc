@@ -83,7 +83,7 @@ TEST_F(CaptureTest, CopiesTheDirtyPagesInOrder) {
       for (const DirtyBitmap& bitmap : dirty_) pages += bitmap.count();
       EXPECT_EQ(capture_pages(memory_, dirty_, staging, pool, runs), pages);
       expect_captured(runs, staging);
-      staging.trim();
+      staging.trim(pages * kPageSize);
     }
   }
 }
@@ -130,15 +130,32 @@ TEST(Staging, KeepsItsResidentPartOnly) {
   EXPECT_EQ(resident_bytes(staging.data(), staging.capacity_bytes()), kResident);
   std::fill_n(staging.data(), 2 * kResident, std::byte{1});
   EXPECT_EQ(resident_bytes(staging.data(), staging.capacity_bytes()), 2 * kResident);
-  staging.trim();
+  staging.trim(kResident / 2);
   EXPECT_EQ(resident_bytes(staging.data(), staging.capacity_bytes()), kResident);
   EXPECT_EQ(staging.data()[0], std::byte{1});
+}
+
+TEST(Staging, KeepsWhatManyEpochsTakeAndGivesItBackByAndBy) {
+  constexpr std::uint64_t kResident = 4 << 20, kUsed = 48 << 20;
+  Staging staging(64 << 20, kResident);
+  std::uint64_t before = kUsed;
+  std::fill_n(staging.data(), kUsed, std::byte{1});
+  staging.trim(kUsed);
+  EXPECT_EQ(resident_bytes(staging.data(), staging.capacity_bytes()), kUsed);
+  for (int epoch = 0; before > kResident; ++epoch) {
+    ASSERT_LT(epoch, 100);
+    staging.trim(0);
+    const std::uint64_t now = resident_bytes(staging.data(), staging.capacity_bytes());
+    EXPECT_LT(now, before);
+    before = now;
+  }
+  EXPECT_EQ(before, kResident);
 }
 
 TEST(Staging, MayBeResidentAsAWhole) {
   Staging staging(5 * kPageSize, 1 << 20);
   EXPECT_EQ(resident_bytes(staging.data(), staging.capacity_bytes()), 5 * kPageSize);
-  staging.trim();
+  staging.trim(0);
   EXPECT_EQ(resident_bytes(staging.data(), staging.capacity_bytes()), 5 * kPageSize);
 }
 
