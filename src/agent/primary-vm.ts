@@ -227,7 +227,7 @@ export class PrimaryVm {
       case 'stop-and-save':
         meters.stopIssued(effect.epoch);
         engine.hurry();
-        void this.#queue.run(() => this.#stopAndSave(effect.epoch));
+        this.#stopAndSave(effect.epoch);
         break;
       case 'capture':
         // INVARIANTS 1 and 5: the machine asks for this only after `stopped`.
@@ -362,23 +362,30 @@ export class PrimaryVm {
     }
   }
 
-  async #stopAndSave(epoch: number): Promise<void> {
+  /** The queue is free again once `stop` has answered: a `cont` may follow the save in QEMU's own queue before that is answered. */
+  #stopAndSave(epoch: number): void {
     const { qmp, vmstate } = this.#parts;
-    // Both commands leave in one write: QEMU goes on to the save while we still read its answer to `stop`.
-    const stopping = this.#runState.stop();
-    const saving = vmstate.save(qmp);
-    saving.catch(() => {}); // reported below, once `stop` has answered
-    try {
-      const wasRunning = await stopping;
-      this.#emit({ type: 'stopped', epoch, wasRunning });
-    } catch (error) {
-      await saving.catch(() => {});
-      this.#failed('stop', error);
-      return;
-    }
+    void this.#queue.run(async () => {
+      // Both commands leave in one write: QEMU goes on to the save while we still read its answer to `stop`.
+      const stopping = this.#runState.stop();
+      const saving = vmstate.save(qmp);
+      saving.catch(() => {}); // reported by #saved, once `stop` has answered
+      try {
+        const wasRunning = await stopping;
+        this.#emit({ type: 'stopped', epoch, wasRunning });
+      } catch (error) {
+        await saving.catch(() => {});
+        this.#failed('stop', error);
+        return;
+      }
+      void this.#saved(epoch, saving);
+    });
+  }
+
+  async #saved(epoch: number, saving: Promise<unknown>): Promise<void> {
     try {
       await saving;
-      this.#emit({ type: 'saved', epoch, vmstateBytes: fstatSync(vmstate.fd).size });
+      this.#emit({ type: 'saved', epoch, vmstateBytes: fstatSync(this.#parts.vmstate.fd).size });
     } catch (error) {
       this.#failed('save', error);
     }

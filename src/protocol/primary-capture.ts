@@ -85,6 +85,11 @@ export class Capture {
     return null;
   }
 
+  /** The pages are ours, and the save lies in QEMU's queue before whatever is asked for next: nothing more is needed of a VM that stands. */
+  get captured(): boolean {
+    return this.attempt !== null && this.attempt.failed === null && this.attempt.pages !== null;
+  }
+
   /** The complete checkpoint, which is the caller's from now on, or null while something is missing. */
   take(): CapturedCheckpoint | null {
     const { attempt } = this;
@@ -98,7 +103,7 @@ export class Capture {
   private abandon(attempt: Attempt, reason: string): string | null {
     if (this.context.steps.has('stop', 'save', 'capture')) return null;
     this.attempt = null;
-    // INVARIANT 3: what was collected and will not be sent is dirty again, before the guest runs on.
+    // INVARIANT 3: what was collected and will not be sent is dirty again.
     if (attempt.captureBegun) this.context.emit({ type: 'abandon' });
     this.vm.resume();
     return reason;

@@ -269,8 +269,8 @@ export class PrimarySession {
     const failed = this.capture.advance();
     if (failed !== null) this.onCheckpointFailed(failed);
     if (this.end !== null) return;
+    if (this.mayResume()) this.vm.resume();
     this.sendIfReady();
-    if (!this.capture.active && this.mayResume()) this.vm.resume();
     if (this.startAtMs() <= this.context.nowMs) this.start();
   }
 
@@ -294,7 +294,6 @@ export class PrimarySession {
     const checkpoint = this.capture.take();
     if (checkpoint === null) return;
     const { epoch, pages, vmstateBytes } = checkpoint;
-    if (this.context.options.mode === 'pipelined') this.vm.resume();
     this.sent = epoch;
     this.progressMs = this.context.nowMs;
     this.context.send({ type: 'send', pages, vmstateBytes }, epoch);
@@ -302,9 +301,13 @@ export class PrimarySession {
     this.context.emit({ type: 'transmit', epoch });
   }
 
-  /** With nothing in the making: pipelined runs on at once, strict only when the standby has loaded what was sent. */
+  /**
+   * Pipelined runs on as soon as its pages are captured and the standby can take them, without waiting for the answer to the save: QEMU carries out
+   * its commands in order. Strict runs on only when the standby has loaded what was sent.
+   */
   private mayResume(): boolean {
-    return this.context.options.mode === 'pipelined' || this.loaded === this.sent;
+    if (this.context.options.mode === 'strict') return !this.capture.active && this.loaded === this.sent;
+    return this.capture.captured ? this.suspended > this.sent : !this.capture.active;
   }
 
   /** When the next `stop-and-save` may be asked for; infinity while something else must happen first. */
