@@ -22,7 +22,13 @@ import type {
 import { QmpError } from './error.ts';
 import { type Json, stringifyJson } from './json.ts';
 import { LineSplitter } from './lines.ts';
-import { malformed, parseGreeting, parseServerMessage, type ServerMessage } from './messages.ts';
+import {
+  type Greeting,
+  malformed,
+  parseGreeting,
+  parseServerMessage,
+  type ServerMessage,
+} from './messages.ts';
 
 export interface ConnectOptions {
   /** For greeting and capabilities together. */
@@ -66,11 +72,11 @@ export class QmpClient {
   readonly #pending = new Map<number, Pending>();
   readonly #handlers = new Map<string, Set<EventHandler>>();
   readonly #closedHandlers = new Set<(reason: string) => void>();
-  #nextId = 1;
+  #lastId = 0;
   #outgoing: Outgoing[] = [];
   #flushScheduled = false;
   /** Who waits for the greeting, until it has come. */
-  #greeting: { resolve(version: QemuVersion): void; reject(error: QmpError): void } | null = null;
+  #greeting: { resolve(greeting: Greeting): void; reject(error: QmpError): void } | null = null;
   #closed: QmpError | null = null;
   #version: QemuVersion = { major: 0, minor: 0, micro: 0 };
 
@@ -167,10 +173,13 @@ export class QmpClient {
   }
 
   async #negotiate(): Promise<void> {
-    this.#version = await new Promise<QemuVersion>((resolve, reject) => {
+    const { version, capabilities } = await new Promise<Greeting>((resolve, reject) => {
       this.#greeting = { resolve, reject };
     });
-    await this.execute('qmp_capabilities');
+    this.#version = version;
+    // QEMU reads a monitor byte by byte, some 7 us each. Without "oob" it doesn't even begin to read a command before it has answered the one before
+    // (monitor/qmp.c, handle_qmp_command): a save issued together with its `stop` would be read while the guest stands.
+    await this.execute('qmp_capabilities', capabilities.includes('oob') ? { enable: ['oob'] } : {});
   }
 
   #issue(name: string, args: object | undefined, fds: readonly number[], pending: Pending): void {
@@ -178,7 +187,7 @@ export class QmpClient {
       pending.reject(new QmpError(this.#closed.class, this.#closed.desc, name));
       return;
     }
-    const id = this.#nextId++;
+    const id = this.#freeId();
     const text = `${stringifyJson({ execute: name, arguments: args, id })}\n`;
     this.#pending.set(id, pending);
     this.#outgoing.push({ text, fds });
@@ -188,6 +197,14 @@ export class QmpClient {
       this.#flushScheduled = false;
       this.#flush();
     });
+  }
+
+  /** Short, since QEMU reads every byte by itself; and not soon used again, so that a reply too many is noticed. */
+  #freeId(): number {
+    const idMax = Math.max(99, 2 * this.#pending.size);
+    do this.#lastId = (this.#lastId % idMax) + 1;
+    while (this.#pending.has(this.#lastId));
+    return this.#lastId;
   }
 
   /** Neighbours without descriptors leave in one write. A descriptor goes past Node's socket, so it waits until nothing is queued in there. */

@@ -131,7 +131,7 @@ export interface QmpCommands {
   'nbd-server-stop': Command<Nothing, Nothing>;
   'object-add': Command<{ 'qom-type': string; id: string; [property: string]: Json }, Nothing>;
   'object-del': Command<{ id: string }, Nothing>;
-  qmp_capabilities: Command<Nothing, Nothing>;
+  qmp_capabilities: Command<{ enable?: 'oob'[] }, Nothing>;
   'qom-get': Command<{ path: string; property: string }, Json>;
   'qom-list': Command<{ path: string }, QomProperty[]>;
   'query-block-exports': Command<Nothing, { id: string; 'node-name': string }[]>;

@@ -7,11 +7,17 @@ export type ServerMessage =
   | { kind: 'return'; id: Json | undefined; value: Json }
   | { kind: 'error'; id: Json | undefined; errorClass: string; desc: string };
 
+export interface Greeting {
+  version: QemuVersion;
+  /** What the client may enable (section 2.1): "oob" or nothing. */
+  capabilities: readonly Json[];
+}
+
 /**
- * The version that QEMU greets with (section 2.2), or null when `line` is no greeting: an HMP monitor, a guest agent, a serial console. `event` for one that
+ * What QEMU greets with (section 2.2), or null when `line` is no greeting: an HMP monitor, a guest agent, a serial console. `event` for one that
  * was meant for the client before us: QEMU has seen it go only when the next one is there, and may have written by then (seen with 7.2).
  */
-export function parseGreeting(line: string): QemuVersion | 'event' | null {
+export function parseGreeting(line: string): Greeting | 'event' | null {
   let value: Json;
   try {
     value = parseJson(line);
@@ -21,11 +27,14 @@ export function parseGreeting(line: string): QemuVersion | 'event' | null {
   }
   const { QMP: greeting, event } = objectOr(value);
   if (typeof event === 'string') return 'event';
-  const { version } = objectOr(greeting);
+  const { version, capabilities } = objectOr(greeting);
   const { qemu } = objectOr(version);
   const { major, minor, micro } = objectOr(qemu);
   if (typeof major !== 'number' || typeof minor !== 'number' || typeof micro !== 'number') return null;
-  return { major, minor, micro };
+  return {
+    version: { major, minor, micro },
+    capabilities: Array.isArray(capabilities) ? capabilities : [],
+  };
 }
 
 /** Sections 2.4 (responses) and 2.5 (events). Throws SyntaxError for what isn't JSON and TypeError for what isn't QMP. */

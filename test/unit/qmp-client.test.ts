@@ -69,6 +69,26 @@ describe('connecting', () => {
     await expect(QmpClient.connect(server.path)).rejects.toThrow('no');
   });
 
+  it.each([
+    ['oob', { enable: ['oob'] }],
+    ['nothing else', {}],
+  ])('enables what it needs of a QEMU that offers %s', async (offer, expected) => {
+    const server = await serve(ok, offer === 'oob' ? GREETING : GREETING.replace('"oob"', ''));
+    const client = await QmpClient.connect(server.path);
+    expect(server.enabled).toEqual(expected);
+    client.close();
+  });
+
+  it('keeps ids short, and has one for each of many commands in flight', async () => {
+    const server = await serve(ok);
+    const client = await QmpClient.connect(server.path);
+    for (let i = 0; i < 250; i++) await client.execute('query-status');
+    expect(Math.max(...server.requests.map(({ id }) => id))).toBe(99);
+    await Promise.all(Array.from({ length: 500 }, () => client.execute('query-status')));
+    expect(new Set(server.requests.slice(-500).map(({ id }) => id)).size).toBe(500);
+    client.close();
+  });
+
   it('passes over events that were meant for the client before', async () => {
     const server = await serve(ok, `${event('STOP', {})}${event('RESUME', {})}${GREETING}`);
     const client = await QmpClient.connect(server.path);

@@ -23,6 +23,8 @@ export const event = (name: string, data: object) =>
 export class QmpServer {
   readonly path: string;
   readonly requests: Request[] = [];
+  /** The arguments of qmp_capabilities. */
+  enabled: Record<string, unknown> | null = null;
   /** What arrived in one piece after the negotiation. */
   readonly chunks: string[] = [];
   readonly #folder: string;
@@ -73,7 +75,10 @@ export class QmpServer {
   }
 
   #answer(request: Request, respond: Responder, socket: Socket): string | null {
-    if (request.execute === 'qmp_capabilities') return ok(request);
+    if (request.execute === 'qmp_capabilities') {
+      this.enabled = request.arguments ?? null;
+      return ok(request);
+    }
     this.requests.push(request);
     return respond(request, socket);
   }
