@@ -9,6 +9,7 @@ import { TestNetwork } from '../dist/testbed/network.js';
 import { monotonicMs } from '../dist/testbed/wait.js';
 import { startGuest, TIMEOUT_MS } from './bed.mjs';
 import { withCleanup } from './cleanups.mjs';
+import { PauseWatch } from './pauses.mjs';
 import { rounded, summarize } from './statistics.mjs';
 
 /** How often the guest sends a line: an interruption is known no more precisely than that. */
@@ -16,7 +17,7 @@ const LINE_MS = 5;
 /** A kill falls anywhere into these, which are several checkpoints long. */
 const RANDOM_MS = 500;
 
-/** Returns {failoverMs, byKill, rounds, stream}. Rejects when the stream has a gap: a fast failover that loses bytes is none. */
+/** Returns {failoverMs, resumedMs, byKill, rounds, stream}; `resumedMs` ends with the standby's RESUME event. Rejects when the stream has a gap: a fast failover that loses bytes is none. */
 export async function benchFailover({ quick, qemu, log }) {
   return withCleanup(async (cleanup) => {
     const network = cleanup.own(await TestNetwork.create());
@@ -27,7 +28,7 @@ export async function benchFailover({ quick, qemu, log }) {
     for (let round = 0; round < (quick ? 4 : 20); round++) {
       const killed = round % 2 === 0 ? 'QEMU' : 'agent';
       const standbyVm = await startGuest(cleanup, network, `standby-${round}`, { ...guest, paused: true });
-      rounds.push({ killed, ms: await failOver(cleanup, client, vm, standbyVm, killed) });
+      rounds.push({ killed, ...(await failOver(cleanup, client, vm, standbyVm, killed)) });
       vm = standbyVm;
       log(`failover ${round + 1}: kill -9 of the ${killed}, ${rounds.at(-1).ms} ms`);
     }
@@ -38,6 +39,7 @@ export async function benchFailover({ quick, qemu, log }) {
     return {
       qemu: await vm.qemuVersion(),
       failoverMs: summarize(rounds.map(({ ms }) => ms)),
+      resumedMs: summarize(rounds.map(({ resumedMs }) => resumedMs)),
       byKill: { QEMU: summarize(of('QEMU')), agent: summarize(of('agent')) },
       rounds,
       stream: { received, gaps, regressions },
@@ -57,7 +59,9 @@ async function failOver(cleanup, client, vm, standbyVm, killed) {
   await client.waitAfter(monotonicMs(), TIMEOUT_MS);
   await sleep(Math.random() * RANDOM_MS);
 
+  const watch = cleanup.own(await PauseWatch.open(standbyVm));
   const killedAtMs = monotonicMs();
+  const killedDateMs = realTimeMs();
   (killed === 'QEMU' ? vm : primary).kill('SIGKILL');
   await secondary.waitState('RUNNING', TIMEOUT_MS);
   vm.kill('SIGKILL');
@@ -65,7 +69,14 @@ async function failOver(cleanup, client, vm, standbyVm, killed) {
   const first = await client.waitAfter(killedAtMs + 1, TIMEOUT_MS);
   await secondary.command('stop');
   await secondary.exited;
-  return rounded(first.atMs - killedAtMs, 1);
+  watch.destroy();
+  const resumedMs = rounded(watch.resumedAtMs - killedDateMs, 1);
+  return { ms: rounded(first.atMs - killedAtMs, 1), resumedMs };
+}
+
+/** The clock of QEMU's events. */
+function realTimeMs() {
+  return performance.timeOrigin + performance.now();
 }
 
 async function startAgent(cleanup, role, vm, args) {

@@ -4,6 +4,8 @@ import { QmpClient } from '../dist/qmp/client.js';
 export class PauseWatch {
   /** {stoppedAtMs, pauseMs}, on QEMU's real-time clock. */
   pauses = [];
+  /** The last RESUME; on the same clock. */
+  resumedAtMs = null;
   #stoppedAtMs = null;
 
   /** Opens a monitor of its own; QEMU tells its events to each. */
@@ -17,10 +19,11 @@ export class PauseWatch {
       this.#stoppedAtMs = milliseconds(timestamp);
     });
     monitor.onEvent('RESUME', ({ timestamp }) => {
+      this.resumedAtMs = milliseconds(timestamp);
       if (this.#stoppedAtMs === null) return;
       this.pauses.push({
         stoppedAtMs: this.#stoppedAtMs,
-        pauseMs: milliseconds(timestamp) - this.#stoppedAtMs,
+        pauseMs: this.resumedAtMs - this.#stoppedAtMs,
       });
       this.#stoppedAtMs = null;
     });

@@ -90,7 +90,7 @@ export function peerLines({ qemu, intervalMs, measure, rows, ratios, clientRows 
   ];
 }
 
-export function failoverLines({ qemu, failoverMs, byKill, stream }) {
+export function failoverLines({ qemu, failoverMs, resumedMs, byKill, stream }) {
   return [
     ...tableLines(
       `From kill -9 to the first new byte on the same connection (ms), QEMU ${qemu}`,
@@ -102,6 +102,7 @@ export function failoverLines({ qemu, failoverMs, byKill, stream }) {
       ],
       [...Object.entries(byKill), ['both', failoverMs]],
     ),
+    `until the standby's QEMU runs the guest again: ${resumedMs.p50} ms at the median, ${resumedMs.max} at most; the rest is the guest's own, whose code that QEMU translates anew`,
     `the client's one connection: ${stream.received} lines, ${stream.gaps} gaps, ${stream.regressions} regressions`,
   ];
 }

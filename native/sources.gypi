@@ -22,6 +22,7 @@
       "native/core/guest_memory.cc",
       "native/core/job_thread.cc",
       "native/core/link_sockets.cc",
+      "native/core/memory_keeper.cc",
       "native/core/memory_region.cc",
       "native/core/nbd_client.cc",
       "native/core/nbd_connection.cc",

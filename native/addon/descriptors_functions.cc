@@ -4,6 +4,7 @@
 
 #include "../core/descriptors.h"
 #include "../core/eventfd_kick.h"
+#include "../core/memory_keeper.h"
 #include "../core/zero_file.h"
 #include "classes.h"
 #include "errors.h"
@@ -82,6 +83,10 @@ Napi::Value close_fd_function(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
+Napi::Value start_memory_keeper_function(const Napi::CallbackInfo& info) {
+  return Napi::Boolean::New(info.Env(), start_memory_keeper());
+}
+
 template <Napi::Value (*body)(const Napi::CallbackInfo&)>
 void define(Napi::Env env, Napi::Object exports, const char* name) {
   exports.Set(name, Napi::Function::New<guarded<body>>(env, name));
@@ -100,6 +105,7 @@ void define_descriptors(Napi::Env env, Napi::Object exports) {
   define<reads_as_zeros_function>(env, exports, "readsAsZeros");
   define<kick_eventfds_function>(env, exports, "kickEventfds");
   define<close_fd_function>(env, exports, "closeFd");
+  define<start_memory_keeper_function>(env, exports, "startMemoryKeeper");
 }
 
 }  // namespace colo::addon

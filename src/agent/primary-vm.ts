@@ -74,6 +74,7 @@ export async function attachPrimary(options: PrimaryAgentOptions): Promise<Prima
       disks: disks.exports,
     });
     guard = await PauseGuard.start(qmp, options.log);
+    native.startMemoryKeeper();
     return new PrimaryVm(options, {
       qmp,
       guard,
