@@ -53,6 +53,7 @@ std::size_t GatePort::read(std::uint64_t bytes_max) {
   const auto bytes = static_cast<std::size_t>(got);
   const std::uint64_t frames_before = in_.frames();
   if (!in_.feed(room.first(bytes))) {
+    dropped_frames_ += in_.frames() - frames_before;  // whole ones before it, which go with it
     break_reading(kMalformed);
     return 0;
   }

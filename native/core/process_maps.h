@@ -23,4 +23,8 @@ struct Mapping {
 // kernel walks the page tables for it, so this belongs to attaching only. Throws ERR_COLO_PROCESS.
 std::vector<Mapping> read_process_maps(pid_t pid);
 
+// The text of such a file; `path` is for errors. Throws ERR_COLO_PROCESS for an empty mapping and for a page
+// size that no kernel has: others divide by it.
+std::vector<Mapping> parse_smaps(const std::string& text, const std::string& path);
+
 }  // namespace colo

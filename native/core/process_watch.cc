@@ -9,6 +9,8 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdint>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -51,20 +53,25 @@ std::vector<UniqueFd> open_threads(pid_t pid) {
   return opened;
 }
 
-// Whether its main thread has begun to exit, or must: it may be in the middle of an operation of its disk,
-// and not know yet that it has been killed. proc_pid_stat(5), fields 9 (flags) and 31 (its pending signals).
 bool is_exiting(pid_t pid) {
   std::ifstream file("/proc/" + std::to_string(pid) + "/stat");
-  const std::string text{std::istreambuf_iterator<char>(file), {}};
-  const std::size_t name_end = text.rfind(')');
-  if (name_end == std::string::npos) return true;  // it has gone
-  std::istringstream rest(text.substr(name_end + 1));
-  const std::vector<std::string> fields{std::istream_iterator<std::string>(rest), {}};  // from the third on
-  const auto field = [&](std::size_t number) { return std::stoull(fields.at(number - 3)); };
-  return (field(9) & kPfExiting) != 0 || (field(31) & (1u << (SIGKILL - 1))) != 0;
+  return is_exiting_by_stat({std::istreambuf_iterator<char>(file), {}});
 }
 
 }  // namespace
+
+bool is_exiting_by_stat(const std::string& stat) {
+  // Fields 9 (flags) and 31 (its pending signals); the second, the name, may have anything in it.
+  const std::size_t name_end = stat.rfind(')');
+  if (name_end == std::string::npos) return stat.empty();
+  std::istringstream rest(stat.substr(name_end + 1));
+  const std::vector<std::string> fields{std::istream_iterator<std::string>(rest), {}};  // from the third on
+  const auto has = [&](std::size_t number, std::uint64_t bit) {
+    if (fields.size() <= number - 3) return false;
+    return (std::strtoull(fields[number - 3].c_str(), nullptr, 10) & bit) != 0;
+  };
+  return has(9, kPfExiting) || has(31, 1u << (SIGKILL - 1));
+}
 
 struct ProcessWatch::State {
   pid_t pid;

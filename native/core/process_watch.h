@@ -5,6 +5,7 @@
 
 #include <functional>
 #include <memory>
+#include <string>
 
 namespace colo {
 
@@ -32,5 +33,10 @@ class ProcessWatch {
   struct State;
   std::unique_ptr<State> state_;
 };
+
+// By the text of its /proc/PID/stat (proc_pid_stat(5)): whether its main thread has begun to exit, or must:
+// it may be in the middle of an operation of its disk, and not know yet that it has been killed. True for an
+// empty text, which is that of a process that has gone; false for one that says nothing.
+bool is_exiting_by_stat(const std::string& stat);
 
 }  // namespace colo

@@ -22,7 +22,7 @@ RamCache::RamCache(const GuestMemory& memory, std::uint64_t limit_bytes)
 void RamCache::open(std::uint64_t epoch, unsigned lanes) {
   const std::lock_guard lock(mutex_);
   COLO_ASSERT(!open_);
-  open_.emplace();
+  open_ = Epoch{};
   open_->epoch = epoch;
   open_->lanes.resize(lanes);
 }

@@ -339,6 +339,9 @@ TEST(OutputGate, AMalformedFrameBreaksThePortAndNothingHalfLeaves) {
   EXPECT_EQ(events.broken(), std::vector<std::string>{"QEMU sent a malformed frame"});
   gate.open();
   EXPECT_EQ(nic.receive(kHeader + 4), frame("good"));
+  // "cut" was whole by then; it came together with what can't be read, and goes with it.
+  EXPECT_EQ(gate.stats().dropped_frames, 1u);
+  EXPECT_EQ(gate.stats().held_frames, 0u);
 }
 
 TEST(OutputGate, ReportsAPortThatQemuClosed) {

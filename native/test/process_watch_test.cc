@@ -33,6 +33,21 @@ pid_t sleeping_child() {
   return pid;
 }
 
+// A line that says too little made the watching thread end the agent.
+TEST(ProcessWatch, ReadsThatAProcessIsExiting) {
+  const auto stat = [](const char* flags, const char* pending) {
+    std::string fields = ") S 1 1 1 0 -1 " + std::string(flags);
+    for (int number = 10; number < 31; ++number) fields += " 0";
+    return "7 (a) b" + fields + " " + pending + " 0 0";
+  };
+  EXPECT_FALSE(is_exiting_by_stat(stat("4194560", "0")));
+  EXPECT_TRUE(is_exiting_by_stat(stat("4194564", "0")));
+  EXPECT_TRUE(is_exiting_by_stat(stat("4194560", "256")));
+  EXPECT_TRUE(is_exiting_by_stat(""));
+  for (const char* text : {"7", "7 (qemu", "7 (qemu)", "7 (qemu) S", "7 (qemu) S x y z"})
+    EXPECT_FALSE(is_exiting_by_stat(text)) << text;
+}
+
 TEST(ProcessWatch, TellsOfADeathBeforeAnybodyWaitedForIt) {
   const pid_t pid = sleeping_child();
   std::promise<void> dying, exited;

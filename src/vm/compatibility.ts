@@ -67,11 +67,14 @@ function compareVersions({ qemu: primary }: VmDescription, { qemu: secondary }: 
 }
 
 /** "Several logical processors" (HTT, CmpLegacy) follow from the topology; QEMU counts them as features only since 10.0. */
-const TOPOLOGY_BITS: Record<string, number> = { '0x1.0 EDX': 1 << 28, '0x80000001.0 ECX': 1 << 1 };
+const TOPOLOGY_BITS = new Map([
+  ['0x1.0 EDX', 1 << 28],
+  ['0x80000001.0 ECX', 1 << 1],
+]);
 
 function withoutTopology(features: Record<string, number>): Record<string, number> {
   return Object.fromEntries(
-    Object.entries(features).map(([key, word]) => [key, (word & ~(TOPOLOGY_BITS[key] ?? 0)) >>> 0]),
+    Object.entries(features).map(([key, word]) => [key, (word & ~(TOPOLOGY_BITS.get(key) ?? 0)) >>> 0]),
   );
 }
 
@@ -102,12 +105,13 @@ function compareNumbers(
   missing: number,
   format: (value: number) => string,
 ): string[] {
-  const keys = new Set([...Object.keys(primary), ...Object.keys(secondary)]);
-  return [...keys].flatMap((key) => {
+  // A peer chooses the names: `constructor` must not be found in every object.
+  const [ofPrimary, ofSecondary] = [new Map(Object.entries(primary)), new Map(Object.entries(secondary))];
+  return [...new Set([...ofPrimary.keys(), ...ofSecondary.keys()])].flatMap((key) => {
     return differentValue(
       `${what} ${key}`,
-      format(primary[key] ?? missing),
-      format(secondary[key] ?? missing),
+      format(ofPrimary.get(key) ?? missing),
+      format(ofSecondary.get(key) ?? missing),
     );
   });
 }

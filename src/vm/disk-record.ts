@@ -103,6 +103,8 @@ async function syncFolder(folder: string): Promise<void> {
   }
 }
 
+/** What goes to the peer must be what it takes: READY carries it. */
+const LINEAGE = /^[0-9a-f]{32}$/;
 const ROLES = ['source', 'copying', 'copy'];
 
 function check(value: unknown): DiskRecord {
@@ -111,9 +113,10 @@ function check(value: unknown): DiskRecord {
     typeof value === 'object' &&
     value !== null &&
     [record.vm, record.disk, record.bootId].every((text) => typeof text === 'string') &&
-    (record.lineage === null || typeof record.lineage === 'string') &&
+    (record.lineage === null || (typeof record.lineage === 'string' && LINEAGE.test(record.lineage))) &&
     ROLES.includes(record.role) &&
-    Number.isSafeInteger(record.generation);
+    Number.isSafeInteger(record.generation) &&
+    record.generation >= 0;
   if (!valid) throw new Error('it lacks a member, or has one of another kind');
   return record;
 }

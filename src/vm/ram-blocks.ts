@@ -131,8 +131,9 @@ function assertMapped({ name, hostAddress, sizeBytes }: RamBlock, mappings: Mapp
   }
 }
 
-const BLOCK_LINE =
-  /^\s*(.*?)\s+\d+(?:\.\d+)? (?:[KMGTPE]i)?B\s+0x[0-9a-f]{16} 0x([0-9a-f]{16}) 0x[0-9a-f]{16}(?: 0x([0-9a-f]{16})(?: +(ro|rw))?)?$/;
+/** Behind the name: anchored at the line's end only, so that no line takes longer than its length. */
+const BLOCK_FIELDS =
+  /(?:^|\s)\d+(?:\.\d+)? (?:[KMGTPE]i)?B\s+0x[0-9a-f]{16} 0x([0-9a-f]{16}) 0x[0-9a-f]{16}(?: 0x([0-9a-f]{16})(?: +(ro|rw))?)?$/;
 
 /**
  * The table that `info ramblock` prints (ram_block_format in softmmu/physmem.c, later system/physmem.c). The size is what is used, not what is
@@ -143,12 +144,13 @@ export function parseRamBlocks(text: string): ListedBlock[] {
   if (!header?.includes('Block Name'))
     throw new Error(`cannot understand QEMU's list of RAM blocks: ${text.slice(0, 200)}`);
   return lines.map((line) => {
-    const [, name, used, address, access] = BLOCK_LINE.exec(line) ?? [];
-    if (name === undefined || used === undefined) {
+    const fields = BLOCK_FIELDS.exec(line);
+    const [, used, address, access] = fields ?? [];
+    if (fields === null || used === undefined) {
       throw new Error(`cannot understand this line of QEMU's list of RAM blocks: ${line}`);
     }
     return {
-      name,
+      name: line.slice(0, fields.index).trim(),
       sizeBytes: Number(BigInt(`0x${used}`)),
       hostAddress: address === undefined ? null : BigInt(`0x${address}`),
       readOnly: access === undefined ? null : access === 'ro',

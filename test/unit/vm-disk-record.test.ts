@@ -67,6 +67,8 @@ test.each([
   ['a missing member', JSON.stringify({ ...RECORD, lineage: undefined })],
   ['an unknown role', JSON.stringify({ ...RECORD, role: 'boss' })],
   ['a generation that is no number', JSON.stringify({ ...RECORD, generation: '3' })],
+  ['a generation below zero', JSON.stringify({ ...RECORD, generation: -1 })],
+  ['a lineage that no peer would take', JSON.stringify({ ...RECORD, lineage: 'ab' })],
 ])('a damaged record is an error that names the file: %s', (_, text) => {
   const file = image();
   writeFileSync(`${file}.colo`, text);
