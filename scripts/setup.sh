@@ -1,9 +1,10 @@
 #!/bin/sh
-# Makes a fresh checkout ready to run: what is missing from the distribution, the Node packages, the native addon, the compiled TypeScript.
+# setup.sh [fuzz]: makes a fresh checkout ready to run: what is missing from the distribution, the Node packages, the native addon, the compiled TypeScript.
 # `npm run demo` and `npm test` call it; it is done at once when there is nothing to do. Everything it prints goes to standard error, so that
 # what comes after it may print JSON.
 set -eu
 cd "$(dirname "$0")/.."
+purpose=${1:-}
 log=.cache/setup.log
 
 say() { echo "setup: $*" >&2; }
@@ -28,6 +29,9 @@ needed() {
 }
 
 has() { command -v "$1" >/dev/null; }
+
+# clang with libFuzzer.
+has_fuzzer() { has clang++ && ls "$(clang++ --print-runtime-dir)"/libclang_rt.fuzzer*.a >/dev/null 2>&1; }
 
 # Looks for the files themselves: asking the package manager would take longer than all the rest, and they may come from elsewhere.
 find_missing() {
@@ -54,6 +58,8 @@ find_missing() {
   [ -f /usr/include/sqlite3.h ] || needed libsqlite3-dev sqlite-devel
   [ -f /usr/include/gtest/gtest.h ] || needed libgtest-dev gtest-devel
   [ -f /usr/include/benchmark/benchmark.h ] || needed libbenchmark-dev google-benchmark-devel
+  has spin || needed spin spin
+  [ "$purpose" != fuzz ] || has_fuzzer || needed 'clang libclang-rt-dev' 'clang compiler-rt'
   [ -f /usr/include/xxhash.h ] || needed libxxhash-dev xxhash-devel
 }
 

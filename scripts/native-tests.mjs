@@ -1,0 +1,97 @@
+/** The native tests, built and run for `npm test` and `npm run sanitize`, and what both need to run programs and count what failed. */
+import { spawn, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
+import { closeSync, existsSync, mkdirSync, openSync, readFileSync } from 'node:fs';
+import { availableParallelism } from 'node:os';
+
+export const OUTPUT = '.cache/test';
+export const CORES = availableParallelism();
+/** Several times what the longest step takes on two busy cores: what hangs is ended and counts as failed, and the rest still runs. */
+const STEP_LIMIT_MS = 1_500_000;
+
+/** One thread against a slow oracle: ThreadSanitizer has nothing to look at there, and makes them ten times as slow. The other two runs have them. */
+const ONE_THREAD = [
+  'DiskStream.*',
+  'PageDelta.*',
+  'StandbyDisk.Equals*',
+  'DiskLog.StandbyIsByteForByte*',
+  'Targets/FuzzCorpus.*',
+];
+
+/** `sanitizer`: none, address (with undefined) or thread. */
+export async function nativeTests(sanitizer) {
+  mkdirSync(OUTPUT, { recursive: true });
+  const folder = `build-test/${sanitizer}`;
+  const options = ['-DCOLO_TESTS=ON', `-DCOLO_SANITIZE=${sanitizer === 'none' ? '' : sanitizer}`];
+  must('cmake', [
+    '-S',
+    '.',
+    '-B',
+    folder,
+    '-DCMAKE_BUILD_TYPE=RelWithDebInfo',
+    ...options,
+    '--log-level=WARNING',
+  ]);
+  must('cmake', ['--build', folder, '--target', 'core_test', '--parallel', `${CORES}`, '--', '--quiet']);
+  const shards = Array.from({ length: CORES }, (_, index) => index);
+  const ended = await Promise.all(
+    shards.map((shard) => nativeShard(`${folder}/core_test`, sanitizer, shard, shards.length)),
+  );
+  return {
+    passed: ended.reduce((sum, { passed }) => sum + passed, 0),
+    failed: ended.reduce((sum, { failed }) => sum + failed, 0),
+    complaint: ended.map(({ complaint }) => complaint).join(''),
+  };
+}
+
+/** One process with its share of the tests. Most tests use one core: they wait for a child process, or it waits for them. */
+async function nativeShard(file, sanitizer, shard, shards) {
+  const report = `${OUTPUT}/native-${sanitizer}-${shard}.json`;
+  const log = `${OUTPUT}/native-${sanitizer}-${shard}.log`;
+  const filter = sanitizer === 'thread' ? [`--gtest_filter=-${ONE_THREAD.join(':')}`] : [];
+  const output = openSync(log, 'w');
+  const child = spawn(file, [`--gtest_output=json:${report}`, ...filter], {
+    stdio: ['ignore', output, output],
+    env: { ...process.env, GTEST_TOTAL_SHARDS: `${shards}`, GTEST_SHARD_INDEX: `${shard}` },
+    timeout: STEP_LIMIT_MS,
+    killSignal: 'SIGKILL',
+  });
+  closeSync(output);
+  const [code, signal] = await once(child, 'exit');
+  const complaint =
+    code === 0 ? '' : `${whatFailed(readFileSync(log, 'utf8'))}\n${signal ?? `status ${code}`}\n`;
+  if (complaint) console.error(complaint);
+  if (!existsSync(report)) {
+    return { passed: 0, failed: 1, complaint: `${file} (shard ${shard}) left no report\n${complaint}` };
+  }
+  const { tests, failures, errors } = JSON.parse(readFileSync(report, 'utf8'));
+  return { ...counted(tests, failures + errors, code === 0), complaint };
+}
+
+/** The parts of GoogleTest's output that belong to tests which failed or did not end. */
+function whatFailed(text) {
+  const tests = text.split(/^(?=\[ RUN {6}\])/m);
+  return tests.filter((test, index) => index === tests.length - 1 || !/^\[ {7}OK \]/m.test(test)).join('');
+}
+
+/** A runner that reports no failure and yet ends with an error (a crash, a sanitizer's finding, a leak) is a failure. */
+export function counted(tests, failed, ended) {
+  if (tests === 0) throw new Error('no test ran');
+  const failures = failed === 0 && !ended ? 1 : failed;
+  return { passed: tests - Math.min(tests, failures), failed: failures };
+}
+
+export function must(command, args, options = {}) {
+  if (!run(command, args, options)) throw new Error(`${command} ${args.join(' ')} failed`);
+}
+
+export function run(command, args, options = {}) {
+  const result = spawnSync(command, args, {
+    stdio: 'inherit',
+    timeout: STEP_LIMIT_MS,
+    killSignal: 'SIGKILL',
+    ...options,
+  });
+  if (result.error) throw result.error;
+  return result.status === 0;
+}
