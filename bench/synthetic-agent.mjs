@@ -31,6 +31,7 @@ async function run(cleanup) {
     shadow: true,
     tracker: 'userfaultfd',
     stagingResidentBytes: 64 * 1024 * 1024,
+    scrubSliceBytes: 0,
     disks: [],
   });
   cleanup.add(() => engine.close());

@@ -37,6 +37,8 @@
       "native/core/process_watch.cc",
       "native/core/ram_cache.cc",
       "native/core/remote_syscall.cc",
+      "native/core/scrub_stream.cc",
+      "native/core/scrubber.cc",
       "native/core/shadow.cc",
       "native/core/socket_io.cc",
       "native/core/standby_disk.cc",

@@ -30,6 +30,7 @@ PrimaryOptions options_of(const Argument& options) {
   result.shadow = options.property("shadow").boolean();
   result.tracker = tracker_of(options.property("tracker"));
   result.staging_resident_bytes = options.property("stagingResidentBytes").integer();
+  result.scrub_slice_bytes = options.property("scrubSliceBytes").integer();
   result.disks = disk_exports(options.property("disks"));
   return result;
 }

@@ -81,7 +81,11 @@ Napi::Value to_js(Napi::Env env, const TransmitResult& result) {
                        {"rawPages", result.raw_pages},
                        {"beganUs", result.began_us},
                        {"encodeUs", result.encode_us},
-                       {"totalUs", result.total_us}});
+                       {"totalUs", result.total_us},
+                       {"scrubCheckedPages", result.scrub_checked_pages},
+                       {"scrubSkippedPages", result.scrub_skipped_pages},
+                       {"scrubRounds", result.scrub_rounds},
+                       {"scrubCpuUs", result.scrub_cpu_us}});
 }
 
 Napi::Value to_js(Napi::Env env, const SyncProgress& progress) {
@@ -104,7 +108,9 @@ Napi::Value to_js(Napi::Env env, const CommitResult& result) {
   return numbers(env, {{"beganUs", result.began_us},
                        {"ramUs", result.ram_us},
                        {"disksUs", result.disks_us},
-                       {"mailboxUs", result.mailbox_us}});
+                       {"mailboxUs", result.mailbox_us},
+                       {"scrubUs", result.scrub_us},
+                       {"scrubbedPages", result.scrubbed_pages}});
 }
 
 }  // namespace colo::addon

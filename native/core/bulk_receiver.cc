@@ -122,6 +122,8 @@ void BulkReceiver::receive_frame(Lane& lane) {
         return answer_disk_hashes(lane, header.length);
       case FrameType::disk_differs:
         throw stream_error("DISK_DIFFERS is the secondary's to send");
+      case FrameType::scrub:
+        return receive_scrub(lane, header.length);
     }
   } catch (const Error& error) {
     refuse_frame(error, lane.index);
@@ -141,7 +143,7 @@ void BulkReceiver::enter_epoch(Lane& lane, std::uint64_t epoch) {
     // The epoch before is complete, or this one would not be open.
     COLO_ASSERT(lane.ended);
     lane.epoch = epoch;
-    lane.wire_bytes = lane.vmstate_bytes = lane.disk_bytes = 0;
+    lane.wire_bytes = lane.vmstate_bytes = lane.disk_bytes = lane.scrub_pages = 0;
     lane.ended = false;
     lane.digest.reset();
     lane.first_copy.reset();
@@ -227,6 +229,19 @@ void BulkReceiver::receive_vmstate(Lane& lane, std::size_t length) {
   destination_.mailbox.check(payload);
   destination_.cache.set_vmstate(payload);
   lane.vmstate_bytes = length;
+}
+
+void BulkReceiver::receive_scrub(Lane& lane, std::size_t length) {
+  if (lane.epoch == 0) throw stream_error("SCRUB in epoch 0");
+  if (lane.index != 0) throw stream_error("SCRUB belongs on connection 0");
+  const std::span<std::byte> payload = receive_payload(lane, length);
+  lane.digest.add_payload(payload);
+  const std::uint64_t pages = validate_scrub(payload, block_pages_).count;
+  // Without this, a small frame could have a whole block hashed, again and again.
+  if (pages > destination_.memory.total_bytes() / kPageSize - lane.scrub_pages)
+    throw stream_error("epoch " + std::to_string(lane.epoch) + " scrubs more pages than the guest has");
+  lane.scrub_pages += pages;
+  destination_.cache.add_scrub(payload);
 }
 
 void BulkReceiver::receive_end(Lane& lane) {

@@ -53,7 +53,7 @@ class BulkReceiver {
     std::thread thread;
     // Of its thread alone:
     std::uint64_t epoch = 0, wire_bytes = 0;
-    std::uint64_t vmstate_bytes = 0, disk_bytes = 0;
+    std::uint64_t vmstate_bytes = 0, disk_bytes = 0, scrub_pages = 0;
     bool ended = false;
     EpochDigest digest;
     PageApplier applier;
@@ -68,6 +68,7 @@ class BulkReceiver {
   void receive_disk_writes(Lane& lane, std::size_t length);
   void answer_disk_hashes(Lane& lane, std::size_t length);
   void receive_vmstate(Lane& lane, std::size_t length);
+  void receive_scrub(Lane& lane, std::size_t length);
   void receive_end(Lane& lane);
   void count_pages(std::uint64_t pages);
   void fail(const Error& error);

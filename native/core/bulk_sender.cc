@@ -201,6 +201,7 @@ void BulkSender::send_first_copy(std::span<const std::shared_ptr<DiskExport>> di
 
 TransmitResult BulkSender::send_epoch(std::uint64_t epoch, std::span<const CapturedRun> runs,
                                       std::span<const std::byte> vmstate,
+                                      std::span<const std::vector<std::byte>> scrub,
                                       std::span<const std::shared_ptr<const DiskWrites>> disks) {
   Laps laps;
   std::uint64_t pages = 0;
@@ -211,6 +212,7 @@ TransmitResult BulkSender::send_epoch(std::uint64_t epoch, std::span<const Captu
     lane.stream.begin_epoch(epoch);
     if (lane.index == 0) {
       lane.stream.send_vmstate(vmstate);
+      for (const std::vector<std::byte>& payload : scrub) lane.stream.send_scrub(payload);
       for (std::size_t disk = 0; disk < disks.size(); ++disk)
         add_disk_writes(lane.stream, static_cast<std::uint16_t>(disk), *disks[disk]);
     }

@@ -52,10 +52,10 @@ class BulkSender {
   void send_first_copy(std::span<const std::shared_ptr<DiskExport>> disks, std::uint64_t bytes_per_second,
                        const std::function<void(SyncProgress)>& progress);
 
-  // Sends the captured runs, shared out equally, the device state and what was written to each disk as one
-  // epoch.
+  // Sends the captured runs, shared out equally, the device state, the scrub's payloads and what was written
+  // to each disk as one epoch.
   TransmitResult send_epoch(std::uint64_t epoch, std::span<const CapturedRun> runs,
-                            std::span<const std::byte> vmstate,
+                            std::span<const std::byte> vmstate, std::span<const std::vector<std::byte>> scrub,
                             std::span<const std::shared_ptr<const DiskWrites>> disks);
 
   // From any thread: ends the job in progress and every later one.

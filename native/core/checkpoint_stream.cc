@@ -59,6 +59,8 @@ bool length_allowed(FrameType type, std::uint32_t length) {
              length <= kDiskHashesBytesMax;
     case FrameType::disk_differs:
       return length > 0 && length % 8 == 0 && length <= differs_bytes(kDiskHashesMax);
+    case FrameType::scrub:
+      return length >= kScrubBytesMin && length % 8 == 0 && length <= kScrubBytesMax;
   }
   throw Error("ERR_COLO_STREAM", 0, "unknown frame type " + std::to_string(static_cast<unsigned>(type)));
 }
@@ -297,13 +299,17 @@ void StreamWriter::receive_disk_differs(std::uint32_t count, std::span<std::byte
   }
 }
 
-void StreamWriter::send_vmstate(std::span<const std::byte> bytes) {
+void StreamWriter::send_vmstate(std::span<const std::byte> bytes) { send_alone(FrameType::vmstate, bytes); }
+
+void StreamWriter::send_scrub(std::span<const std::byte> payload) { send_alone(FrameType::scrub, payload); }
+
+void StreamWriter::send_alone(FrameType type, std::span<const std::byte> payload) {
   // They would be sent, and forgotten, with this frame.
   COLO_ASSERT(entries_.payload_bytes() == 0 && (!disk_entries_ || disk_entries_->payload_bytes() == 0));
   const Stopwatch stopwatch(send_ns_);
-  digest_.add_payload(bytes);
-  const iovec piece = piece_of(bytes);
-  put_frame(FrameType::vmstate, {&piece, 1}, bytes.size());
+  digest_.add_payload(payload);
+  const iovec piece = piece_of(payload);
+  put_frame(type, {&piece, 1}, payload.size());
   send_put();
 }
 

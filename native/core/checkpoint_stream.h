@@ -15,6 +15,7 @@
 
 #include "disk_stream.h"
 #include "page_delta.h"
+#include "scrub_stream.h"
 #include "socket_io.h"
 
 namespace colo {
@@ -40,6 +41,7 @@ enum class FrameType : std::uint16_t {
   disk = 4,          // disk_stream.h has the payloads of these three
   disk_hashes = 5,   // not counted in END
   disk_differs = 6,  // from the secondary; not counted in END
+  scrub = 7,         // see scrub_stream.h
 };
 
 inline constexpr std::size_t kFrameHeaderBytes = 32;
@@ -107,6 +109,7 @@ class StreamWriter {
   // Sends the pages and the disk writes that wait.
   void send_gathered();
   void send_vmstate(std::span<const std::byte> bytes);
+  void send_scrub(std::span<const std::byte> payload);  // of encode_scrub()
   // At most kDiskHashesMax hashes (asserted) of blocks that follow one another.
   void send_disk_hashes(std::uint16_t disk, std::uint64_t first_block, std::span<const BlockHash> hashes);
   // Waits for the answer to the oldest question that has none yet, about `count` blocks; `differs` has
@@ -125,6 +128,7 @@ class StreamWriter {
   void put(std::span<const std::byte> bytes);
   void put_pages();
   void put_disk();
+  void send_alone(FrameType type, std::span<const std::byte> payload);
   void send_put();
 
   SocketCalls& calls_;

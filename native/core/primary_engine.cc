@@ -13,6 +13,7 @@
 #include "checkpoint_stream.h"
 #include "job_thread.h"
 #include "laps.h"
+#include "scrubber.h"
 #include "shadow.h"
 
 namespace colo {
@@ -34,6 +35,13 @@ std::unique_ptr<DirtyTracker> make_tracker(const PrimaryOptions& options, const 
     reason = error.what();
     return make_compare_tracker(memory, *shadow);
   }
+}
+
+std::unique_ptr<Scrubber> make_scrubber(const PrimaryOptions& options, const GuestMemory& memory,
+                                        const Shadow* shadow, TrackerKind tracker) {
+  const std::uint64_t slice_pages = options.scrub_slice_bytes / kPageSize;
+  if (slice_pages == 0) return nullptr;
+  return std::make_unique<Scrubber>(memory, tracker == TrackerKind::compare ? shadow : nullptr, slice_pages);
 }
 
 void read_vmstate(int fd, std::vector<std::byte>& out) {
@@ -64,6 +72,7 @@ struct PrimaryEngine::State {
         tracker(make_tracker(options, memory, shadow.get(), info.reason)),
         pool(std::in_place, options.threads),
         staging(memory.total_bytes(), options.staging_resident_bytes),
+        scrubber(make_scrubber(options, memory, shadow.get(), tracker->kind())),
         disks(options.disks) {
     info.kind = tracker->kind();
     for (std::size_t i = 0; i < memory.block_count(); ++i) {
@@ -79,6 +88,9 @@ struct PrimaryEngine::State {
   void sync_disks(const std::vector<bool>& all_differ, std::uint64_t bytes_per_second,
                   const std::function<void(SyncProgress)>& progress);
   void forget_captured();
+  void drop_scrub();
+  void scrub_next();
+  ScrubFrames scrub_frames() const;
   CaptureResult capture(std::uint64_t epoch, OutputGate* gate);
   TransmitResult transmit(std::uint64_t epoch, int vmstate_fd);
 
@@ -88,12 +100,14 @@ struct PrimaryEngine::State {
   std::unique_ptr<DirtyTracker> tracker;
   std::optional<WorkerPool> pool;
   Staging staging;
+  std::unique_ptr<Scrubber> scrubber;  // nullptr: no scrub
   const std::vector<std::shared_ptr<DiskExport>> disks;
   std::vector<DirtyBitmap>
       dirty;  // INVARIANT 3: every page that the secondary doesn't have and the tracker has told of
   std::vector<CapturedRun> captured;
   std::uint64_t captured_pages = 0;
   std::optional<std::uint64_t> captured_epoch;
+  ScrubSlice scrubbed;  // what belongs to the captured checkpoint
   std::vector<std::byte> vmstate;
   bool synced = false;  // the shadow equals what the secondary has
 
@@ -141,9 +155,26 @@ void PrimaryEngine::State::unseal_disks() {
   for (const auto& disk : disks) disk->log().unseal();
 }
 
+void PrimaryEngine::State::drop_scrub() {
+  scrubbed = {};
+  if (!scrubber) return;
+  scrubber->stop();
+  scrubber->wait_for_shadow();
+}
+
+// After a checkpoint's capture, and once its sending doesn't want the processor any more.
+void PrimaryEngine::State::scrub_next() {
+  if (scrubber && synced) scrubber->begin();
+}
+
+ScrubFrames PrimaryEngine::State::scrub_frames() const {
+  return scrubber ? scrubber->frames_of(scrubbed, dirty) : ScrubFrames{};
+}
+
 void PrimaryEngine::State::forget_captured() {
   unseal_disks();
   captured.clear();
+  scrubbed = {};
   captured_epoch.reset();
   staging.trim(captured_pages * kPageSize);
   captured_pages = 0;
@@ -154,6 +185,7 @@ CaptureResult PrimaryEngine::State::capture(std::uint64_t epoch, OutputGate* gat
   CaptureResult result;
   Laps laps;
   result.began_us = laps.began_us();
+  if (scrubber) scrubbed = scrubber->take();
   if (gate != nullptr) gate->seal(epoch);
   for (const auto& disk : disks) result.disk_bytes += disk->log().seal(epoch);
   result.seal_us = laps.lap_us();
@@ -186,14 +218,24 @@ TransmitResult PrimaryEngine::State::transmit(std::uint64_t epoch, int vmstate_f
   try {
     std::vector<std::shared_ptr<const DiskWrites>> writes;  // their room is given back when all is sent
     for (const auto& disk : disks) writes.push_back(disk->log().take_sealed(epoch));
-    result = link().send_epoch(epoch, captured, vmstate, writes);
+    if (scrubber) scrubber->wait_for_shadow();
+    const ScrubFrames scrub = scrub_frames();
+    result = link().send_epoch(epoch, captured, vmstate, scrub.payloads, writes);
+    result.scrub_checked_pages = scrub.checked_pages;
+    result.scrub_skipped_pages = scrub.skipped_pages;
   } catch (...) {
     end_disk_sessions();  // INVARIANT 3: what was taken differs again; and no write waits for room any more
     throw;
   }
   synced = true;
   for (DirtyBitmap& block : dirty) block.clear();  // INVARIANT 3: nowhere else but in protect()
+  if (scrubber) {
+    scrubber->sent(scrubbed);
+    result.scrub_rounds = scrubber->rounds();
+    result.scrub_cpu_us = scrubbed.cpu_ns / 1000;
+  }
   forget_captured();
+  scrub_next();
   return result;
 }
 
@@ -209,6 +251,7 @@ void PrimaryEngine::protect(Done done) {
         // INVARIANT 5: the caller has stopped the VM. From here to the end of the next sync() only the
         // tracker knows what the secondary lacks, and that sync sends everything else.
         state->synced = false;
+        state->drop_scrub();
         state->tracker->protect_all();
         for (DirtyBitmap& block : state->dirty) block.clear();
         state->forget_captured();
@@ -263,6 +306,7 @@ void PrimaryEngine::sync(std::uint64_t bytes_per_second, std::function<void(Sync
   state_->jobs.start(
       [state = state_.get(), bytes_per_second, progress = std::move(progress)] {
         state->synced = false;
+        state->drop_scrub();
         try {
           state->link().send_first_copy(state->disks, bytes_per_second, progress);
         } catch (...) {
@@ -270,6 +314,7 @@ void PrimaryEngine::sync(std::uint64_t bytes_per_second, std::function<void(Sync
           throw;
         }
         state->synced = true;
+        state->scrub_next();
       },
       std::move(done));
 }
@@ -292,6 +337,7 @@ void PrimaryEngine::transmit(std::uint64_t epoch, int vmstate_fd,
 void PrimaryEngine::abandon() {
   state_->jobs.require_idle();
   state_->forget_captured();  // INVARIANT 3: `dirty` keeps the pages
+  state_->scrub_next();
 }
 
 void PrimaryEngine::close() {
@@ -303,6 +349,7 @@ void PrimaryEngine::close() {
   }
   std::call_once(state_->ended, [this] {
     state_->jobs.join();
+    state_->scrubber.reset();
     state_->tracker.reset();  // lifts the protection
     state_->pool.reset();
     const std::lock_guard lock(state_->mutex);

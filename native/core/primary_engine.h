@@ -24,6 +24,7 @@ struct PrimaryOptions {
   bool shadow = true;    // false: no deltas on the wire, no compare tracker
   enum class Tracker { automatic, userfaultfd, compare } tracker = Tracker::automatic;
   std::uint64_t staging_resident_bytes = 64u << 20;  // see Staging
+  std::uint64_t scrub_slice_bytes = 0;               // hashed for each checkpoint, in whole pages; 0: none
   std::vector<std::shared_ptr<DiskExport>> disks;    // an index here is one on the wire
 };
 
@@ -44,6 +45,9 @@ struct TransmitResult {
   std::uint64_t wire_bytes = 0, raw_bytes = 0;
   std::uint64_t zero_pages = 0, unchanged_pages = 0, delta_pages = 0, raw_pages = 0;
   std::uint64_t began_us = 0, encode_us = 0, total_us = 0;
+  // See Scrubber: the pages whose hashes went along, those left out, how often all of RAM has been gone
+  // through since the engine began, and the processor time that hashing took.
+  std::uint64_t scrub_checked_pages = 0, scrub_skipped_pages = 0, scrub_rounds = 0, scrub_cpu_us = 0;
 };
 
 struct SyncProgress {
@@ -97,9 +101,9 @@ class PrimaryEngine {
   // stay in the epoch's bitmap; a failed capture leaves them dirty.
   void capture(std::uint64_t epoch, OutputGate* gate, std::function<void(const Error*, CaptureResult)> done);
 
-  // Encodes the captured pages against the shadow and sends them and the device state (all of `vmstate_fd`
-  // from offset 0) as `epoch`. Ends when everything is with the kernel. ERR_COLO_LINK ends the session: the
-  // shadow is then unknown and sync() must come first.
+  // Encodes the captured pages against the shadow and sends them, the device state (all of `vmstate_fd` from
+  // offset 0) and the scrub's hashes as `epoch`. Ends when everything is with the kernel. ERR_COLO_LINK ends
+  // the session: the shadow is then unknown and sync() must come first.
   void transmit(std::uint64_t epoch, int vmstate_fd, std::function<void(const Error*, TransmitResult)> done);
 
   // The captured checkpoint won't be sent: its pages are dirty again (invariant 3). Synchronous, no job

@@ -66,6 +66,12 @@ void RamCache::add_disk_writes(std::span<const std::byte> payload) {
   open_->disk_writes.push_back(payload);
 }
 
+void RamCache::add_scrub(std::span<const std::byte> payload) {
+  const std::lock_guard lock(mutex_);
+  COLO_ASSERT(open_);
+  open_->scrub.push_back(payload);
+}
+
 void RamCache::set_vmstate(std::span<const std::byte> payload) {
   const std::lock_guard lock(mutex_);
   COLO_ASSERT(open_ && open_->vmstate.empty());
@@ -108,6 +114,12 @@ std::span<const std::span<const std::byte>> RamCache::committed_disk_writes() co
   const std::lock_guard lock(mutex_);
   COLO_ASSERT(committed_);
   return committed_->disk_writes;
+}
+
+std::span<const std::span<const std::byte>> RamCache::committed_scrub() const {
+  const std::lock_guard lock(mutex_);
+  COLO_ASSERT(committed_);
+  return committed_->scrub;
 }
 
 std::span<const std::byte> RamCache::committed_vmstate() const {

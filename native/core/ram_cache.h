@@ -20,9 +20,9 @@ namespace colo {
 // place, and there is one place for each: open, complete, committed. The committed one stays after its flush,
 // until the next is committed, so that a take-over can flush it once more.
 //
-// Thread rules: open, commit and discard come from one owner; reserve, add_pages, add_disk_writes and
-// set_vmstate from one thread a lane; complete from any of these; flush and what is committed_... from one
-// thread of its own, between a commit and the next. discard() needs the lanes' threads to be at rest.
+// Thread rules: open, commit and discard come from one owner; reserve, add_pages, add_disk_writes, add_scrub
+// and set_vmstate from one thread a lane; complete from any of these; flush and what is committed_... from
+// one thread of its own, between a commit and the next. discard() needs the lanes' threads to be at rest.
 class RamCache {
  public:
   // `limit_bytes` is the most payload that all epochs together may hold.
@@ -37,9 +37,11 @@ class RamCache {
 
   // All take a payload from reserve(): page entries that validate_entries() has passed, in the order in which
   // they will be applied within their lane; disk entries that validate_disk_entries() has passed, from one
-  // lane only, whose order is kept too; and the epoch's device state, once.
+  // lane only, whose order is kept too; hashes that validate_scrub() has passed; and the epoch's device
+  // state, once.
   void add_pages(unsigned lane, std::span<const std::byte> payload);
   void add_disk_writes(std::span<const std::byte> payload);
+  void add_scrub(std::span<const std::byte> payload);
   void set_vmstate(std::span<const std::byte> payload);
 
   // Everything of the open epoch has arrived and was found right: from now on it can be committed. Throws
@@ -55,6 +57,7 @@ class RamCache {
   void flush();
   // Valid until the next commit.
   std::span<const std::span<const std::byte>> committed_disk_writes() const;
+  std::span<const std::span<const std::byte>> committed_scrub() const;
   std::span<const std::byte> committed_vmstate() const;
 
   // Throws away what isn't committed.
@@ -73,7 +76,7 @@ class RamCache {
     std::uint64_t epoch = 0;
     std::uint64_t reserved_bytes = 0;
     std::vector<Lane> lanes;
-    std::vector<std::span<const std::byte>> disk_writes;
+    std::vector<std::span<const std::byte>> disk_writes, scrub;
     std::span<const std::byte> vmstate;
   };
 

@@ -10,6 +10,7 @@
 #include "bulk_receiver.h"
 #include "laps.h"
 #include "ram_cache.h"
+#include "scrub_stream.h"
 #include "standby_disks.h"
 #include "vmstate_mailbox.h"
 
@@ -131,6 +132,10 @@ CommitResult StandbyEngine::State::flush_committed() {
   result.disks_us = laps.lap_us();
   mailbox.write(cache.committed_vmstate());  // INVARIANT 6: only when RAM and disks are of its epoch
   result.mailbox_us = laps.lap_us();
+  // INVARIANT 8: last, so that the disks are of this epoch whatever RAM is.
+  for (const std::span<const std::byte> payload : cache.committed_scrub())
+    result.scrubbed_pages += check_scrub(memory, payload);
+  result.scrub_us = laps.lap_us();
   return result;
 }
 

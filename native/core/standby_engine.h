@@ -45,7 +45,8 @@ struct StagedCheckpoint {
 // The steps of a commit, one after the other.
 struct CommitResult {
   std::uint64_t began_us = 0;  // see monotonic_us()
-  std::uint64_t ram_us = 0, disks_us = 0, mailbox_us = 0;
+  std::uint64_t ram_us = 0, disks_us = 0, mailbox_us = 0, scrub_us = 0;
+  std::uint64_t scrubbed_pages = 0;
 };
 
 // A session's life: open_session, add_connection (as many as announced), then per epoch: open_epoch ->
@@ -78,11 +79,12 @@ class StandbyEngine {
   // (asserted).
   void open_epoch(std::uint64_t epoch);
 
-  // Flushes a staged epoch: RAM first, then the disks, then the device state into the mailbox (invariant 6).
-  // Runs on the engine's own thread, `done` comes from there, with ERR_COLO_GUEST_MEMORY when QEMU is gone,
-  // ERR_COLO_DISK or ERR_COLO_MAILBOX. One at a time (asserted). The last committed epoch can be committed
-  // again, which flushes it once more, so that one whose flush has failed is made whole; any other throws
-  // ERR_COLO_STATE.
+  // Flushes a staged epoch: RAM first, then the disks, then the device state into the mailbox (invariant 6);
+  // and holds the epoch's hashes against RAM (invariant 8). Runs on the engine's own thread, `done` comes
+  // from there, with ERR_COLO_GUEST_MEMORY when QEMU is gone, ERR_COLO_DISK or ERR_COLO_MAILBOX, or
+  // ERR_COLO_SCRUB: everything is done then, but RAM isn't the primary's. One at a time (asserted). The last
+  // committed epoch can be committed again, which flushes it once more, so that one whose flush has failed is
+  // made whole; any other throws ERR_COLO_STATE.
   void commit(std::uint64_t epoch, CommitDone done);
 
   // Makes durable what was committed: a failover's last step before the VM runs, since its guest may have

@@ -72,7 +72,7 @@ TEST(CheckpointStream, FrameHeaderRefusesWhatItsFieldsDoNotAllow) {
   EXPECT_NE(with(3, "4a").find("magic"), std::string::npos);
   EXPECT_NE(with(4, "0002").find("version 2"), std::string::npos);
   EXPECT_NE(with(6, "0000").find("type 0"), std::string::npos);
-  EXPECT_NE(with(6, "0007").find("type 7"), std::string::npos);
+  EXPECT_NE(with(6, "0008").find("type 8"), std::string::npos);
   EXPECT_NE(with(6, "0101").find("type 257"), std::string::npos);
   EXPECT_NE(with(31, "01").find("reserved"), std::string::npos);
   EXPECT_EQ(with(24, "00100000"), "");

@@ -23,15 +23,23 @@ using testing::vmstate_of;
 constexpr std::uint64_t kGeneration = 7, kPages = 12;
 constexpr std::size_t kVmstateBytes = 150;
 
+Bytes scrub_of(std::uint64_t first_page, const Bytes& page, std::uint64_t count = 1) {
+  return encode_scrub(0, {first_page, count}, std::vector(count, hash_of_page(page.data())),
+                      std::vector<bool>(count));
+}
+
 // One epoch's bytes of one connection: page 1 zero, page 2 one changed line of `value`, page 3 whole (no
-// delta in epoch 0).
+// delta in epoch 0), and a hash of page 5, which has always been zero.
 Bytes epoch_bytes(std::uint64_t epoch, unsigned value, bool with_vmstate = true) {
   RecordingSocketCalls recorder;
   StreamWriter writer(recorder, -1, kGeneration);
   const std::string vmstate = vmstate_of(epoch, kVmstateBytes);
   const Bytes page(kPageSize, std::byte(value));
   writer.begin_epoch(epoch);
-  if (epoch != 0 && with_vmstate) writer.send_vmstate(std::as_bytes(std::span(vmstate)));
+  if (epoch != 0 && with_vmstate) {
+    writer.send_vmstate(std::as_bytes(std::span(vmstate)));
+    writer.send_scrub(scrub_of(5, Bytes(kPageSize)));
+  }
   writer.entries().add_zero(0, 1);
   if (epoch != 0) writer.entries().add_delta(0, 2, page.data(), 1 << 5);
   writer.entries().add_raw(1, 3, page.data());
@@ -244,6 +252,57 @@ TEST_F(StandbyEngineTest, MorePagesThanTheGuestHasAreRefused) {
   Connection connection = begin();
   connection.send(recorder.bytes);
   EXPECT_NE(standby_.wait_failure().find("more pages than the guest"), std::string::npos);
+}
+
+TEST_F(StandbyEngineTest, ScrubIsRefusedWhereItDoesNotBelong) {
+  const auto bytes_of = [](std::uint64_t epoch, unsigned frames) {
+    RecordingSocketCalls recorder;
+    StreamWriter writer(recorder, -1, kGeneration);
+    writer.begin_epoch(epoch);
+    for (unsigned i = 0; i < frames; ++i) writer.send_scrub(scrub_of(0, Bytes(kPageSize), kPages));
+    return recorder.bytes;
+  };
+  {
+    Connection connection = begin();
+    connection.send(bytes_of(1, 3));
+    EXPECT_NE(standby_.wait_failure().find("scrubs more pages than the guest has"), std::string::npos);
+  }
+  {
+    Connection connection = begin();
+    Bytes past_the_end = bytes_of(1, 1);
+    past_the_end[kFrameHeaderBytes + 8] = std::byte{1};
+    connection.send(past_the_end);
+    EXPECT_NE(standby_.wait_failure().find("past the end of its RAM block"), std::string::npos);
+  }
+  standby_.forget_events();
+  standby_.engine->open_session(kTestToken, kGeneration, 2);
+  Connection zero(*standby_.engine, 0, 2), one(*standby_.engine, 1, 2);
+  one.send(first_copy_without_pages());
+  zero.send(epoch_bytes(0, 1));
+  ASSERT_TRUE(standby_.wait_staged(0));
+  standby_.engine->open_epoch(1);
+  one.send(bytes_of(1, 1));
+  EXPECT_NE(standby_.wait_failure().find("SCRUB belongs on connection 0"), std::string::npos);
+  standby_.forget_events();
+  standby_.engine->open_session(kTestToken, kGeneration, 1);
+  Connection early(*standby_.engine, 0, 1);
+  early.send(bytes_of(0, 1));
+  EXPECT_NE(standby_.wait_failure().find("SCRUB in epoch 0"), std::string::npos);
+}
+
+// INVARIANT 8. The page's own epoch is no excuse: what was hashed is what RAM is after it.
+TEST_F(StandbyEngineTest, CommitFailsWherePagesAreNotThePrimarys) {
+  Connection connection = begin();
+  connection.send(epoch_bytes(1, 9));
+  ASSERT_TRUE(standby_.wait_staged(1));
+  guest_.scribble(0, 5 * kPageSize + 4095, 1, 3);
+  testing::Outcome<CommitResult> outcome;
+  standby_.engine->commit(1, outcome.done());
+  EXPECT_EQ(outcome.wait(), "ERR_COLO_SCRUB");
+  EXPECT_NE(outcome.what().find("0x5000 of RAM block block0"), std::string::npos) << outcome.what();
+  EXPECT_EQ(standby_.mailbox_vmstate(kVmstateBytes), vmstate_of(1, kVmstateBytes));
+  guest_.scribble(0, 5 * kPageSize, kPageSize, 0);
+  EXPECT_EQ(standby_.commit(1), "");
 }
 
 TEST(StandbyEngine, PeerThatExceedsTheStagingLimitIsRefused) {

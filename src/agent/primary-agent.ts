@@ -25,6 +25,8 @@ export interface PrimaryAgentOptions {
   tracker: 'auto' | 'userfaultfd' | 'compare';
   shadow: boolean;
   threads: number;
+  /** RAM that is hashed for each checkpoint; 0: no scrub. */
+  scrubSliceBytes: number;
   syncBytesPerSecond: number;
   gateLimitBytes: number;
   diskBufferBytes: number;
@@ -141,6 +143,7 @@ export class PrimaryAgent {
       droppedFrames,
       tracker: tracker.kind,
       trackerReason: tracker.reason,
+      scrub: { sliceBytes: this.#options.scrubSliceBytes, ...this.#meters.scrub() },
       ungated: this.#options.exceptions.ungatedNics,
       disks: this.#vm.disks.status(),
       ungatedDisks: this.#options.exceptions.ungatedDisks,

@@ -3,6 +3,7 @@ import type { PrimaryEvent } from '../protocol/machine.ts';
 import { monotonicMs } from './driver.ts';
 import type { PrimaryTrace } from './primary-trace.ts';
 import { Samples } from './samples.ts';
+import { ScrubMeter } from './scrub-meter.ts';
 import type { PrimaryStatus } from './status.ts';
 
 type Metered = Pick<
@@ -27,6 +28,7 @@ export class PrimaryMeters {
   readonly #pauseMs = new Samples();
   readonly #checkpointMs = new Samples();
   readonly #dirtyPages = new Samples();
+  readonly #scrub = new ScrubMeter();
   readonly #beganAtMs = monotonicMs();
   #stopIssuedAtMs = 0;
   #stoppedAtMs = 0;
@@ -59,9 +61,12 @@ export class PrimaryMeters {
       case 'resumed':
         this.#resumed(event.nowMs);
         break;
-      case 'message':
-        if (event.message.body.type === 'received') this.#received(event.message.epoch, event.nowMs);
+      case 'message': {
+        const { body, epoch } = event.message;
+        if (body.type === 'received') this.#received(epoch, event.nowMs);
+        if (body.type === 'error' && body.code === 'scrub') this.#scrub.found(body.message);
         break;
+      }
     }
   }
 
@@ -96,6 +101,7 @@ export class PrimaryMeters {
     this.#sentBytes += result.wireBytes;
     this.#checkpointBytes.wire += result.wireBytes;
     this.#checkpointBytes.raw += result.rawBytes;
+    this.#scrub.transmitted(result, monotonicMs());
     this.#trace?.transmitted(epoch, result);
   }
 
@@ -109,6 +115,10 @@ export class PrimaryMeters {
     this.#pauseMs.add(pauseMs);
     this.#pauseTotalMs += pauseMs;
     this.#trace?.pauseEnded(pauseMs);
+  }
+
+  scrub(): Omit<PrimaryStatus['scrub'], 'sliceBytes'> {
+    return this.#scrub.status();
   }
 
   status(): Metered {

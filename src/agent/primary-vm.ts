@@ -71,6 +71,7 @@ export async function attachPrimary(options: PrimaryAgentOptions): Promise<Prima
       shadow: options.shadow,
       tracker: options.tracker,
       stagingResidentBytes: 64 * 1024 * 1024,
+      scrubSliceBytes: options.scrubSliceBytes,
       disks: disks.exports,
     });
     guard = await PauseGuard.start(qmp, options.log);

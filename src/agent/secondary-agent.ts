@@ -146,6 +146,11 @@ export class SecondaryAgent {
       disks: this.#vm.disks.map(({ id, file, sizeBytes }) => ({ id, file, sizeBytes })),
       flushMs: this.#vm.flushMs.summary(),
       loadMs: this.#vm.loadMs.summary(),
+      scrub: {
+        ms: this.#vm.scrubMs.summary(),
+        checkedPages: this.#vm.scrubbedPages,
+        found: this.#vm.scrubFindings,
+      },
     };
   }
 

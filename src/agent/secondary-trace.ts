@@ -11,6 +11,7 @@ const STEPS = {
   'commit RAM': { track: 'commit' },
   'commit disks': { track: 'commit' },
   'commit device state': { track: 'commit' },
+  scrub: { track: 'commit', args: ['scrubbedPages'] },
   load: { track: 'QEMU' },
   'commit failed': { track: 'commit' },
   'take-over': { track: 'take-over' },
@@ -67,6 +68,7 @@ export class SecondaryTrace {
         break;
       case 'flush-failed':
       case 'load-failed':
+      case 'ram-differs':
         this.#trace.mark('commit failed', event.epoch, event.nowMs, event.reason);
         break;
       case 'stream-failed':
@@ -94,12 +96,15 @@ export class SecondaryTrace {
     );
   }
 
-  committed(epoch: number, { beganUs, ramUs, disksUs, mailboxUs }: CommitResult): void {
+  committed(epoch: number, result: CommitResult): void {
+    const { beganUs, ramUs, disksUs, mailboxUs, scrubUs, scrubbedPages } = result;
     const ramEndUs = beganUs + ramUs;
     const disksEndUs = ramEndUs + disksUs;
+    const mailboxEndUs = disksEndUs + mailboxUs;
     this.#trace.spanUs('commit RAM', epoch, beganUs, ramEndUs);
     this.#trace.spanUs('commit disks', epoch, ramEndUs, disksEndUs);
-    this.#trace.spanUs('commit device state', epoch, disksEndUs, disksEndUs + mailboxUs);
+    this.#trace.spanUs('commit device state', epoch, disksEndUs, mailboxEndUs);
+    this.#trace.spanUs('scrub', epoch, mailboxEndUs, mailboxEndUs + scrubUs, scrubbedPages);
   }
 
   /** A step of the promotion has ended now. */

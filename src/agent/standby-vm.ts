@@ -87,6 +87,9 @@ export class StandbyVm {
   readonly pid: number;
   readonly flushMs = new Samples();
   readonly loadMs = new Samples();
+  readonly scrubMs = new Samples();
+  scrubbedPages = 0;
+  scrubFindings = 0;
   receivedBytes = 0;
   checkpoints = 0;
   readonly #parts: Parts;
@@ -259,12 +262,20 @@ export class StandbyVm {
     try {
       const result = await (this.#engine as StandbyEngine).commit(epoch);
       this.#trace?.committed(epoch, result);
+      this.scrubMs.add(result.scrubUs / 1000);
+      this.scrubbedPages += result.scrubbedPages;
     } catch (error) {
-      this.#onEvent({ type: 'flush-failed', epoch, reason: (error as Error).message });
+      this.#flushFailed(epoch, error as NativeError);
       return;
     }
     this.flushMs.add(monotonicMs() - beganAtMs);
     this.#onEvent({ type: 'flushed', epoch });
+  }
+
+  #flushFailed(epoch: number, { code, message: reason }: NativeError): void {
+    const differs = code === 'ERR_COLO_SCRUB';
+    if (differs) this.scrubFindings += 1;
+    this.#onEvent({ type: differs ? 'ram-differs' : 'flush-failed', epoch, reason });
   }
 
   async #load(epoch: number): Promise<void> {

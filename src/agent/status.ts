@@ -30,6 +30,23 @@ export interface DiskStatus {
   writes: number;
 }
 
+/** The proof that the standby's RAM is the primary's: see docs/architecture.md, "The scrub". */
+export interface ScrubStatus {
+  /** Hashed for each checkpoint; 0: the scrub is off. */
+  sliceBytes: number;
+  /** How often all of RAM has been gone through, and how long that took the last time. */
+  rounds: number;
+  lastRoundMs: number | null;
+  checkedPages: number;
+  /** Left out because they were dirty, and so were sent, or because the host has no memory for them. */
+  skippedPages: number;
+  /** Processor time a checkpoint that hashing took; beside the guest, never in its pause. */
+  cpuUs: Summary;
+  /** How often a page was found different, since the agent began, and what the last time. */
+  found: number;
+  lastFinding: string | null;
+}
+
 export interface PrimaryStatus extends CommonStatus {
   role: 'primary';
   mode: Mode;
@@ -58,6 +75,7 @@ export interface PrimaryStatus extends CommonStatus {
   droppedFrames: number;
   tracker: 'userfaultfd' | 'compare' | null;
   trackerReason: string;
+  scrub: ScrubStatus;
   ungated: readonly string[];
   disks: readonly DiskStatus[];
   ungatedDisks: readonly string[];
@@ -73,6 +91,8 @@ export interface SecondaryStatus extends CommonStatus {
   disks: readonly { id: string; file: string; sizeBytes: number }[];
   flushMs: Summary;
   loadMs: Summary;
+  /** A part of `flushMs`: the look at the pages that the primary has hashed, how many there were, and how often one was another. */
+  scrub: { ms: Summary; checkedPages: number; found: number };
 }
 
 export type Status = PrimaryStatus | SecondaryStatus;

@@ -22,6 +22,7 @@ interface PrimaryCliOptions extends SharedOptions {
   threads: number;
   tracker: 'auto' | 'userfaultfd' | 'compare';
   shadow: boolean;
+  scrub: number;
   gateLimit: number;
   syncRate: number;
   peerTimeout: number;
@@ -66,6 +67,12 @@ export function primaryCommand(): Command {
         .default('auto'),
     )
     .option('--no-shadow', 'save one guest RAM of memory; whole pages go over the wire')
+    .option(
+      '--scrub <mib>',
+      "so much RAM is hashed for each checkpoint and held against the standby's (0: none)",
+      integer(0, 1024),
+      8,
+    )
     .option('--gate-limit <mib>', 'hold at most so much output', integer(4, 4096), 64)
     .option('--sync-rate <mib/s>', 'limit the first copy (0: no limit)', integer(0, 1_000_000), 0)
     .option(
@@ -155,6 +162,7 @@ function agentOptions(options: PrimaryCliOptions, log: Log) {
     tracker: options.tracker,
     shadow: options.shadow,
     threads: options.threads,
+    scrubSliceBytes: options.scrub * 1024 * 1024,
     syncBytesPerSecond: options.syncRate * 1024 * 1024,
     gateLimitBytes: options.gateLimit * 1024 * 1024,
     diskBufferBytes: options.diskBuffer * 1024 * 1024,

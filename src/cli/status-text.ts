@@ -1,5 +1,5 @@
 import type { Summary } from '../agent/samples.ts';
-import type { DiskStatus, Status } from '../agent/status.ts';
+import type { DiskStatus, ScrubStatus, Status } from '../agent/status.ts';
 
 /** A status for people: a word, the reason, and the figures that matter for the role. */
 export function statusText(status: Status): string {
@@ -32,6 +32,7 @@ export function statusText(status: Status): string {
       ],
       ...status.disks.map((disk): [string, string] => [`disk ${disk.id}`, diskText(disk)]),
       ['tracker', status.trackerReason ? `${status.tracker} (${status.trackerReason})` : `${status.tracker}`],
+      ['scrub', scrubText(status.scrub)],
     );
   } else {
     rows.push(
@@ -41,6 +42,10 @@ export function statusText(status: Status): string {
       ...status.disks.map(({ id, file }): [string, string] => [`disk ${id}`, file]),
       ['flush', summaryText(status.flushMs, 'ms')],
       ['load', summaryText(status.loadMs, 'ms')],
+      [
+        'scrub',
+        `${status.scrub.checkedPages} pages, found ${status.scrub.found}; ${summaryText(status.scrub.ms, 'ms')}`,
+      ],
     );
   }
   const width = Math.max(...rows.map(([name]) => name.length));
@@ -50,6 +55,14 @@ export function statusText(status: Status): string {
 function diskText({ state, sizeBytes, differingBytes, loggedBytes, writes }: DiskStatus): string {
   const lacking = differingBytes > 0 ? `, the standby lacks ${megabytes(differingBytes)}` : '';
   return `${state}, ${megabytes(sizeBytes)}${lacking}; ${writes} writes, ${megabytes(loggedBytes)} wait`;
+}
+
+function scrubText(scrub: ScrubStatus): string {
+  if (scrub.sliceBytes === 0) return 'off';
+  const round = scrub.lastRoundMs === null ? '' : ` (the last in ${(scrub.lastRoundMs / 1000).toFixed(1)} s)`;
+  const pages = `${scrub.checkedPages} pages checked, ${scrub.skippedPages} left out`;
+  const found = scrub.lastFinding === null ? 'found 0' : `FOUND ${scrub.found}: ${scrub.lastFinding}`;
+  return `${scrub.rounds} rounds${round}; ${pages}; ${found}; p50 ${scrub.cpuUs.p50 ?? '-'} us a checkpoint`;
 }
 
 function megabytes(bytes: number): string {

@@ -28,6 +28,8 @@ export interface PrimaryEngineOptions {
   shadow: boolean;
   tracker: 'auto' | 'userfaultfd' | 'compare';
   stagingResidentBytes: number;
+  /** RAM that is hashed for each checkpoint, in whole pages; 0: no scrub. */
+  scrubSliceBytes: number;
   /** In the order of HELLO's copied disks: an index on the wire is an index here. The engine uses them as long as it is open. */
   disks: DiskExport[];
 }
@@ -60,6 +62,13 @@ export interface TransmitResult {
   beganUs: number;
   encodeUs: number;
   totalUs: number;
+  /** Pages whose hashes went along, and those of the slice that were left out, because they are sent anyway or the host has no memory for them. */
+  scrubCheckedPages: number;
+  scrubSkippedPages: number;
+  /** How often all of RAM has been gone through since the engine began. */
+  scrubRounds: number;
+  /** Processor time that hashing took, beside everything else. */
+  scrubCpuUs: number;
 }
 
 export interface SyncProgress {
@@ -208,18 +217,21 @@ export interface StagedCheckpoint {
   receivedUs: number;
 }
 
-/** RAM, disks and the device state's way into the mailbox, one after the other. */
+/** RAM, disks, the device state's way into the mailbox, and the scrub, one after the other. */
 export interface CommitResult {
   beganUs: number;
   ramUs: number;
   disksUs: number;
   mailboxUs: number;
+  scrubUs: number;
+  scrubbedPages: number;
 }
 
 export interface StandbyEngine {
   openSession(token: Uint8Array, generation: number, connections: number): void;
   addConnection(fd: number, preface: Uint8Array): void;
   openEpoch(epoch: number): void;
+  /** Fails with ERR_COLO_SCRUB when everything is done, but a page that was hashed isn't the primary's. */
   commit(epoch: number): Promise<CommitResult>;
   /** After the device state has been loaded: puts the preserved ranges back as the last commit left them. */
   restorePreserved(): void;

@@ -177,6 +177,8 @@ export type SecondaryEvent = { nowMs: number } & (
   | { type: 'stream-failed'; reason: string }
   | { type: 'flushed'; epoch: number }
   | { type: 'flush-failed'; epoch: number; reason: string }
+  /** INVARIANT 8, also an answer to `flush`: RAM isn't the primary's. `reason` has block and address of the first such page. */
+  | { type: 'ram-differs'; epoch: number; reason: string }
   | { type: 'loaded'; epoch: number }
   | { type: 'load-failed'; epoch: number; reason: string }
   | { type: 'promoted' }

@@ -210,6 +210,9 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
       case 'load-failed':
         this.onApplyFailed('load', event.epoch, event.reason);
         break;
+      case 'ram-differs':
+        this.onRamDiffers(event.epoch, event.reason);
+        break;
       case 'promoted':
         steps.end('promote');
         this.life = 'running';
@@ -229,6 +232,12 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
     this.session?.fail('load-failed', `${step} of epoch ${epoch}: ${reason}`);
   }
 
+  private onRamDiffers(epoch: number, reason: string): void {
+    this.standby.onDiffers(epoch, reason);
+    this.session?.fail('scrub', `epoch ${epoch}: ${reason}`);
+    if (this.session === null && this.life === 'standby') this.setState('BLOCKED', this.refusal);
+  }
+
   // --- progress --------------------------------------------------------------------------------------------------------------------
 
   private advance(): void {
@@ -242,7 +251,10 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
   private follow(session: SecondarySession): void {
     if (session.end !== null) this.endSession(session, session.end);
     else if (session.phase === 'failing')
-      this.setState(this.word, `waiting for the primary: ${session.failure}`);
+      this.setState(
+        this.standby.condemned === null ? this.word : 'BLOCKED',
+        `waiting for the primary: ${session.failure}`,
+      );
     else if (session.epoch > 0) this.followStandby();
     else if (session.touched) this.setState('SYNCING', 'the first copy is coming in');
     else this.setState('STARTING', 'comparing with the primary');
@@ -277,8 +289,8 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
     const what = lost ? 'primary lost' : 'the primary goes on alone';
     if (this.standby.epoch !== null) {
       this.setState('STANDBY', `${what} (${end.reason}); failover waits for a person`);
-    } else if (lost) {
-      this.setState('BLOCKED', `${what} (${end.reason}); there is no complete checkpoint to take over`);
+    } else if (lost || this.standby.condemned !== null) {
+      this.setState('BLOCKED', `${what} (${end.reason}); ${this.refusal}`);
     } else {
       this.setState('STARTING', `waiting for a primary; the last session ended: ${end.reason}`);
     }
@@ -295,12 +307,19 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
 
   private takeOver(reason: string): void {
     if (this.standby.epoch === null) {
-      this.setState('BLOCKED', 'failover refused: there is no complete checkpoint to take over');
+      this.setState('BLOCKED', `failover refused: ${this.refusal}`);
       return;
     }
     this.life = 'taking-over';
     this.retryLeft = true;
     this.setState('TAKING-OVER', `at epoch ${this.standby.epoch}: ${reason}`);
+  }
+
+  /** Why there is nothing to take over. */
+  private get refusal(): string {
+    const { condemned } = this.standby;
+    if (condemned === null) return 'there is no complete checkpoint to take over';
+    return `RAM here is not the primary's (${condemned})`;
   }
 
   /** Nothing touches the SVM now (INVARIANT 6): run it if its checkpoint is loaded, else bring it there. */

@@ -7,7 +7,7 @@ export class Standby {
   committedAtMs: number | null = null;
   loaded = false;
   private flushed = false;
-  /** Why the last flush or load failed. */
+  /** Why the last flush or load failed. With no epoch beside it: why what the SVM holds is no checkpoint. */
   failure: string | null = null;
   private readonly context: SecondaryContext;
 
@@ -23,6 +23,11 @@ export class Standby {
   /** Nothing committed waits to be loaded: the next epoch may be committed. */
   get settled(): boolean {
     return !this.busy && (this.epoch === null || this.loaded);
+  }
+
+  /** Why nothing can be promoted although a checkpoint was committed; null: that isn't so. */
+  get condemned(): string | null {
+    return this.epoch === null ? this.failure : null;
   }
 
   /** INVARIANT 2: what was held is no checkpoint any more; nothing can be promoted until the next commit. */
@@ -65,6 +70,13 @@ export class Standby {
   onFailed(step: 'flush' | 'load', epoch: number, reason: string): void {
     this.context.steps.end(step, epoch);
     this.failure = `${step} of epoch ${epoch}: ${reason}`;
+  }
+
+  /** INVARIANT 8: RAM is not what the primary's was, so there is nothing that may be promoted, until the next commit. */
+  onDiffers(epoch: number, reason: string): void {
+    this.context.steps.end('flush', epoch);
+    this.discard();
+    this.failure = `epoch ${epoch}: ${reason}`;
   }
 
   private flush(epoch: number): void {

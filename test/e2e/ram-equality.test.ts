@@ -1,7 +1,9 @@
-/** After many checkpoints, all RAM of both QEMUs is equal at a committed one, page for page (invariants 2, 3, 5, 6). */
+/** After many checkpoints, all RAM of both QEMUs is equal at a committed one, page for page (invariants 2, 3, 5, 6); and the scrub agrees (8). */
 import { accessSync, constants } from 'node:fs';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import type { ScrubStatus } from '../../src/agent/status.ts';
 import { QmpClient } from '../../src/qmp/client.ts';
+import type { TestAgent } from '../../src/testbed/agents.ts';
 import { Cleanup } from '../../src/testbed/cleanup.ts';
 import { compareRam, type DifferentPage } from '../../src/testbed/ram-compare.ts';
 import { waitFor } from '../../src/testbed/wait.ts';
@@ -11,6 +13,8 @@ import { type GuestOptions, moreCheckpoints, protect } from './support/protectio
 const CHECKPOINTS = 50;
 /** Twice as often as by default: so many checkpoints take half the time, and meet the guest's writing all the same. */
 const INTERVAL = ['--interval', '50'];
+/** In MiB: all of a guest's RAM is gone through in a few checkpoints. */
+const SCRUB = ['--scrub', '32'];
 
 let cleanup: Cleanup;
 beforeEach(() => {
@@ -78,10 +82,11 @@ describe('all RAM is equal at a committed checkpoint', () => {
 async function run({ guest, primaryArgs = [], tracker = 'userfaultfd' }: Case): Promise<void> {
   const { primaryVm, standbyVm, primary, secondary } = await protect(cleanup, {
     guest,
-    primaryArgs: [...INTERVAL, ...primaryArgs],
+    primaryArgs: [...INTERVAL, ...SCRUB, ...primaryArgs],
   });
   const status = await moreCheckpoints(primary, CHECKPOINTS);
   expect(status['tracker']).toBe(tracker);
+  await expectCleanScrub(primary, secondary);
 
   // A person pauses the VM: the checkpoint after that covers everything, and then RAM stands still on both sides.
   const monitor = await QmpClient.connect(primaryVm.testQmpPath);
@@ -124,6 +129,17 @@ async function run({ guest, primaryArgs = [], tracker = 'userfaultfd' }: Case): 
   }
   await moreCheckpoints(primary, 3);
   expect((await secondary.status()).state).toBe('STANDBY');
+}
+
+async function expectCleanScrub(primary: TestAgent, secondary: TestAgent): Promise<void> {
+  const scrubbed = await primary.waitStatus(
+    'rounds of the scrub',
+    120_000,
+    (status) => (status['scrub'] as ScrubStatus).rounds >= 2,
+  );
+  expect(scrubbed['scrub']).toMatchObject({ found: 0, lastFinding: null });
+  expect((await secondary.status())['scrub']).toMatchObject({ found: 0 });
+  expect(scrubbed.state).toBe('PROTECTED');
 }
 
 function kvmOpens(): boolean {

@@ -143,7 +143,7 @@ describe.each(['pipelined', 'strict'])('a %s protection', (mode) => {
       const of = (name: string) => secondary.of(name, epoch);
       const staged = of('receive and stage');
       const loaded = of('load');
-      const commit = ['commit RAM', 'commit disks', 'commit device state'].map(of);
+      const commit = ['commit RAM', 'commit disks', 'commit device state', 'scrub'].map(of);
       expectInOrder([staged, ...commit, loaded]);
       expect(staged.begin).toBeGreaterThanOrEqual(
         primary.of('encode and send', epoch).begin - CLOCK_ERROR_US,

@@ -143,6 +143,15 @@ describe('a machine is caught that', () => {
     expect(caught(mutant)).toBe(2);
   });
 
+  test('goes on with RAM in which the scrub has found a difference', () => {
+    class Mutant extends SecondaryMachine {
+      override step(event: SecondaryEvent): SecondaryEffect[] {
+        return super.step(event.type === 'ram-differs' ? { ...event, type: 'flushed' } : event);
+      }
+    }
+    expect([2, 3]).toContain(caught({ makeSecondary: (options) => new Mutant(options) }));
+  });
+
   test('loads the device state before the RAM', () => {
     const mutant = secondary((effects) =>
       effects.flatMap((effect): SecondaryEffect[] =>

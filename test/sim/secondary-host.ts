@@ -240,8 +240,19 @@ export class SecondaryAgent extends Agent<SecondaryEvent, SecondaryEffect> {
       for (const [page, value] of pages.slice(half)) this.guest.ram[page] = value;
       this.writeDisk(staging.writes.slice(middle));
       this.mailbox = staging.device;
-      return { type: 'flushed', epoch };
+      return this.scrubFinds()
+        ? { type: 'ram-differs', epoch, reason: 'page 0' }
+        : { type: 'flushed', epoch };
     });
+  }
+
+  /** INVARIANT 8: sometimes RAM isn't what was written. Whoever goes on from here meets the oracles of `load` and `promote`. */
+  private scrubFinds(): boolean {
+    const { random, options, calm } = this.world;
+    if (calm || !random.chance(options.stepFailures / 4)) return false;
+    this.guest.ram[0] = TORN;
+    this.committed = null;
+    return true;
   }
 
   private load(epoch: number): void {

@@ -157,6 +157,7 @@ async function engines(disk: DiskExport) {
       shadow: true,
       tracker: 'compare',
       stagingResidentBytes: 0,
+      scrubSliceBytes: 0,
       disks: [disk],
     }),
   );
@@ -370,6 +371,7 @@ describe('arguments', () => {
         shadow: true,
         tracker: 'compare',
         stagingResidentBytes: 0,
+        scrubSliceBytes: 0,
         disks: wrong(disks),
       });
     const disk = newExport();

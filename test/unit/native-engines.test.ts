@@ -46,6 +46,7 @@ class World {
       shadow: true,
       tracker,
       stagingResidentBytes: 1 << 20,
+      scrubSliceBytes: 0,
       disks: [],
     });
     fs.ftruncateSync(this.mailbox.readWriteFd, MAILBOX_BYTES);

@@ -33,8 +33,8 @@ const BUSY = `
     disk.serve(served);
     const [silent, source] = native.streamSocketPair();
     disk.connectSource(source, '').catch(nothing);
-    const primary = new native.PrimaryEngine({ ...options, threads: 2, shadow: true, tracker: 'compare', stagingResidentBytes: 0, disks: [] });
-    new native.PrimaryEngine({ ...options, threads: 1, shadow: true, tracker: 'compare', stagingResidentBytes: 0, disks: [disk] });
+    const primary = new native.PrimaryEngine({ ...options, threads: 2, shadow: true, tracker: 'compare', stagingResidentBytes: 0, scrubSliceBytes: 0, disks: [] });
+    new native.PrimaryEngine({ ...options, threads: 1, shadow: true, tracker: 'compare', stagingResidentBytes: 0, scrubSliceBytes: 0, disks: [disk] });
     const fds = [theirs, reader, mirror, silent, mailbox.readWriteFd, mailbox.writeOnlyFd];
     const syncing = primary.protect()
       .then(() => primary.connect('127.0.0.1', acceptor.port, token, 1, 1))

@@ -41,6 +41,7 @@ async function newEngine(): Promise<PrimaryEngine> {
       shadow: true,
       tracker: 'compare',
       stagingResidentBytes: 0,
+      scrubSliceBytes: 0,
       disks: [],
     }),
   );
@@ -67,6 +68,7 @@ describe('arguments', () => {
     shadow: true,
     tracker: 'compare',
     stagingResidentBytes: 0,
+    scrubSliceBytes: 0,
     disks: [],
   };
   const acceptorBase = { host: '127.0.0.1', port: 0, onAccepted: nothing, onRefused: nothing };

@@ -215,6 +215,7 @@ function fieldsOf(
       return { epoch: Number(first) };
     case 'flush-failed':
     case 'load-failed':
+    case 'ram-differs':
       return { epoch: Number(first), reason: rest(2) };
     case 'step-failed':
       return { step: first, reason: rest(2) };
