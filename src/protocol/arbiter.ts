@@ -45,8 +45,7 @@ export const ABSENT_REVISION = '0';
 
 export type ArbiterEvent = {
   nowMs: number;
-} & /** `id`: 32 random hex digits, new for each. Takes the place of a claim before. */
-(
+} /** `id`: 32 random hex digits, new for each. Takes the place of a claim before. */ & (
   | { type: 'ask'; claim: Claim; id: string }
   /** Nobody wants the claim any more. It may still be won; whoever wants to know asks again. */
   | { type: 'withdraw' }
@@ -156,14 +155,8 @@ export class Arbiter {
     else if (request === attempt.request) this.decide(attempt, entry);
   }
 
-  /** The record isn't ours (yet): a transaction that was tried on another revision can't succeed any more. */
+  /** The record isn't ours; and a transaction that has been answered so can't succeed any more. */
   private decide(attempt: Attempt, entry: Entry): void {
-    const { transaction } = attempt;
-    if (transaction !== null && transaction.expected === entry.revision) {
-      // Read, not compared: the transaction may still be on its way.
-      this.transact(attempt, transaction.expected, transaction.record);
-      return;
-    }
     const record = this.recordFor(attempt, entry.record);
     if (record === null) {
       this.attempt = null;

@@ -8,12 +8,15 @@ import { waitFor } from './wait.ts';
 
 const READY_MS = 30_000;
 
+/** For a server that only its own host reaches. */
+const FETCH = 'fetch(process.argv[1]).then(({ ok }) => process.exit(ok ? 0 : 1), () => process.exit(1))';
+
 export interface EtcdOptions {
   /** 1 when it isn't said. */
   members?: number;
   /** Serve clients over TLS, and want a certificate from each. */
   tls?: TestCertificates;
-  /** A command before each member's, e.g. `ip netns exec NAME`. */
+  /** Run on one of hosts.ts, and serve all its addresses. */
   prefix?: string[];
 }
 
@@ -47,9 +50,13 @@ export class TestEtcd {
     return etcd;
   }
 
-  /** Of each member, for --witness. */
+  /** Of each member, for --witness; `address`: where its host is reached. */
+  endpointsAt(address: string): string[] {
+    return this.#members.map(({ clientUrl }) => clientUrl.replace('127.0.0.1', address));
+  }
+
   get endpoints(): string[] {
-    return this.#members.map(({ clientUrl }) => clientUrl);
+    return this.endpointsAt('127.0.0.1');
   }
 
   async #startMembers(count: number): Promise<void> {
@@ -68,13 +75,14 @@ export class TestEtcd {
   }
 
   #command(name: string, peerUrl: string, clientUrl: string, healthUrl: string, cluster: string): string[] {
-    const { tls } = this.#options;
+    const { tls, prefix } = this.#options;
+    const served = prefix ? clientUrl.replace('127.0.0.1', '0.0.0.0') : clientUrl;
     return [
-      ...(this.#options.prefix ?? []),
+      ...(prefix ?? []),
       'etcd',
       ...['--name', name, '--data-dir', path.join(this.#folder, name)],
       ...['--listen-peer-urls', peerUrl, '--initial-advertise-peer-urls', peerUrl],
-      ...['--listen-client-urls', clientUrl, '--advertise-client-urls', clientUrl],
+      ...['--listen-client-urls', served, '--advertise-client-urls', clientUrl],
       ...['--listen-metrics-urls', healthUrl, '--initial-cluster', cluster, '--pre-vote=true'],
       // Shared, slow machines: a member that gets no processor for a while must not lose its office at once.
       ...['--heartbeat-interval', '100', '--election-timeout', '1000', '--log-level', 'warn'],
@@ -92,9 +100,18 @@ export class TestEtcd {
   async #ready({ name, healthUrl, child }: Member): Promise<void> {
     await waitFor(`health of etcd ${name}`, READY_MS, async () => {
       child.assertRunning();
-      const reply = await fetch(`${healthUrl}/health`).catch(() => null);
-      return reply?.ok === true;
+      return await this.#isHealthy(`${healthUrl}/health`);
     });
+  }
+
+  async #isHealthy(url: string): Promise<boolean> {
+    const { prefix } = this.#options;
+    if (!prefix) return (await fetch(url).catch(() => null))?.ok === true;
+    const [file = '', ...args] = [...prefix, process.execPath, '-e', FETCH];
+    return await run(file, ...args, url).then(
+      () => true,
+      () => false,
+    );
   }
 
   /** SIGKILL, or SIGSTOP to cut a member off: connections to it are taken and never answered. SIGCONT brings it back. */
