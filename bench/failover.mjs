@@ -49,7 +49,8 @@ async function failOver(cleanup, client, vm, standbyVm, killed) {
   const secondary = await startAgent(cleanup, 'secondary', standbyVm, [
     '--listen',
     '127.0.0.1:0',
-    '--witness', 'none',
+    '--witness',
+    'none',
   ]);
   const { listen } = await secondary.status();
   const primary = await startAgent(cleanup, 'primary', vm, ['--peer', listen]);
