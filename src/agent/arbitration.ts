@@ -107,13 +107,16 @@ export class Arbitration {
   }
 
   #perform(effect: ArbiterEffect): void {
-    const { client, key } = this.#options.witness;
+    const { witness, generations } = this.#options;
+    const { client, key } = witness;
     switch (effect.type) {
       case 'read':
         this.#request(effect.request, client.read(key));
         break;
       case 'transact': {
         const put = client.putIf(key, effect.expected, encodeRecord(effect.record));
+        // Beside the round trip: a generation that is remembered and then isn't won does no harm. If it can't be, that is told once it is won.
+        generations.record(effect.record.generation).catch(() => {});
         this.#request(
           effect.request,
           put.then(({ current }) => current),

@@ -240,6 +240,8 @@ export class PrimaryAgent {
       return 'the VM is lost: no standby holds a checkpoint that may be resumed';
     if (witness.kind === 'manual')
       return `the standby waits for \`colo-agent failover --force ${vm}\` at checkpoint ${epoch} or a newer one`;
+    if (this.#arbitration?.status().answers === false)
+      return `the standby waits at checkpoint ${epoch} or a newer one for the witness, which doesn't answer here`;
     return `the standby resumes at checkpoint ${epoch} or a newer one; open connections go on`;
   }
 

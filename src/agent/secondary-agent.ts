@@ -256,12 +256,20 @@ export class SecondaryAgent {
     }
   }
 
+  #succession(): string {
+    const { witness, vm } = this.#options;
+    const { epoch } = this.#machine;
+    if (witness.kind === 'manual')
+      return `this VM waits for \`colo-agent failover --force ${vm}\` at checkpoint ${epoch}`;
+    if (this.#arbitration?.status().answers === false)
+      return `this VM waits at checkpoint ${epoch} for the witness, which doesn't answer here`;
+    return `this VM resumes at checkpoint ${epoch}`;
+  }
+
   #consequence(): string {
     switch (this.#state) {
       case 'STANDBY':
-        return this.#options.witness.kind === 'manual'
-          ? `this VM waits for \`colo-agent failover --force ${this.#options.vm}\` at checkpoint ${this.#machine.epoch}`
-          : `this VM resumes at checkpoint ${this.#machine.epoch}`;
+        return this.#succession();
       case 'RUNNING':
       case 'TAKING-OVER':
         return 'this VM runs here';

@@ -154,8 +154,9 @@ describe('the link between the hosts is cut, and both live', () => {
       ({ witness }) => (witness as { answers: boolean }).answers === false,
     );
     await goesOn(pair.client);
-    expect(await pair.primary.status()).toMatchObject({ state: 'PROTECTED' });
-    expect(await pair.secondary.status()).toMatchObject({ state: 'STANDBY' });
+    const ifPrimaryDies = expect.stringContaining("for the witness, which doesn't answer here");
+    expect(await pair.primary.status()).toMatchObject({ state: 'PROTECTED', ifPrimaryDies });
+    expect(await pair.secondary.status()).toMatchObject({ state: 'STANDBY', ifPrimaryDies });
   });
 });
 
