@@ -51,7 +51,8 @@ async function failOver(cleanup, client, vm, standbyVm, killed) {
   const secondary = await startAgent(cleanup, 'secondary', standbyVm, [
     '--listen',
     '127.0.0.1:0',
-    '--auto-failover',
+    '--witness',
+    'none',
   ]);
   const { listen } = await secondary.status();
   const primary = await startAgent(cleanup, 'primary', vm, ['--peer', listen]);

@@ -51,6 +51,8 @@ find_missing() {
   has zstd || needed zstd zstd
   has ip || needed iproute2 iproute
   has flock && has setpriv || needed util-linux util-linux
+  has etcd || needed etcd-server etcd
+  has openssl || needed openssl openssl
   # The guest has no shared libraries: its busybox and its programs are linked statically.
   has busybox && ! ldd "$(command -v busybox)" >/dev/null 2>&1 || needed busybox-static busybox
   [ -f "$(cc -print-file-name=libc.a 2>/dev/null)" ] || needed libc6-dev glibc-static

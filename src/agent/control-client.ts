@@ -4,8 +4,15 @@ import { type ControlCommand, ControlError } from './control-server.ts';
 const REPLY_TIMEOUT_MS = 30_000;
 
 /** Sends one command to an agent and returns its result. Throws ControlError: `no-agent` when nobody answers, else the agent's own code. */
-export async function sendCommand(socketPath: string, command: ControlCommand): Promise<unknown> {
-  const line = await exchange(socketPath, `${JSON.stringify({ command })}\n`);
+export async function sendCommand(
+  socketPath: string,
+  command: ControlCommand,
+  force: string | null = null,
+): Promise<unknown> {
+  const line = await exchange(
+    socketPath,
+    `${JSON.stringify({ command, ...(force !== null && { force }) })}\n`,
+  );
   let reply: { ok?: unknown; result?: unknown; error?: { code?: unknown; message?: unknown } };
   try {
     reply = JSON.parse(line);

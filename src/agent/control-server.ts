@@ -2,6 +2,7 @@
  * The agent's control socket: newline-delimited JSON, one request and one reply a line.
  *
  *     {"command":"status"}  ->  {"ok":true,"result":{...}}
+ *     {"command":"failover","force":"web1"}  ->  {"ok":true,"result":"took over"}
  *     {"command":"x"}       ->  {"ok":false,"error":{"code":"unknown-command","message":"..."}}
  */
 import { chmodSync, mkdirSync, renameSync, rmSync } from 'node:fs';
@@ -15,8 +16,15 @@ export const CONTROL_COMMANDS: readonly ControlCommand[] = ['status', 'failover'
 /** Carries a command out; a thrown ControlError becomes the reply's error. */
 export interface ControlHandler {
   status(): Status;
-  failover(): Promise<string>;
-  stop(): Promise<string>;
+  /** `force`: the VM's name, typed by a person who knows that the other side doesn't run. */
+  failover(force: string | null): Promise<string>;
+  stop(force: string | null): Promise<string>;
+}
+
+/** Whether it is ordered by force. Throws ControlError `refused` when the name isn't this VM's. */
+export function isForced(force: string | null, vm: string): boolean {
+  if (force === null || force === vm) return force !== null;
+  throw new ControlError('refused', `--force names VM ${force}, and this agent's is ${vm}: nothing was done`);
 }
 
 export class ControlError extends Error {
@@ -89,34 +97,39 @@ export class ControlServer {
 
   async #answer(line: string): Promise<object> {
     try {
-      return { ok: true, result: await this.#run(parseCommand(line)) };
+      return { ok: true, result: await this.#run(parseRequest(line)) };
     } catch (error) {
       const code = error instanceof ControlError ? error.code : 'internal';
       return { ok: false, error: { code, message: (error as Error).message } };
     }
   }
 
-  #run(command: ControlCommand): Status | Promise<string> {
+  #run({ command, force }: ControlRequest): Status | Promise<string> {
     switch (command) {
       case 'status':
         return this.#handler.status();
       case 'failover':
-        return this.#handler.failover();
+        return this.#handler.failover(force);
       case 'stop':
-        return this.#handler.stop();
+        return this.#handler.stop(force);
     }
   }
 }
 
-function parseCommand(line: string): ControlCommand {
+interface ControlRequest {
+  command: ControlCommand;
+  force: string | null;
+}
+
+function parseRequest(line: string): ControlRequest {
   let request: unknown;
   try {
     request = JSON.parse(line);
   } catch {
     throw new ControlError('malformed', 'the request is not JSON; send {"command":"status"} and a newline');
   }
-  const command =
-    typeof request === 'object' && request !== null ? (request as { command?: unknown }).command : undefined;
+  const fields = typeof request === 'object' && request !== null ? request : {};
+  const { command, force = null } = fields as { command?: unknown; force?: unknown };
   const known = CONTROL_COMMANDS.find((name) => name === command);
   if (!known) {
     throw new ControlError(
@@ -124,7 +137,9 @@ function parseCommand(line: string): ControlCommand {
       `unknown command ${JSON.stringify(command)}; known are ${CONTROL_COMMANDS.join(', ')}`,
     );
   }
-  return known;
+  if (force !== null && typeof force !== 'string')
+    throw new ControlError('malformed', "force must be the VM's name");
+  return { command: known, force };
 }
 
 async function answers(socketPath: string): Promise<boolean> {

@@ -6,7 +6,9 @@ import type { Mode } from '../protocol/messages.ts';
 import { PrimaryMachine } from '../protocol/primary.ts';
 import { vmIdOf } from '../protocol/vm-id.ts';
 import type { AcceptedExceptions } from '../vm/preflight.ts';
+import { type Arbitration, arbitrationOf, noWitness, type WitnessChoice } from './arbitration.ts';
 import { Driver, monotonicMs } from './driver.ts';
+import { GenerationFile } from './generation-file.ts';
 import type { Log } from './log.ts';
 import { connectPeer, type HostPort } from './peer-address.ts';
 import type { PeerLink } from './peer-link.ts';
@@ -31,13 +33,18 @@ export interface PrimaryAgentOptions {
   gateLimitBytes: number;
   diskBufferBytes: number;
   exceptions: AcceptedExceptions;
+  witness: WitnessChoice;
+  /** What this host calls itself. */
+  node: string;
+  /** Where the newest generation is kept. */
+  stateFolder: string;
   /** The file for a breakdown of each checkpoint, or null. */
   traceFile: string | null;
   log: Log;
 }
 
 export interface AgentOutcome {
-  outcome: 'stopped' | 'guest-shutdown' | 'vm-lost' | 'fenced';
+  outcome: (PrimaryEffect & { type: 'finished' })['outcome'];
   reason: string;
 }
 
@@ -50,6 +57,8 @@ export class PrimaryAgent {
   readonly #trace: PrimaryTrace | null;
   readonly #machine: PrimaryMachine;
   readonly #driver: Driver<PrimaryEvent, PrimaryEffect>;
+  readonly #generations: GenerationFile;
+  readonly #arbitration: Arbitration | null;
   readonly #finished: Promise<AgentOutcome>;
   #finish: (outcome: AgentOutcome) => void = () => {};
   #link: PeerLink | null = null;
@@ -57,21 +66,32 @@ export class PrimaryAgent {
   #state: StateWord = 'STARTING';
   #reason = '';
 
-  /** Attaches to the VM without stopping it. Throws (PreflightError, QmpError, NativeError) when it can't be protected; it is unharmed then. */
+  /**
+   * Attaches to the VM without stopping it. Throws (PreflightError, QmpError, NativeError, GenerationFileError) when it can't be protected; it is unharmed
+   * then.
+   */
   static async attach(options: PrimaryAgentOptions): Promise<PrimaryAgent> {
-    const { traceFile, vm: name, log } = options;
+    const { traceFile, vm: name, stateFolder, log } = options;
+    const generations = new GenerationFile(stateFolder, name);
     const trace = traceFile === null ? null : await PrimaryTrace.open(traceFile, name, log);
     try {
-      return new PrimaryAgent(options, await attachPrimary(options), trace);
+      return new PrimaryAgent(options, await attachPrimary(options), generations, trace);
     } catch (error) {
       await trace?.close();
       throw error;
     }
   }
 
-  private constructor(options: PrimaryAgentOptions, vm: PrimaryVm, trace: PrimaryTrace | null) {
+  private constructor(
+    options: PrimaryAgentOptions,
+    vm: PrimaryVm,
+    generations: GenerationFile,
+    trace: PrimaryTrace | null,
+  ) {
+    const { witness, node, log } = options;
     this.#options = options;
     this.#vm = vm;
+    this.#generations = generations;
     this.#trace = trace;
     this.#meters = new PrimaryMeters(trace);
     this.#finished = new Promise((resolve) => {
@@ -83,7 +103,9 @@ export class PrimaryAgent {
       connections: options.connections,
       description: vm.description,
       copiesDisks: vm.disks.any,
-      generation: vm.disks.generation,
+      generation: Math.max(vm.disks.generation, generations.highest),
+      node,
+      arbitration: witness.kind === 'etcd' ? 'witness' : 'none',
       timings: options.timings,
       foundClosedGate: vm.foundClosedGate,
     });
@@ -98,6 +120,7 @@ export class PrimaryAgent {
         this.#meters.observe(event);
       },
     );
+    this.#arbitration = arbitrationOf(witness, { node, generations, log }, (event) => this.#dispatch(event));
     vm.listen({
       onEvent: (event) => this.#dispatch(event),
       onPauseEnded: (pauseMs) => this.#meters.pauseEnded(pauseMs),
@@ -110,6 +133,7 @@ export class PrimaryAgent {
     this.#dispatch({ type: 'start' });
     const outcome = await this.#finished;
     this.#driver.stop();
+    this.#arbitration?.close();
     this.#link?.close();
     this.#cancelConnect?.();
     await this.#vm.detach();
@@ -117,8 +141,9 @@ export class PrimaryAgent {
     return outcome;
   }
 
-  stop(): void {
-    this.#dispatch({ type: 'command', command: 'stop' });
+  /** `force`: a person says that the standby doesn't run, whatever the witness may say. */
+  stop(force = false): void {
+    this.#dispatch({ type: 'command', command: force ? 'force-stop' : 'stop' });
   }
 
   status(): PrimaryStatus {
@@ -129,7 +154,8 @@ export class PrimaryAgent {
       role: 'primary',
       state: this.#state,
       reason: this.#reason,
-      ifPrimaryDies: consequence(this.#state, this.#machine.epoch),
+      ifPrimaryDies: this.#consequence(),
+      witness: this.#arbitration?.status() ?? noWitness(this.#options.witness.kind, this.#options.node),
       generation: this.#machine.generation,
       epoch: this.#machine.epoch,
       lastCheckpointAgeMs: age(this.#machine.lastCommittedAtMs),
@@ -169,11 +195,14 @@ export class PrimaryAgent {
       case 'send':
         this.#link?.send(effect.message);
         break;
+      case 'claim':
+        this.#arbitration?.ask(effect.claim);
+        break;
       case 'state':
         this.#setState(effect.state, effect.reason);
         break;
       case 'finished':
-        this.#finish({ outcome: effect.outcome, reason: effect.reason });
+        this.#finish({ outcome: effect.outcome, reason: effect.reason + adviceOn(effect.outcome) });
         break;
       default:
         this.#vm.perform(effect, this.#options.peer, this.#machine.generation, this.#meters);
@@ -185,8 +214,9 @@ export class PrimaryAgent {
     this.#cancelConnect = () => {
       cancelled = true;
     };
-    // INVARIANT 4: HELLO tells no generation that isn't recorded beside the disks.
-    this.#vm.disks.record(this.#machine.generation).then(
+    // INVARIANT 4: HELLO tells no generation that isn't recorded on this host and beside the disks.
+    const { generation } = this.#machine;
+    Promise.all([this.#generations.record(generation), this.#vm.disks.record(generation)]).then(
       () => !cancelled && this.#connectPeer(),
       (error: Error) => !cancelled && this.#dispatch({ type: 'peer-lost', reason: error.message }),
     );
@@ -206,6 +236,18 @@ export class PrimaryAgent {
     });
   }
 
+  #consequence(): string {
+    const { vm, witness } = this.#options;
+    const { epoch } = this.#machine;
+    if (this.#state !== 'PROTECTED')
+      return 'the VM is lost: no standby holds a checkpoint that may be resumed';
+    if (witness.kind === 'manual')
+      return `the standby waits for \`colo-agent failover --force ${vm}\` at checkpoint ${epoch} or a newer one`;
+    if (this.#arbitration?.status().answers === false)
+      return `the standby waits at checkpoint ${epoch} or a newer one for the witness, which doesn't answer here`;
+    return `the standby resumes at checkpoint ${epoch} or a newer one; open connections go on`;
+  }
+
   #setState(state: StateWord, reason: string): void {
     if (state !== this.#state || reason !== this.#reason) {
       const level = state === 'EXPOSED' || state === 'BLOCKED' || state === 'FENCED' ? 'warn' : 'info';
@@ -217,12 +259,14 @@ export class PrimaryAgent {
   }
 }
 
-function age(atMs: number | null): number | null {
-  return atMs === null ? null : Math.round(monotonicMs() - atMs);
+function adviceOn(outcome: AgentOutcome['outcome']): string {
+  if (outcome !== 'refused') return '';
+  return (
+    '. This VM was left as it is. If it is the same VM, end it here and start it as a standby; if it does not run there any more, ' +
+    'remove the key (etcdctl del KEY)'
+  );
 }
 
-function consequence(state: StateWord, epoch: number): string {
-  if (state === 'PROTECTED')
-    return `the standby resumes at checkpoint ${epoch} or a newer one; open connections go on`;
-  return 'the VM is lost: no standby holds a checkpoint that may be resumed';
+function age(atMs: number | null): number | null {
+  return atMs === null ? null : Math.round(monotonicMs() - atMs);
 }

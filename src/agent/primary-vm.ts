@@ -167,7 +167,10 @@ export class PrimaryVm {
 
   /** Begins what `effect` asks for; its answer comes as an event. */
   perform(
-    effect: Exclude<PrimaryEffect, { type: 'connect' | 'disconnect' | 'send' | 'state' | 'finished' }>,
+    effect: Exclude<
+      PrimaryEffect,
+      { type: 'claim' | 'connect' | 'disconnect' | 'send' | 'state' | 'finished' }
+    >,
     peer: HostPort,
     generation: number,
     meters: PrimaryMeters,

@@ -4,8 +4,10 @@ import { type Acceptor, native } from '../native/binding.ts';
 import type { SecondaryEffect, SecondaryEvent, StateWord, Timings } from '../protocol/machine.ts';
 import { SecondaryMachine } from '../protocol/secondary.ts';
 import { vmIdOf } from '../protocol/vm-id.ts';
+import { type Arbitration, arbitrationOf, noWitness, type WitnessChoice } from './arbitration.ts';
 import { ControlError } from './control-server.ts';
 import { Driver, monotonicMs } from './driver.ts';
+import { GenerationFile } from './generation-file.ts';
 import type { Log } from './log.ts';
 import { formatHostPort, type HostPort } from './peer-address.ts';
 import { PeerLink } from './peer-link.ts';
@@ -17,7 +19,11 @@ export interface SecondaryAgentOptions {
   vm: string;
   qmpPath: string;
   listen: HostPort;
-  autoFailover: boolean;
+  witness: WitnessChoice;
+  /** What this host calls itself. */
+  node: string;
+  /** Where the newest generation is kept. */
+  stateFolder: string;
   overwriteDisks: readonly string[];
   timings: Timings;
   /** The file for a breakdown of each checkpoint and of a failover, or null. */
@@ -29,6 +35,8 @@ export interface SecondaryOutcome {
   outcome: 'stopped' | 'guest-shutdown' | 'vm-lost';
   reason: string;
 }
+
+const FAILOVER = { etcd: 'claimed', none: 'granted', manual: 'ordered' } as const;
 
 type EventBody = SecondaryEvent extends infer E
   ? E extends SecondaryEvent
@@ -43,6 +51,8 @@ export class SecondaryAgent {
   readonly #acceptor: Acceptor;
   readonly #machine: SecondaryMachine;
   readonly #driver: Driver<SecondaryEvent, SecondaryEffect>;
+  readonly #generations: GenerationFile;
+  readonly #arbitration: Arbitration | null;
   readonly #finished: Promise<SecondaryOutcome>;
   #finish: (outcome: SecondaryOutcome) => void = () => {};
   #link: PeerLink | null = null;
@@ -50,14 +60,15 @@ export class SecondaryAgent {
   #reason = '';
   #onChange: () => void = () => {};
 
-  /** Attaches to a VM started with -S and listens. Throws NotAStandbyError, QmpError or NativeError. */
+  /** Attaches to a VM started with -S and listens. Throws NotAStandbyError, QmpError, NativeError or GenerationFileError. */
   static async attach(options: SecondaryAgentOptions): Promise<SecondaryAgent> {
-    const { traceFile, vm: name, log } = options;
+    const { traceFile, vm: name, stateFolder, log } = options;
+    const generations = new GenerationFile(stateFolder, name);
     const trace = traceFile === null ? null : await SecondaryTrace.open(traceFile, name, log);
     let vm: StandbyVm | null = null;
     try {
       vm = await attachStandby(options, trace);
-      return new SecondaryAgent(options, vm, trace);
+      return new SecondaryAgent(options, vm, generations, trace);
     } catch (error) {
       await vm?.detach();
       await trace?.close();
@@ -65,9 +76,16 @@ export class SecondaryAgent {
     }
   }
 
-  private constructor(options: SecondaryAgentOptions, vm: StandbyVm, trace: SecondaryTrace | null) {
+  private constructor(
+    options: SecondaryAgentOptions,
+    vm: StandbyVm,
+    generations: GenerationFile,
+    trace: SecondaryTrace | null,
+  ) {
+    const { witness, node, log } = options;
     this.#options = options;
     this.#vm = vm;
+    this.#generations = generations;
     this.#trace = trace;
     this.#acceptor = new native.Acceptor({
       host: options.listen.host,
@@ -83,8 +101,9 @@ export class SecondaryAgent {
     });
     this.#machine = new SecondaryMachine({
       vmId: vmIdOf(options.vm),
-      generation: 0,
-      autoFailover: options.autoFailover,
+      generation: generations.highest,
+      node,
+      failover: FAILOVER[witness.kind],
       timings: options.timings,
     });
     this.#driver = new Driver(
@@ -95,6 +114,7 @@ export class SecondaryAgent {
       },
       (event) => trace?.event(event),
     );
+    this.#arbitration = arbitrationOf(witness, { node, generations, log }, (event) => this.#dispatch(event));
     vm.listen((event) => this.#dispatch(event));
   }
 
@@ -106,6 +126,7 @@ export class SecondaryAgent {
     this.#dispatch({ type: 'start' });
     const outcome = await this.#finished;
     this.#driver.stop();
+    this.#arbitration?.close();
     this.#acceptor.close();
     this.#link?.close();
     await this.#vm.detach();
@@ -117,10 +138,13 @@ export class SecondaryAgent {
     this.#dispatch({ type: 'command', command: 'stop' });
   }
 
-  /** Takes the VM over. Resolves when it runs; throws ControlError `refused` with the reason when it may not. */
-  async failover(): Promise<string> {
+  /**
+   * Takes the VM over. `force`: a person says that the primary doesn't run, whatever the witness may say. Resolves when it runs; throws ControlError
+   * `refused` with the reason when it may not.
+   */
+  async failover(force = false): Promise<string> {
     if (this.#state === 'RUNNING') return this.#reason;
-    this.#dispatch({ type: 'command', command: 'failover' });
+    this.#dispatch({ type: 'command', command: force ? 'force-failover' : 'failover' });
     await this.#stateSettled();
     if (this.#machine.state !== 'RUNNING') throw new ControlError('refused', this.#reason);
     return this.#reason;
@@ -140,7 +164,7 @@ export class SecondaryAgent {
       agentPid: process.pid,
       qemuPid: this.#vm.pid,
       listen: formatHostPort({ host: this.#options.listen.host, port: this.port }),
-      autoFailover: this.#options.autoFailover,
+      witness: this.#arbitration?.status() ?? noWitness(this.#options.witness.kind, this.#options.node),
       receivedBytes: this.#vm.receivedBytes,
       checkpoints: this.#vm.checkpoints,
       disks: this.#vm.disks.map(({ id, file, sizeBytes }) => ({ id, file, sizeBytes })),
@@ -187,6 +211,18 @@ export class SecondaryAgent {
         this.#link?.close();
         this.#link = null;
         break;
+      case 'claim':
+        this.#arbitration?.ask(effect.claim);
+        break;
+      case 'withdraw-claim':
+        this.#arbitration?.withdraw();
+        break;
+      case 'compare':
+        this.#afterRecording(effect, (reason) => ({ type: 'compared', difference: reason }));
+        break;
+      case 'promote':
+        this.#afterRecording(effect, (reason) => ({ type: 'promote-failed', reason }));
+        break;
       case 'state':
         this.#setState(effect.state, effect.reason);
         break;
@@ -196,6 +232,17 @@ export class SecondaryAgent {
       default:
         this.#vm.perform(effect);
     }
+  }
+
+  /** INVARIANT 4: a generation is durable on this host before anything is answered in it, and before its VM runs. */
+  #afterRecording(
+    effect: Extract<SecondaryEffect, { type: 'compare' | 'promote' }>,
+    failed: (reason: string) => EventBody,
+  ): void {
+    this.#generations.record(effect.generation).then(
+      () => this.#vm.perform(effect),
+      (error: Error) => this.#dispatch(failed(error.message)),
+    );
   }
 
   #setState(state: StateWord, reason: string): void {
@@ -214,12 +261,20 @@ export class SecondaryAgent {
     }
   }
 
+  #succession(): string {
+    const { witness, vm } = this.#options;
+    const { epoch } = this.#machine;
+    if (witness.kind === 'manual')
+      return `this VM waits for \`colo-agent failover --force ${vm}\` at checkpoint ${epoch}`;
+    if (this.#arbitration?.status().answers === false)
+      return `this VM waits at checkpoint ${epoch} for the witness, which doesn't answer here`;
+    return `this VM resumes at checkpoint ${epoch}`;
+  }
+
   #consequence(): string {
     switch (this.#state) {
       case 'STANDBY':
-        return this.#options.autoFailover
-          ? `this VM resumes at checkpoint ${this.#machine.epoch}`
-          : `this VM waits for \`colo-agent failover\` at checkpoint ${this.#machine.epoch}`;
+        return this.#succession();
       case 'RUNNING':
       case 'TAKING-OVER':
         return 'this VM runs here';

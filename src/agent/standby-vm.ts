@@ -152,7 +152,12 @@ export class StandbyVm {
     }
   }
 
-  perform(effect: Exclude<SecondaryEffect, { type: 'send' | 'disconnect' | 'state' | 'finished' }>): void {
+  perform(
+    effect: Exclude<
+      SecondaryEffect,
+      { type: 'claim' | 'withdraw-claim' | 'send' | 'disconnect' | 'state' | 'finished' }
+    >,
+  ): void {
     switch (effect.type) {
       case 'compare':
         void this.#queue.run(() => this.#compare(effect));
@@ -173,6 +178,9 @@ export class StandbyVm {
         break;
       case 'close-session':
         this.#engine?.closeSession();
+        break;
+      case 'settle-disks':
+        void this.#queue.run(() => this.#settleDisks());
         break;
       case 'promote':
         void this.#queue.run(() => this.#promote(effect.generation));
@@ -321,13 +329,22 @@ export class StandbyVm {
     this.#sectionsChecked = true;
   }
 
+  /** What the guest was told is durable has to be, on this host too, before its first write. */
+  async #settleDisks(): Promise<void> {
+    try {
+      await this.#timed('sync disks', async () => this.#engine?.syncDisks());
+    } catch (error) {
+      this.#onEvent({ type: 'settle-failed', reason: (error as Error).message });
+      return;
+    }
+    this.#onEvent({ type: 'disks-settled' });
+  }
+
   async #promote(generation: number): Promise<void> {
     const { qmp, disks } = this.#parts;
     try {
-      // What the guest was told is durable has to be, on this host too; and whoever asks later must find here that this disk is the newest
-      // (INVARIANT 4). Both before the guest's first write.
-      const [engine, source] = [this.#engine, this.#source];
-      await this.#timed('sync disks', async () => engine?.syncDisks());
+      const source = this.#source;
+      // INVARIANT 4: whoever asks later must find here that this disk is the newest. Before the guest's first write, too.
       await this.#timed('record disks', async () => {
         if (source) await disks.record('source', { ...source, generation }, []);
       });

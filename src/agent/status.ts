@@ -1,6 +1,7 @@
 /** What `colo-agent status --json` prints. Scripts rely on these names; fields are added, never renamed. */
 import type { StateWord } from '../protocol/machine.ts';
 import type { Mode } from '../protocol/messages.ts';
+import type { WitnessStatus } from './arbitration.ts';
 import type { Summary } from './samples.ts';
 
 export interface CommonStatus {
@@ -9,6 +10,7 @@ export interface CommonStatus {
   reason: string;
   /** What would happen if the primary's host died now. */
   ifPrimaryDies: string;
+  witness: WitnessStatus;
   generation: number;
   /** The last committed epoch of this session. */
   epoch: number;
@@ -85,7 +87,6 @@ export interface PrimaryStatus extends CommonStatus {
 export interface SecondaryStatus extends CommonStatus {
   role: 'secondary';
   listen: string;
-  autoFailover: boolean;
   receivedBytes: number;
   checkpoints: number;
   disks: readonly { id: string; file: string; sizeBytes: number }[];

@@ -7,6 +7,7 @@ import { statusText } from './status-text.ts';
 interface ControlOptions {
   control?: string;
   json?: boolean;
+  force?: string;
 }
 
 export function statusCommand(): Command {
@@ -23,16 +24,25 @@ export function failoverCommand(): Command {
   return controlCommand(
     'failover',
     'Let the standby on this host take the VM over (its primary must be lost)',
-  ).action(async (options: ControlOptions) =>
-    report(options, await sendCommand(options.control ?? onlyControlPath(), 'failover')),
-  );
+  )
+    .option(
+      '--force <name>',
+      "without the witness's word: you know that the primary doesn't run. The VM's name",
+    )
+    .action(async (options: ControlOptions) =>
+      report(options, await sendCommand(options.control ?? onlyControlPath(), 'failover', options.force)),
+    );
 }
 
 export function stopCommand(): Command {
-  return controlCommand('stop', 'End protection and the agent; the VM keeps running').action(
-    async (options: ControlOptions) =>
-      report(options, await sendCommand(options.control ?? onlyControlPath(), 'stop')),
-  );
+  return controlCommand('stop', 'End protection and the agent; the VM keeps running')
+    .option(
+      '--force <name>',
+      "without the witness's word: you know that the standby doesn't run. The VM's name",
+    )
+    .action(async (options: ControlOptions) =>
+      report(options, await sendCommand(options.control ?? onlyControlPath(), 'stop', options.force)),
+    );
 }
 
 function controlCommand(name: string, description: string): Command {

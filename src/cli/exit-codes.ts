@@ -33,11 +33,13 @@ const UNAVAILABLE_CODES = new Set([
   'refused',
 ]);
 
+const CONFIGURATION_ERRORS = new Set(['PreflightError', 'NotAStandbyError', 'GenerationFileError']);
+
 /** The exit code for whatever went wrong. */
 export function exitCodeOf(error: unknown): number {
   if (error instanceof CliError) return error.exitCode;
   if (!(error instanceof Error)) return EXIT.internal;
-  if (error.name === 'PreflightError' || error.name === 'NotAStandbyError') return EXIT.configuration;
+  if (CONFIGURATION_ERRORS.has(error.name)) return EXIT.configuration;
   if (error.name === 'QmpError') return EXIT.unavailable;
   const code = (error as { code?: unknown }).code;
   if (typeof code !== 'string') return EXIT.internal;

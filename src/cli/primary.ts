@@ -1,5 +1,5 @@
 import { Command, Option } from 'commander';
-import { ControlServer } from '../agent/control-server.ts';
+import { ControlServer, isForced } from '../agent/control-server.ts';
 import { Log } from '../agent/log.ts';
 import type { HostPort } from '../agent/peer-address.ts';
 import { type AgentOutcome, PrimaryAgent } from '../agent/primary-agent.ts';
@@ -11,6 +11,7 @@ import { collect, integer, peerAddress } from './option-parsers.ts';
 import { showProgress } from './progress.ts';
 import { type SharedOptions, withSharedOptions } from './shared-options.ts';
 import { onTerminationSignal } from './signals.ts';
+import { type Witnessed, warnOfNoWitness, witnessOf } from './witness-options.ts';
 
 interface PrimaryCliOptions extends SharedOptions {
   peer: HostPort;
@@ -122,15 +123,17 @@ async function runPrimary(options: PrimaryCliOptions): Promise<void> {
     role: 'primary',
     epoch: agent?.status().epoch,
   }));
-  const running = await PrimaryAgent.attach(agentOptions(options, log));
+  const witnessed = witnessOf(options.vm, options);
+  warnOfNoWitness(witnessed);
+  const running = await PrimaryAgent.attach(agentOptions(options, witnessed, log));
   agent = running;
   const control = await ControlServer.listen(options.control ?? defaultControlPath(options.vm, 'primary'), {
     status: () => running.status(),
     failover: async () => {
       throw new CliError(EXIT.unavailable, 'this is the primary: run failover on the standby');
     },
-    stop: async () => {
-      running.stop();
+    stop: async (force) => {
+      running.stop(isForced(force, options.vm));
       return 'protection ends; the VM keeps running';
     },
   });
@@ -144,8 +147,9 @@ async function runPrimary(options: PrimaryCliOptions): Promise<void> {
   }
 }
 
-function agentOptions(options: PrimaryCliOptions, log: Log) {
+function agentOptions(options: PrimaryCliOptions, witnessed: Witnessed, log: Log) {
   return {
+    ...witnessed,
     vm: options.vm,
     qmpPath: options.qmp,
     peer: options.peer,
@@ -181,6 +185,7 @@ const OUTCOME_EXIT: Record<AgentOutcome['outcome'], number> = {
   'guest-shutdown': EXIT.ok,
   'vm-lost': EXIT.unavailable,
   fenced: EXIT.tryAgain,
+  refused: EXIT.configuration,
 };
 
 function report(options: PrimaryCliOptions, { outcome, reason }: AgentOutcome): void {

@@ -1,5 +1,5 @@
 import { Command } from 'commander';
-import { ControlServer } from '../agent/control-server.ts';
+import { ControlServer, isForced } from '../agent/control-server.ts';
 import { Log } from '../agent/log.ts';
 import type { HostPort } from '../agent/peer-address.ts';
 import { SecondaryAgent, type SecondaryOutcome } from '../agent/secondary-agent.ts';
@@ -9,10 +9,10 @@ import { EXIT } from './exit-codes.ts';
 import { collect, integer, listenAddress } from './option-parsers.ts';
 import { type SharedOptions, withSharedOptions } from './shared-options.ts';
 import { onTerminationSignal } from './signals.ts';
+import { warnOfNoWitness, witnessOf } from './witness-options.ts';
 
 interface SecondaryCliOptions extends SharedOptions {
   listen: HostPort;
-  autoFailover: boolean;
   peerTimeout: number;
   overwriteDisk: string[];
 }
@@ -24,12 +24,6 @@ export function secondaryCommand(): Command {
       '--listen <host:port>',
       'where the primary connects to (port 0: any free one)',
       listenAddress,
-    )
-    .option(
-      '--auto-failover',
-      'take over by itself when the primary is lost. Safe only with a witness, which this version does not have yet: a cut ' +
-        'link alone makes both VMs run. For trials on one host, or where a person watches',
-      false,
     )
     .option(
       '--peer-timeout <ms>',
@@ -53,11 +47,13 @@ async function runSecondary(options: SecondaryCliOptions): Promise<void> {
     role: 'secondary',
     epoch: agent?.status().epoch,
   }));
+  const witnessed = witnessOf(options.vm, options);
+  warnOfNoWitness(witnessed);
   const running = await SecondaryAgent.attach({
+    ...witnessed,
     vm: options.vm,
     qmpPath: options.qmp,
     listen: options.listen,
-    autoFailover: options.autoFailover,
     overwriteDisks: options.overwriteDisk,
     timings: {
       ...DEFAULT_TIMINGS,
@@ -70,7 +66,7 @@ async function runSecondary(options: SecondaryCliOptions): Promise<void> {
   agent = running;
   const control = await ControlServer.listen(options.control ?? defaultControlPath(options.vm, 'secondary'), {
     status: () => running.status(),
-    failover: () => running.failover(),
+    failover: (force) => running.failover(isForced(force, options.vm)),
     stop: async () => {
       running.stop();
       return 'the standby ends; its VM is left as it stands';

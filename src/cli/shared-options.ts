@@ -1,8 +1,9 @@
 import { type Command, Option } from 'commander';
 import { LOG_LEVELS, type LogLevel } from '../agent/log.ts';
 import { vmName } from './option-parsers.ts';
+import { type WitnessCliOptions, withWitnessOptions } from './witness-options.ts';
 
-export interface SharedOptions {
+export interface SharedOptions extends WitnessCliOptions {
   vm: string;
   qmp: string;
   control?: string;
@@ -13,7 +14,7 @@ export interface SharedOptions {
 
 /** What `primary` and `secondary` have in common. */
 export function withSharedOptions(command: Command): Command {
-  return command
+  return withWitnessOptions(command)
     .requiredOption('--vm <name>', "the VM's name, the same on both hosts", vmName)
     .requiredOption('--qmp <socket>', "QEMU's QMP socket (unix)")
     .option(

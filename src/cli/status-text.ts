@@ -1,3 +1,4 @@
+import type { WitnessStatus } from '../agent/arbitration.ts';
 import type { Summary } from '../agent/samples.ts';
 import type { DiskStatus, ScrubStatus, Status } from '../agent/status.ts';
 
@@ -7,6 +8,7 @@ export function statusText(status: Status): string {
     ['vm', `${status.vm} (${status.role}, QEMU ${status.qemuPid})`],
     ['state', `${status.state}: ${status.reason}`],
     ['if the primary died now', status.ifPrimaryDies],
+    ['witness', witnessText(status.witness)],
     ['generation, epoch', `${status.generation}, ${status.epoch}`],
     [
       'last checkpoint',
@@ -37,7 +39,6 @@ export function statusText(status: Status): string {
   } else {
     rows.push(
       ['listens at', status.listen],
-      ['automatic failover', status.autoFailover ? 'on' : 'off'],
       ['checkpoints', `${status.checkpoints}, ${megabytes(status.receivedBytes)}`],
       ...status.disks.map(({ id, file }): [string, string] => [`disk ${id}`, file]),
       ['flush', summaryText(status.flushMs, 'ms')],
@@ -50,6 +51,12 @@ export function statusText(status: Status): string {
   }
   const width = Math.max(...rows.map(([name]) => name.length));
   return rows.map(([name, value]) => `${name.padEnd(width)}  ${value}`).join('\n');
+}
+
+function witnessText({ kind, node, answers, reason }: WitnessStatus): string {
+  if (kind === 'none') return 'none: a cut link makes both VMs run';
+  if (kind === 'manual') return 'none: a person decides';
+  return `etcd, ${answers === false ? `doesn't answer: ${reason}` : 'answers'}; this host is ${node}`;
 }
 
 function diskText({ state, sizeBytes, differingBytes, loggedBytes, writes }: DiskStatus): string {

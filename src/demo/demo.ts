@@ -106,11 +106,11 @@ class Demo {
     const secondary = this.#cleanup.own(
       await TestAgent.start('secondary', [
         ...['--vm', VM_NAME, '--qmp', standbyVm.qmpPath],
-        ...['--listen', '127.0.0.1:0', '--auto-failover'],
+        ...['--listen', '127.0.0.1:0', '--witness', 'none'],
       ]),
     );
     const { listen } = await secondary.status();
-    this.#say(`colo-agent secondary --vm ${VM_NAME} --qmp ... --listen ${listen} --auto-failover`);
+    this.#say(`colo-agent secondary --vm ${VM_NAME} --qmp ... --listen ${listen} --witness none`);
     const primary = this.#cleanup.own(
       await TestAgent.start('primary', [
         '--vm',
@@ -119,9 +119,11 @@ class Demo {
         primaryVm.qmpPath,
         '--peer',
         String(listen),
+        '--witness',
+        'none',
       ]),
     );
-    this.#say(`colo-agent primary --vm ${VM_NAME} --qmp ... --peer ${listen}`);
+    this.#say(`colo-agent primary --vm ${VM_NAME} --qmp ... --peer ${listen} --witness none`);
     return { primary, secondary };
   }
 

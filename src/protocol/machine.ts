@@ -10,7 +10,8 @@
  * - One control connection at a time: a secondary's shell refuses a second one until the first is gone.
  * - `staged` and `stream-failed` are told only of the session that is open.
  */
-import type { Lineage, Message, Mode } from './messages.ts';
+import type { Claim } from './arbiter.ts';
+import type { Arbitration, Lineage, Message, Mode } from './messages.ts';
 
 /** The one word that `status` shows (docs/architecture.md, "State"). */
 export type StateWord =
@@ -99,10 +100,21 @@ export type PrimaryEvent = { nowMs: number } & (
   /** The guest shut down (the VM stands, QEMU lives): a last checkpoint. Or somebody quit QEMU: `gone`. */
   | { type: 'vm-shutdown'; gone: boolean }
   | { type: 'vm-lost'; reason: string }
-  | { type: 'command'; command: 'stop' | 'checkpoint' }
+  | ClaimEvent
+  /** `force-stop`: without the witness's word; a person knows that the standby doesn't run. */
+  | { type: 'command'; command: 'stop' | 'force-stop' | 'checkpoint' }
 );
 
+/** The answers to `claim`. `won` and `lost` come once, `unanswered` any number of times before, and only of the last claim. */
+export type ClaimEvent =
+  /** What the generation was won by is durable at the witness, and the generation on this host. */
+  | { type: 'claim-won'; kind: Claim['kind']; generation: number }
+  | { type: 'claim-lost'; kind: Claim['kind']; reason: string }
+  | { type: 'claim-unanswered'; kind: Claim['kind']; reason: string };
+
 export type PrimaryEffect =
+  /** Ask the witness, until it has answered. Takes the place of a claim before. */
+  | { type: 'claim'; claim: Claim }
   | { type: 'connect' }
   | { type: 'disconnect'; reason: string }
   | { type: 'send'; message: Message }
@@ -142,8 +154,12 @@ export type PrimaryEffect =
   | { type: 'confirm-disks'; epoch: number }
   | { type: 'quit-vm' }
   | { type: 'state'; state: StateWord; reason: string }
-  /** The agent is done; `code` is for its exit status. */
-  | { type: 'finished'; outcome: 'stopped' | 'guest-shutdown' | 'vm-lost' | 'fenced'; reason: string };
+  /** The agent is done. `refused`: the VM may not be protected here, and is as it was. */
+  | {
+      type: 'finished';
+      outcome: 'stopped' | 'guest-shutdown' | 'vm-lost' | 'fenced' | 'refused';
+      reason: string;
+    };
 
 export interface PrimaryOptions {
   vmId: string;
@@ -152,9 +168,12 @@ export interface PrimaryOptions {
   description: unknown;
   /** The VM has disks that are copied. */
   copiesDisks: boolean;
+  /** The newest that this host knows of; with a witness the first one is claimed above it. */
   generation: number;
+  node: string;
+  arbitration: Arbitration;
   timings: Timings;
-  /** A gate of an earlier agent was found: output is cut off until the peer has said that it didn't take over. */
+  /** A gate of an earlier agent was found: output is cut off until the witness, or without one the peer, has said that nobody took over. */
   foundClosedGate: boolean;
 }
 
@@ -181,10 +200,15 @@ export type SecondaryEvent = { nowMs: number } & (
   | { type: 'ram-differs'; epoch: number; reason: string }
   | { type: 'loaded'; epoch: number }
   | { type: 'load-failed'; epoch: number; reason: string }
+  /** The answers to `settle-disks`. */
+  | { type: 'disks-settled' }
+  | { type: 'settle-failed'; reason: string }
   | { type: 'promoted' }
   | { type: 'promote-failed'; reason: string }
   | { type: 'vm-lost'; reason: string }
-  | { type: 'command'; command: 'stop' | 'failover' }
+  | ClaimEvent
+  /** `force-failover`: without the witness's word; a person knows that the primary doesn't run. */
+  | { type: 'command'; command: 'stop' | 'failover' | 'force-failover' }
 );
 
 export type SecondaryEffect =
@@ -205,10 +229,13 @@ export type SecondaryEffect =
   | { type: 'load'; epoch: number }
   /** INVARIANT 2: what is staged and not committed is thrown away whole. */
   | { type: 'close-session' }
-  /**
-   * The disks synced and recorded as the newest, in `generation`; then `cont` and `announce-self`. Never while a flush or a load is in progress
-   * (invariant 6).
-   */
+  /** As of the primary. */
+  | { type: 'claim'; claim: Claim }
+  /** The claim isn't wanted any more. */
+  | { type: 'withdraw-claim' }
+  /** Sync the disks. Never while a flush or a load is in progress (invariant 6). */
+  | { type: 'settle-disks' }
+  /** INVARIANT 4: the disks recorded as the newest, in `generation`, which has been won; then `cont` and `announce-self`. Only after `disks-settled`. */
   | { type: 'promote'; generation: number }
   | { type: 'quit-vm' }
   | { type: 'state'; state: StateWord; reason: string }
@@ -216,8 +243,11 @@ export type SecondaryEffect =
 
 export interface SecondaryOptions {
   vmId: string;
+  /** The newest that this host knows of. */
   generation: number;
-  autoFailover: boolean;
+  node: string;
+  /** When the primary is lost: ask the witness, take over without asking anybody (trials on one host), or wait for a person. */
+  failover: 'claimed' | 'granted' | 'ordered';
   timings: Timings;
 }
 

@@ -7,10 +7,22 @@ export const GENERATION_MAX = 2 ** 52;
 
 export type Mode = 'pipelined' | 'strict';
 
+/** Who decides which side runs on when they have lost each other: a witness that both ask, or (`none`) each side by itself, or a person. */
+export type Arbitration = 'witness' | 'none';
+
+/** `node`: what the sender's host calls itself. */
 export type Body =
-  | { type: 'hello'; description: unknown; mode: Mode; connections: number; lineage: Lineage }
+  | {
+      type: 'hello';
+      description: unknown;
+      mode: Mode;
+      connections: number;
+      lineage: Lineage;
+      node: string;
+      arbitration: Arbitration;
+    }
   /** `lineages`: for each disk that is copied, in the order of the description, what its content descends from; null: nobody knows. */
-  | { type: 'ready'; bulkToken: string; lineages: (Lineage | null)[] }
+  | { type: 'ready'; bulkToken: string; lineages: (Lineage | null)[]; node: string }
   | { type: 'new' }
   | { type: 'suspended' }
   | { type: 'send'; pages: number; vmstateBytes: number }

@@ -1,4 +1,5 @@
 /** The JSON payloads of control messages: what each field may be. Nothing from a peer is believed before it has passed here. */
+import { isNodeName } from './arbiter.ts';
 import { ProtocolError } from './errors.ts';
 import type { Body, Lineage } from './messages.ts';
 import { CONNECTIONS_MAX } from './preface.ts';
@@ -20,9 +21,9 @@ export function parseBody(type: 'hello' | 'ready' | 'error' | 'bye', payload: Ui
     case 'hello':
       return parseHello(fields);
     case 'ready': {
-      onlyFields(type, fields, ['bulkToken', 'lineages']);
+      onlyFields(type, fields, ['bulkToken', 'lineages', 'node']);
       const bulkToken = textField(type, fields, 'bulkToken', HEX_32, '32 hex digits');
-      return { type, bulkToken, lineages: lineagesField(fields) };
+      return { type, bulkToken, lineages: lineagesField(fields), node: nodeField(type, fields) };
     }
     case 'error':
       return parseError(fields);
@@ -35,7 +36,7 @@ export function parseBody(type: 'hello' | 'ready' | 'error' | 'bye', payload: Ui
 }
 
 function parseHello(fields: Fields): Body {
-  onlyFields('hello', fields, ['description', 'mode', 'connections', 'lineage']);
+  onlyFields('hello', fields, ['description', 'mode', 'connections', 'lineage', 'node', 'arbitration']);
   const { description, connections } = fields;
   if (!isObject(description)) refuse('hello', 'description', 'an object');
   const mode = choiceField('hello', fields, 'mode', ['pipelined', 'strict'] as const);
@@ -43,7 +44,21 @@ function parseHello(fields: Fields): Body {
     refuse('hello', 'connections', `a number from 1 to ${CONNECTIONS_MAX}`);
   }
   const lineage = textField('hello', fields, 'lineage', HEX_32, '32 hex digits');
-  return { type: 'hello', description, mode, connections, lineage };
+  const arbitration = choiceField('hello', fields, 'arbitration', ['witness', 'none'] as const);
+  return {
+    type: 'hello',
+    description,
+    mode,
+    connections,
+    lineage,
+    node: nodeField('hello', fields),
+    arbitration,
+  };
+}
+
+function nodeField(type: string, { node }: Fields): string {
+  if (!isNodeName(node)) refuse(type, 'node', 'a name of 1-63 letters, digits, dots, dashes or underscores');
+  return node;
 }
 
 function lineagesField({ lineages }: Fields): (Lineage | null)[] {

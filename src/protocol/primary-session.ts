@@ -30,6 +30,8 @@ export class PrimarySession {
   phase: Phase = 'hello';
   committedAtMs: number | null = null;
   readonly beganMs: number;
+  /** What the secondary's host calls itself; known from READY on. */
+  node = '';
   /** The newer generation that the peer has seen, when that ended the session. */
   staleSince: number | null = null;
   /** Why the last checkpoint had to be given up, until one succeeds. */
@@ -65,8 +67,8 @@ export class PrimarySession {
     this.live = new Liveness(context.options.timings, context.nowMs);
     this.beganMs = context.nowMs;
     this.progressMs = context.nowMs;
-    const { description, mode, connections } = context.options;
-    context.send({ type: 'hello', description, mode, connections, lineage });
+    const { description, mode, connections, node, arbitration } = context.options;
+    context.send({ type: 'hello', description, mode, connections, lineage, node, arbitration });
   }
 
   /** The peer has said READY: from here on it can't take over at an older checkpoint. */
@@ -126,9 +128,12 @@ export class PrimarySession {
     }
   }
 
-  private onReady({ bulkToken, lineages }: Body & { type: 'ready' }): boolean {
-    if (this.phase !== 'hello') return false;
+  private onReady({ bulkToken, lineages, node }: Body & { type: 'ready' }): boolean {
+    const { arbitration, node: own } = this.context.options;
+    // The witness couldn't tell two hosts of one name apart; the secondary has looked, too.
+    if (this.phase !== 'hello' || (arbitration === 'witness' && node === own)) return false;
     this.lineages = lineages;
+    this.node = node;
     // The bulk connections come first: a network that doesn't carry them costs the VM nothing.
     this.phase = 'bulk';
     this.context.steps.begin('bulk');

@@ -1,14 +1,16 @@
 /** The primary's machine: finding a peer, one session after the other, and leaving the VM in order. docs/protocol.md, docs/architecture.md. */
+import { Authority } from './authority.ts';
 import { invalidTransition } from './errors.ts';
 import type {
+  ClaimEvent,
   Machine,
   PrimaryEffect,
   PrimaryEvent,
   PrimaryOptions,
-  PrimaryStep,
   StateWord,
 } from './machine.ts';
 import type { ByeReason, Lineage } from './messages.ts';
+import { MAY_FAIL_UNASKED, STEP_OF } from './primary-answers.ts';
 import { Capture } from './primary-capture.ts';
 import { PrimaryContext } from './primary-context.ts';
 import { PrimarySession, type SessionEnd } from './primary-session.ts';
@@ -19,26 +21,11 @@ const BACKOFF_MAX = 10;
 const SLOW_RETRY_MS = 30_000;
 
 type Outcome = (PrimaryEffect & { type: 'finished' })['outcome'];
-type Answer = Extract<
-  PrimaryEvent['type'],
-  'gate-installed' | 'disks-synced' | 'protected' | 'bulk-connected' | 'synced' | 'transmitted'
->;
-
-const STEP_OF = {
-  'gate-installed': 'gate',
-  'disks-synced': 'disks',
-  protected: 'protect',
-  'bulk-connected': 'bulk',
-  synced: 'sync',
-  transmitted: 'transmit',
-} as const satisfies Record<Answer, string>;
-
-const MAY_FAIL_UNASKED: ReadonlySet<PrimaryStep> = new Set(['gate', 'disks', 'resume']);
-
 export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
   private readonly context: PrimaryContext;
   private readonly vm: VmControl;
   private readonly capture: Capture;
+  private readonly authority: Authority;
   private session: PrimarySession | null = null;
   private link: 'idle' | 'connecting' | 'up' = 'idle';
   private connectAtMs: number | null = null;
@@ -52,6 +39,8 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
   private word: StateWord = 'STARTING';
   private cause = '';
   private shown = '';
+  /** Why there is no session. */
+  private missing = 'no standby yet';
   private epochValue = 0;
   private committedAtMs: number | null = null;
 
@@ -59,6 +48,7 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
     this.context = new PrimaryContext(options);
     this.vm = new VmControl(this.context);
     this.capture = new Capture(this.context, this.vm);
+    this.authority = new Authority(this.context);
   }
 
   get state(): StateWord {
@@ -128,8 +118,13 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
         this.session?.ask('now');
         break;
       case 'command':
-        if (event.command === 'stop') this.onStopCommand();
-        else this.session?.ask('soon');
+        if (event.command === 'checkpoint') this.session?.ask('soon');
+        else this.onStopCommand(event.command === 'force-stop');
+        break;
+      case 'claim-won':
+      case 'claim-lost':
+      case 'claim-unanswered':
+        this.onClaim(event);
         break;
       case 'vm-paused':
       case 'vm-resumed':
@@ -147,10 +142,47 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
   private onStart(): void {
     if (this.connectAtMs !== null || this.link !== 'idle') invalidTransition(this.word, 'start');
     this.connectAtMs = this.context.nowMs;
-    if (this.context.foreignGate)
-      this.setState('BLOCKED', 'gate of an earlier agent found; waiting for the peer');
-    else this.setState('STARTING', 'connecting to the secondary');
+    this.setState(...this.authority.start());
   }
+
+  // --- the witness's word ----------------------------------------------------------------------------------------------------------
+
+  private onClaim(event: ClaimEvent): void {
+    if (!this.authority.onAnswer(event)) return;
+    if (event.type === 'claim-lost') this.onClaimLost(event);
+    else if (event.type === 'claim-won' && event.kind === 'alone') this.onAlone();
+    else if (this.session === null) this.showAlone();
+  }
+
+  private onAlone(): void {
+    if (this.context.foreignGate) {
+      this.context.foreignGate = false;
+      this.handOverDue = true;
+      this.missing = 'the gate of an earlier agent was found';
+    }
+    if (this.word === 'STARTING') this.setState('STARTING', 'connecting to the secondary');
+    else this.showAlone();
+  }
+
+  private onClaimLost({ kind, reason }: ClaimEvent & { type: 'claim-lost' }): void {
+    if (kind === 'protected') {
+      // Somebody has changed the record; the claim that follows the session's end tells who runs.
+      if (this.session !== null) this.session.end ??= { cause: 'local', reason, tell: null };
+    } else if (this.authority.everWon || this.context.foreignGate) {
+      this.fence(reason);
+    } else {
+      this.finish('refused', reason);
+    }
+  }
+
+  /** INVARIANT 4: somebody else runs in a newer generation. Our gate isn't opened on the way. */
+  private fence(reason: string): void {
+    this.setState('FENCED', reason);
+    this.context.emit({ type: 'quit-vm' });
+    this.finish('fenced', reason);
+  }
+
+  // --- the peer and the VM ---------------------------------------------------------------------------------------------------------
 
   private onPeerConnected(lineage: Lineage): void {
     if (this.link !== 'connecting') invalidTransition(`link ${this.link}`, 'peer-connected');
@@ -169,10 +201,13 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
     }
   }
 
-  private onStopCommand(): void {
-    // A person's word opens even the gate of an earlier agent.
-    if (this.context.foreignGate) this.handOverDue = true;
-    this.context.foreignGate = false;
+  private onStopCommand(force: boolean): void {
+    if (force) this.authority.override();
+    // Without a witness a person's word opens even the gate of an earlier agent.
+    if (this.context.foreignGate && this.authority.mayOpenGate) {
+      this.handOverDue = true;
+      this.context.foreignGate = false;
+    }
     // A VM that has shut down still stands only because of us.
     if (this.vm.shutDown) this.leave('guest-shutdown', 'the guest shut down', 'shutdown');
     else this.leave('stopped', 'stopped by command', 'detach');
@@ -205,7 +240,7 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
   private onGuestShutdown(): void {
     this.vm.onShutdown();
     // With a standby the session makes the last checkpoint; without one there is nobody to wait for.
-    if (this.word === 'PROTECTED') return;
+    if (this.session !== null && this.session.epoch > 0) return;
     this.leave('guest-shutdown', 'the guest shut down', 'shutdown');
   }
 
@@ -308,8 +343,19 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
       this.committedAtMs = session.committedAtMs;
     }
     if (session.end !== null) this.endSession(session, session.end);
-    else if (session.epoch > 0) this.setState('PROTECTED', 'the standby holds the last checkpoint');
+    else if (session.epoch > 0) this.followProtected(session);
     else if (session.ready) this.setState('SYNCING', 'the first copy is on its way to the secondary');
+  }
+
+  /** Held output is released by RECEIVED all the time; but only a standby that the witness knows of can take over. */
+  private followProtected(session: PrimarySession): void {
+    this.authority.claimProtected(session.node);
+    const { isProtected, trouble } = this.authority;
+    if (isProtected) this.setState('PROTECTED', 'the standby holds the last checkpoint');
+    else if (trouble === null)
+      this.setState('SYNCING', 'the standby holds a checkpoint; the witness is told of it');
+    else
+      this.setState('SYNCING', `the standby may not take over yet: the witness doesn't answer: ${trouble}`);
   }
 
   private endSession(session: PrimarySession, end: SessionEnd): void {
@@ -318,11 +364,9 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
     this.session = null;
     this.capture.cancel(end.reason);
     // INVARIANT 4: whoever goes on without the standby does so in a generation of its own.
-    if (session.ready) this.context.generation++;
+    if (session.ready) this.authority.claimAlone(this.context.generation + 1);
     if (end.cause === 'fenced') {
-      this.setState('FENCED', end.reason);
-      this.context.emit({ type: 'quit-vm' });
-      this.finish('fenced', end.reason);
+      this.fence(end.reason);
       return;
     }
     if (this.vm.shutDown) this.leaving = { outcome: 'guest-shutdown', reason: 'the guest shut down' };
@@ -341,7 +385,7 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
         this.retry(SLOW_RETRY_MS);
         break;
       case 'stale':
-        if (session.staleSince !== null) this.context.generation = session.staleSince + 1;
+        if (session.staleSince !== null) this.authority.claimAlone(session.staleSince + 1);
         this.retry(this.timings.reconnectMs);
         break;
       default:
@@ -366,7 +410,8 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
     // A capture that came after the hand-over would close the gate again, a stop after the resume would hold the VM.
     if (steps.has('gate', 'disks', 'protect', 'stop', 'save', 'capture')) return;
     this.vm.resume();
-    if (this.handOverDue && !steps.has('hand-over')) {
+    // INVARIANT 4: a standby that may have taken over must be known not to have.
+    if (this.handOverDue && this.authority.mayOpenGate && !steps.has('hand-over')) {
       this.handOverDue = false;
       steps.begin('hand-over');
       this.context.emit({ type: 'hand-over' });
@@ -377,7 +422,9 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
   }
 
   private finishIfSettled(leaving: { outcome: Outcome; reason: string }): void {
-    if (this.vm.stoppedByUs || this.context.steps.has('resume', 'hand-over')) return;
+    if (this.handOverDue || this.vm.stoppedByUs || this.context.steps.has('resume', 'hand-over')) return;
+    // Behind the gate of an earlier agent the VM isn't simply left: it would be cut off for good.
+    if (this.context.foreignGate && leaving.outcome === 'stopped') return;
     if (this.link === 'connecting') this.context.emit({ type: 'disconnect', reason: leaving.reason });
     if (leaving.outcome === 'guest-shutdown') this.context.emit({ type: 'quit-vm' });
     this.finish(leaving.outcome, leaving.reason);
@@ -391,7 +438,8 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
   /** When `connect` may be asked for: only once every step of the last session has been answered and the VM is in nobody's hand. */
   private connectableAtMs(): number | null {
     const idle = this.session === null && this.link === 'idle' && this.leaving === null;
-    return idle && this.context.steps.size === 0 && !this.vm.stoppedByUs ? this.connectAtMs : null;
+    const settled = this.context.steps.size === 0 && !this.vm.stoppedByUs;
+    return idle && settled && this.authority.mayConnect ? this.connectAtMs : null;
   }
 
   // --- endings and state -----------------------------------------------------------------------------------------------------------
@@ -421,9 +469,12 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
 
   /** Without a standby. The gate of an earlier agent never opens by itself. */
   private alone(reason: string): void {
-    if (this.context.foreignGate)
-      this.setState('BLOCKED', `gate of an earlier agent found; waiting for the peer: ${reason}`);
-    else this.setState('EXPOSED', reason);
+    this.missing = reason;
+    this.showAlone();
+  }
+
+  private showAlone(): void {
+    this.setState(...this.authority.describeAlone(this.missing));
   }
 
   private setState(word: StateWord, cause: string): void {

@@ -2,7 +2,7 @@ import type { SecondaryEffect, SecondaryOptions } from './machine.ts';
 import type { Body } from './messages.ts';
 import { Outstanding } from './outstanding.ts';
 
-export type SecondaryStep = 'compare' | 'open-session' | 'flush' | 'load' | 'promote';
+export type SecondaryStep = 'compare' | 'open-session' | 'flush' | 'load' | 'settle-disks' | 'promote';
 
 /** What the parts of a secondary share: the event's time, the effects of this step, and the steps under way. */
 export class SecondaryContext {

@@ -124,7 +124,7 @@ export class SecondarySession {
     this.phase = 'open';
     // INVARIANT 2: READY lets the first copy into the SVM's RAM; from here on it holds no checkpoint.
     this.standby.discard();
-    this.context.send({ type: 'ready', bulkToken, lineages });
+    this.context.send({ type: 'ready', bulkToken, lineages, node: this.context.options.node });
   }
 
   onOpenFailed(reason: string): void {
@@ -203,7 +203,7 @@ export class SecondarySession {
     }
     this.committed = opened;
     this.context.send({ type: 'received' }, opened);
-    this.standby.commit(opened);
+    this.standby.commit(opened, { generation: this.context.generation, node: this.hello.node });
   }
 
   private checkPeer(): void {

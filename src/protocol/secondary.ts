@@ -1,10 +1,18 @@
 /** The secondary's machine: one session after the other, and the take-over. docs/protocol.md, docs/architecture.md. */
 import { invalidTransition } from './errors.ts';
-import type { Machine, SecondaryEffect, SecondaryEvent, SecondaryOptions, StateWord } from './machine.ts';
+import type {
+  ClaimEvent,
+  Machine,
+  SecondaryEffect,
+  SecondaryEvent,
+  SecondaryOptions,
+  StateWord,
+} from './machine.ts';
 import { type Body, GENERATION_MAX, type Message } from './messages.ts';
 import { SecondaryContext } from './secondary-context.ts';
 import { type SecondaryEnd, SecondarySession } from './secondary-session.ts';
 import { Standby } from './standby.ts';
+import { TakeOver } from './take-over.ts';
 
 type Outcome = (SecondaryEffect & { type: 'finished' })['outcome'];
 
@@ -16,8 +24,10 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
   private connectedAtMs: number | null = null;
   /** Whether the VM is a standby, on its way to run, running, or in an unknown state because `cont` failed. */
   private life: 'standby' | 'taking-over' | 'running' | 'unclear' = 'standby';
-  /** A failed load may be tried once more in this take-over. */
-  private retryLeft = false;
+  /** While `life` is taking-over. */
+  private takeOver: TakeOver | null = null;
+  /** A primary that lives has been given until then to come back, or to claim its next generation. */
+  private claimAtMs: number | null = null;
   private started = false;
   private finished = false;
   private word: StateWord = 'STARTING';
@@ -51,8 +61,11 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
   }
 
   get nextTimepointMs(): number | null {
-    if (this.finished || this.connectedAtMs === null) return null;
-    return this.session?.nextTimepointMs ?? this.connectedAtMs + this.context.options.timings.peerTimeoutMs;
+    if (this.finished) return null;
+    if (this.connectedAtMs === null) return this.claimAtMs;
+    const { peerTimeoutMs } = this.context.options.timings;
+    const sessionMs = this.session?.nextTimepointMs ?? this.connectedAtMs + peerTimeoutMs;
+    return Math.min(sessionMs, this.claimAtMs ?? sessionMs);
   }
 
   /** Throws "invalid transition [state -> event]" for an event that the shell can't rightly have sent. After `finished` nothing matters. */
@@ -98,7 +111,12 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
         break;
       case 'command':
         if (event.command === 'stop') this.onStopCommand();
-        else this.onFailoverCommand();
+        else this.onFailoverCommand(event.command === 'force-failover');
+        break;
+      case 'claim-won':
+      case 'claim-lost':
+      case 'claim-unanswered':
+        this.onClaim(event);
         break;
       default:
         this.onAnswer(event);
@@ -123,7 +141,10 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
 
   private onHello(hello: Body & { type: 'hello' }, generation: number): void {
     const own = this.context.generation;
-    if (this.life === 'taking-over') {
+    const unfit = this.misfit(hello);
+    if (unfit !== null) {
+      this.refuse('incompatible', unfit);
+    } else if (this.life === 'taking-over' && !this.mayYieldTo(generation)) {
       this.refuse('taking-over', 'this standby is taking over');
     } else if (this.life === 'unclear') {
       this.refuse('blocked', this.cause);
@@ -135,9 +156,38 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
     } else if (generation >= GENERATION_MAX) {
       this.refuse('protocol', `generation ${generation} leaves no room for the next ones`);
     } else {
+      this.yieldToPrimary();
       this.context.generation = generation;
       this.session = new SecondarySession(this.context, this.standby, hello);
     }
+  }
+
+  /** Both ends must leave the decision to the same judge, who must be able to tell them apart. */
+  private misfit({ node, arbitration }: Body & { type: 'hello' }): string | null {
+    const { failover, node: own } = this.context.options;
+    const expected = failover === 'claimed' ? 'witness' : 'none';
+    const says = (word: string) => (word === 'witness' ? 'asks a witness' : 'asks no witness');
+    if (arbitration !== expected)
+      return `the primary ${says(arbitration)}, its standby ${says(expected)}: give both the same --witness`;
+    if (arbitration !== 'witness' || node !== own) return null;
+    return `both hosts call themselves ${own}: the witness can't tell them apart, give each its own --node`;
+  }
+
+  /** INVARIANT 4: a primary that comes back while the witness is silent has won a generation since, so our claim can only be lost. */
+  private mayYieldTo(generation: number): boolean {
+    return this.takeOver?.undecided === true && generation > this.standby.source.generation;
+  }
+
+  private yieldToPrimary(): void {
+    this.claimAtMs = null;
+    if (this.takeOver === null) return;
+    this.takeOver.withdraw();
+    this.endTakeOver();
+  }
+
+  private endTakeOver(): void {
+    this.takeOver = null;
+    this.life = 'standby';
   }
 
   private refuse(code: string, message: string): void {
@@ -170,13 +220,43 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
     this.finish('stopped', 'stopped by command');
   }
 
-  private onFailoverCommand(): void {
-    if (this.life === 'running' || this.life === 'taking-over') return;
+  private onFailoverCommand(force: boolean): void {
+    if (this.life === 'running' || (this.life === 'taking-over' && !force)) return;
     if (this.session !== null) {
       this.setState(this.word, 'failover refused: the primary is connected');
-      return;
+    } else if (!force && this.context.options.failover === 'ordered') {
+      const order = 'without a witness only `colo-agent failover --force NAME` promotes it';
+      this.setState(this.word, `failover refused: ${order}, when the primary is known not to run`);
+    } else if (this.life === 'taking-over') {
+      this.takeOver?.withdraw();
+      this.grant();
+      this.setState('TAKING-OVER', `at epoch ${this.standby.epoch}: ordered by a person`);
+    } else {
+      this.beginTakeOver('ordered by a person', force);
     }
-    this.takeOver('ordered by a person');
+  }
+
+  /** Without the witness's word. */
+  private grant(): void {
+    this.standby.won ??= this.context.generation + 1;
+  }
+
+  private onClaim(event: ClaimEvent): void {
+    const { takeOver } = this;
+    // The last word on a claim that has been withdrawn may still be on its way.
+    if (takeOver === null || !takeOver.undecided) return;
+    if (event.type === 'claim-won') {
+      takeOver.onWon(event.generation);
+      this.setState('TAKING-OVER', `at epoch ${this.standby.epoch}: ${takeOver.reason}`);
+    } else if (event.type === 'claim-unanswered') {
+      const what = `can't take over at epoch ${this.standby.epoch} before the witness answers`;
+      this.setState('BLOCKED', `${what}: ${event.reason} (${takeOver.reason})`);
+    } else {
+      this.endTakeOver();
+      // INVARIANT 4: what the world has seen since is newer than this checkpoint.
+      this.standby.discard();
+      this.setState('STARTING', `waiting for a primary: ${event.reason}`);
+    }
   }
 
   private onAnswer(event: SecondaryEvent): void {
@@ -213,15 +293,25 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
       case 'ram-differs':
         this.onRamDiffers(event.epoch, event.reason);
         break;
+      case 'disks-settled':
+        steps.end('settle-disks');
+        this.takeOver?.onSettled();
+        break;
+      case 'settle-failed':
+        steps.end('settle-disks');
+        this.onSettleFailed(event.reason);
+        break;
       case 'promoted':
         steps.end('promote');
         this.life = 'running';
-        this.context.generation++;
+        this.takeOver = null;
+        this.context.generation = this.standby.won ?? this.context.generation;
         this.setState('RUNNING', 'took over');
         break;
       case 'promote-failed':
         steps.end('promote');
         this.life = 'unclear';
+        this.takeOver = null;
         this.setState('BLOCKED', `the VM could not be started: ${event.reason}`);
         break;
     }
@@ -238,13 +328,22 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
     if (this.session === null && this.life === 'standby') this.setState('BLOCKED', this.refusal);
   }
 
+  private onSettleFailed(reason: string): void {
+    if (this.takeOver === null) return;
+    this.yieldToPrimary();
+    // INVARIANT 2: a disk that has lost a write on its way to the medium can only be copied again.
+    this.standby.discard();
+    this.setState('BLOCKED', `failover impossible: the disks could not be synced: ${reason}`);
+  }
+
   // --- progress --------------------------------------------------------------------------------------------------------------------
 
   private advance(): void {
     this.session?.advance();
     if (this.session !== null) this.follow(this.session);
     else this.checkSilentConnection();
-    if (this.life === 'taking-over' && this.context.steps.size === 0) this.takeNextStep();
+    if (this.claimAtMs !== null && this.context.nowMs >= this.claimAtMs) this.claimAfterSilence();
+    if (this.takeOver !== null) this.advanceTakeOver(this.takeOver);
     this.showState();
   }
 
@@ -277,17 +376,26 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
       return;
     }
     const lost = end.cause === 'lost' || end.cause === 'qemu-lost';
-    // Only a checkpoint of this very session is the newest state that the world has seen.
-    if (lost && session.epoch > 0 && this.context.options.autoFailover) {
-      this.takeOver(end.reason);
-      return;
-    }
-    this.waitAfter(end, lost);
+    if (this.standby.epoch !== null && this.maySucceed(session, lost)) this.beginTakeOver(end.reason, false);
+    else this.waitAfter(end, lost);
+  }
+
+  /**
+   * The witness knows whether the checkpoint is the newest state that the world has seen. Without one only that of this very session is, and only if the
+   * primary hasn't gone on alone.
+   */
+  private maySucceed(session: SecondarySession, lost: boolean): boolean {
+    const { failover } = this.context.options;
+    return lost && (failover === 'claimed' || (failover === 'granted' && session.epoch > 0));
   }
 
   private waitAfter(end: SecondaryEnd, lost: boolean): void {
     const what = lost ? 'primary lost' : 'the primary goes on alone';
-    if (this.standby.epoch !== null) {
+    const { failover, timings } = this.context.options;
+    if (this.standby.epoch !== null && failover === 'claimed') {
+      this.claimAtMs = this.context.nowMs + 2 * timings.peerTimeoutMs;
+      this.setState('STANDBY', `${what} (${end.reason}); if it stays away the witness is asked`);
+    } else if (this.standby.epoch !== null) {
       this.setState('STANDBY', `${what} (${end.reason}); failover waits for a person`);
     } else if (lost || this.standby.condemned !== null) {
       this.setState('BLOCKED', `${what} (${end.reason}); ${this.refusal}`);
@@ -305,13 +413,15 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
 
   // --- take-over -------------------------------------------------------------------------------------------------------------------
 
-  private takeOver(reason: string): void {
+  private beginTakeOver(reason: string, force: boolean): void {
+    this.claimAtMs = null;
     if (this.standby.epoch === null) {
       this.setState('BLOCKED', `failover refused: ${this.refusal}`);
       return;
     }
     this.life = 'taking-over';
-    this.retryLeft = true;
+    this.takeOver = new TakeOver(this.context, this.standby, reason);
+    if (force || this.context.options.failover !== 'claimed') this.grant();
     this.setState('TAKING-OVER', `at epoch ${this.standby.epoch}: ${reason}`);
   }
 
@@ -322,18 +432,17 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
     return `RAM here is not the primary's (${condemned})`;
   }
 
-  /** Nothing touches the SVM now (INVARIANT 6): run it if its checkpoint is loaded, else bring it there. */
-  private takeNextStep(): void {
-    if (this.standby.loaded) {
-      this.context.steps.begin('promote');
-      // The generation that `promoted` takes.
-      this.context.emit({ type: 'promote', generation: this.context.generation + 1 });
-    } else if (this.retryLeft && this.standby.retry()) {
-      this.retryLeft = false;
-    } else {
-      this.life = 'standby';
-      this.setState('BLOCKED', `failover impossible: ${this.standby.failure}`);
-    }
+  private claimAfterSilence(): void {
+    this.claimAtMs = null;
+    if (this.session === null && this.life === 'standby') this.beginTakeOver('the primary stays away', false);
+  }
+
+  private advanceTakeOver(takeOver: TakeOver): void {
+    const impossible = takeOver.advance();
+    if (impossible === null) return;
+    takeOver.withdraw();
+    this.endTakeOver();
+    this.setState('BLOCKED', impossible);
   }
 
   // --- endings and state -----------------------------------------------------------------------------------------------------------

@@ -4,8 +4,12 @@ import type { SecondaryContext } from './secondary-context.ts';
 export class Standby {
   /** The last committed epoch; null: RAM is a mixture (a first copy is on its way) or nothing ever came. */
   epoch: number | null = null;
+  /** Whose checkpoint it is. */
+  source = { generation: 0, node: '' };
   committedAtMs: number | null = null;
   loaded = false;
+  /** The generation to run it in, once it has been won. */
+  won: number | null = null;
   private flushed = false;
   /** Why the last flush or load failed. With no epoch beside it: why what the SVM holds is no checkpoint. */
   failure: string | null = null;
@@ -35,12 +39,14 @@ export class Standby {
     this.epoch = null;
     this.committedAtMs = null;
     this.loaded = false;
+    this.won = null;
     this.failure = null;
   }
 
   /** The commit point. From here on the SVM goes to this epoch and never back. */
-  commit(epoch: number): void {
+  commit(epoch: number, source: { generation: number; node: string }): void {
     this.epoch = epoch;
+    this.source = source;
     this.committedAtMs = this.context.nowMs;
     this.flushed = false;
     this.loaded = false;
@@ -65,6 +71,7 @@ export class Standby {
   onLoaded(epoch: number): void {
     this.context.steps.end('load', epoch);
     this.loaded = epoch === this.epoch;
+    this.failure = null;
   }
 
   onFailed(step: 'flush' | 'load', epoch: number, reason: string): void {

@@ -31,18 +31,25 @@ export class TestAgent {
     this.controlPath = controlPathIn(directory);
   }
 
-  /** `args` are the command's own options, without --control. Resolves when the control socket is there. */
+  /**
+   * `args` are the command's own options, without --control; `prefix`: a command that sets the scene, see Child. Resolves when the control socket is there.
+   */
   static async start(
     role: 'primary' | 'secondary',
     args: string[],
     env: NodeJS.ProcessEnv = {},
+    prefix: string[] = [],
   ): Promise<TestAgent> {
     const directory = mkdtempSync(path.join(tmpdir(), 'colo-agent-'));
     const main = path.join(packageRoot, 'dist', 'cli', 'main.js');
-    const command = [process.execPath, main, role, ...args, '--control', controlPathIn(directory)];
+    // What one test's agents have seen of a name is none of another's business.
+    const state = args.includes('--state-dir') ? [] : ['--state-dir', path.join(directory, 'state')];
+    const own = [...state, '--control', controlPathIn(directory)];
+    const command = [process.execPath, main, role, ...args, ...own];
     const child = await Child.start(command, {
       stderrPath: path.join(directory, 'stderr'),
       env: { ...process.env, ...env },
+      prefix,
     });
     const agent = new TestAgent(role, child, directory);
     try {
@@ -75,9 +82,9 @@ export class TestAgent {
   }
 
   /** One request, one line of answer. An error says what the agent logged: one that doesn't answer may just have ended. */
-  async command(command: ControlCommand): Promise<unknown> {
+  async command(command: ControlCommand, force: string | null = null): Promise<unknown> {
     try {
-      return await sendCommand(this.controlPath, command);
+      return await sendCommand(this.controlPath, command, force);
     } catch (error) {
       (error as Error).message +=
         `\nlog of the ${this.#role} agent: ${tail(path.join(this.#directory, 'stderr'))}`;

@@ -5,8 +5,8 @@
  */
 import { createHash } from 'node:crypto';
 import { existsSync, readFileSync, statSync } from 'node:fs';
-import { type FileHandle, mkdir, open, rename } from 'node:fs/promises';
 import path from 'node:path';
+import { replaceFile } from './durable-file.ts';
 
 export interface DiskRecord {
   vm: string;
@@ -56,50 +56,14 @@ export function readRecord(file: string): DiskRecord | null {
   }
 }
 
-/**
- * Durable when it resolves: written beside, synced, and put in place of the old one at once; on a file system that is full, over the old one, which
- * needs no room. Rejects with DiskRecordError.
- */
+/** Durable when it resolves. Rejects with DiskRecordError. */
 export async function writeRecord(file: string, content: DiskRecord): Promise<void> {
   const record = recordPath(file);
   const text = `${JSON.stringify(content)}\n`;
   try {
-    await mkdir(path.dirname(record), { recursive: true });
-    await replace(record, text);
+    await replaceFile(record, text);
   } catch (error) {
     throw new DiskRecordError(`can't record the disk's generation in ${record}: ${(error as Error).message}`);
-  }
-}
-
-async function replace(record: string, text: string): Promise<void> {
-  try {
-    await writeSynced(await open(`${record}.new`, 'w', 0o644), text);
-  } catch (error) {
-    const full = ['ENOSPC', 'EDQUOT'].includes((error as NodeJS.ErrnoException).code ?? '');
-    if (!full || !existsSync(record)) throw error;
-    await writeSynced(await open(record, 'r+'), text);
-    return;
-  }
-  await rename(`${record}.new`, record);
-  await syncFolder(path.dirname(record));
-}
-
-async function writeSynced(file: FileHandle, text: string): Promise<void> {
-  try {
-    await file.write(text, 0);
-    await file.truncate(Buffer.byteLength(text));
-    await file.sync();
-  } finally {
-    await file.close();
-  }
-}
-
-async function syncFolder(folder: string): Promise<void> {
-  const handle = await open(folder, 'r');
-  try {
-    await handle.sync();
-  } finally {
-    await handle.close();
   }
 }
 

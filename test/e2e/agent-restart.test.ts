@@ -56,7 +56,7 @@ describe('the agent of the primary dies alone', () => {
   test('restarted after the standby took over: fenced, and its VM destroyed', async () => {
     const { primaryVm, primary, secondary, listen } = await protect(cleanup, {
       guest,
-      secondaryArgs: ['--auto-failover'],
+      secondaryArgs: ['--witness', 'none'],
     });
     client = cleanup.own(await StreamClient.connect(network));
     primary.kill();

@@ -70,7 +70,7 @@ afterAll(() => cleanup.run());
 
 test('the first copy', async () => {
   await waitSteps(primaryVm, 20);
-  ({ agent: secondary } = await startSecondary(cleanup, standbyVm, ['--auto-failover'], listen));
+  ({ agent: secondary } = await startSecondary(cleanup, standbyVm, ['--witness', 'none'], listen));
   primary = await startPrimary(cleanup, primaryVm, proxy.address);
   await primary.waitState('PROTECTED', PROTECT_MS);
   firstCopyBytes = proxy.bulkBytes;
@@ -95,7 +95,7 @@ test('a standby that was away for ten seconds gets what has changed', async () =
   expect(d2).toBe(0);
 
   const beforeBytes = proxy.bulkBytes;
-  ({ agent: secondary } = await startSecondary(cleanup, standbyVm, ['--auto-failover'], listen));
+  ({ agent: secondary } = await startSecondary(cleanup, standbyVm, ['--witness', 'none'], listen));
   await primary.waitState('PROTECTED', PROTECT_MS);
   // All of RAM once more, and what differed; with a tenth of the ballast it would be too much.
   const ramBytes = firstCopyBytes - BALLAST_BYTES;
@@ -121,7 +121,7 @@ test('the other direction: the dead primary’s disks are brought up to date', a
     disk.id === 'd1' ? { ...disk, path: fresh } : disk,
   );
   const returned = await startVm(cleanup, 'returned', { ...guest, disks: disks ?? [] }, true);
-  const { agent: next, listen: nextListen } = await startSecondary(cleanup, returned, ['--auto-failover']);
+  const { agent: next, listen: nextListen } = await startSecondary(cleanup, returned, ['--witness', 'none']);
   const survivor = await startPrimary(cleanup, standbyVm, nextListen);
   await survivor.waitState('PROTECTED', PROTECT_MS);
   await waitSteps(standbyVm, 10);

@@ -53,7 +53,7 @@ describe.each(CHAINS)('SQLite, journal mode $journal', ({ journal, kills }) => {
     async (round) => {
       const what = KILLS[round % KILLS.length];
       const standbyVm = await startVm(cleanup, `standby-${round}`, standbyOf(guest), true);
-      const { agent: secondary, listen } = await startSecondary(cleanup, standbyVm, ['--auto-failover']);
+      const { agent: secondary, listen } = await startSecondary(cleanup, standbyVm, ['--witness', 'none']);
       const primary = await startPrimary(cleanup, runningVm, listen);
       await primary.waitState('PROTECTED', PROTECT_MS);
       await client.waitAcknowledged(5, 60_000);

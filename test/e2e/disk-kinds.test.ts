@@ -55,7 +55,7 @@ async function startPair(primaryArgs: string[], standbyArgs: string[]): Promise<
   const primaryVm = await startVm(cleanup, 'primary', { ...GUEST, extraArgs: primaryArgs }, false);
   await waitBooted(primaryVm, GUEST);
   const standbyVm = await startVm(cleanup, 'standby', { ...GUEST, extraArgs: standbyArgs }, true);
-  const { agent: secondary, listen } = await startSecondary(cleanup, standbyVm, ['--auto-failover']);
+  const { agent: secondary, listen } = await startSecondary(cleanup, standbyVm, ['--witness', 'none']);
   return { primaryVm, standbyVm, secondary, listen };
 }
 

@@ -61,7 +61,7 @@ beforeAll(async () => {
 afterAll(() => cleanup.run());
 
 async function startSecondaryAgent(): Promise<void> {
-  ({ agent: secondary } = await startSecondary(cleanup, standbyVm, ['--auto-failover'], listen));
+  ({ agent: secondary } = await startSecondary(cleanup, standbyVm, ['--witness', 'none'], listen));
 }
 
 test.each<[string, object]>([

@@ -97,7 +97,7 @@ describe('a standby’s disk', () => {
     const first = await protect(cleanup, {
       guest: guestWith({ ...DISK, path: files.old }),
       standbyDisks: [{ ...DISK, path: files.new }],
-      secondaryArgs: ['--auto-failover'],
+      secondaryArgs: ['--witness', 'none'],
     });
     first.primaryVm.kill();
     await first.secondary.waitState('RUNNING', 60_000);

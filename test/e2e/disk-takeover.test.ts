@@ -103,7 +103,7 @@ describe.each(CHAINS)('$name', ({ machine, disks }) => {
     const folder = staleFolder ?? makeFolder(cleanup);
     const standby = standbyOf(guest, folder);
     const standbyVm = await startVm(cleanup, `standby-${round}`, standby, true);
-    const { agent: secondary, listen } = await startSecondary(cleanup, standbyVm, ['--auto-failover']);
+    const { agent: secondary, listen } = await startSecondary(cleanup, standbyVm, ['--witness', 'none']);
     const primary = await startPrimary(cleanup, runningVm, listen);
     const protectedStatus = await primary.waitState('PROTECTED', PROTECT_MS);
     expect(disksOf(protectedStatus).map(({ state }) => state)).toEqual(disks.map(() => 'mirrored'));

@@ -28,7 +28,7 @@ describe('guest power', () => {
   test('a reset is followed, and the standby can take over afterwards', async () => {
     const { primaryVm, primary, secondary } = await protect(cleanup, {
       guest,
-      secondaryArgs: ['--auto-failover'],
+      secondaryArgs: ['--witness', 'none'],
     });
     await poke(PORTS.reset);
     await waitFor('second boot', BOOT_MS, () => primaryVm.console().split('GUEST-READY').length > 2);
@@ -44,7 +44,7 @@ describe('guest power', () => {
   test('a shutdown stops both VMs and both agents, and promotes nobody', async () => {
     const { primaryVm, standbyVm, primary, secondary } = await protect(cleanup, {
       guest,
-      secondaryArgs: ['--auto-failover'],
+      secondaryArgs: ['--witness', 'none'],
     });
     await poke(PORTS.poweroff);
     const exits = await Promise.all([primary.exited, secondary.exited, primaryVm.exited, standbyVm.exited]);

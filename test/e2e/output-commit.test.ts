@@ -39,7 +39,7 @@ afterAll(() => cleanup.run());
 describe('no announcement is seen that the standby does not know', () => {
   test.each(ROUNDS)('kill %i', async (round) => {
     const standbyVm = await startVm(cleanup, `standby-${round}`, guest, true);
-    const { agent: secondary, listen } = await startSecondary(cleanup, standbyVm, ['--auto-failover']);
+    const { agent: secondary, listen } = await startSecondary(cleanup, standbyVm, ['--witness', 'none']);
     const primary = await startPrimary(cleanup, runningVm, listen);
     await primary.waitState('PROTECTED', PROTECT_MS);
     await client.waitCount(client.announcements.length + HEARD, 60_000);

@@ -72,6 +72,34 @@ describe('the command line', () => {
       69,
       /\/nonexistent\/trace/,
     ],
+    [
+      'a witness that is no URL',
+      [...PRIMARY, '--witness', 'etcd1:2379'],
+      64,
+      /'etcd1:2379' is neither https/,
+    ],
+    ['a witness without a port', [...PRIMARY, '--witness', 'https://etcd1'], 64, /names no port/],
+    [
+      'a witness half with TLS',
+      [...PRIMARY, '--witness', 'https://a:2379,http://b:2379'],
+      64,
+      /some URLs are https and some http/,
+    ],
+    ['a CA without a witness', [...SECONDARY, '--witness-ca', '/ca.pem'], 64, /--witness-ca is for an etcd/],
+    [
+      'a certificate without its key',
+      [...PRIMARY, '--witness', 'https://a:2379', '--witness-cert', '/c.pem'],
+      64,
+      /belong together/,
+    ],
+    [
+      'a CA that is not there',
+      [...PRIMARY, '--witness', 'https://a:2379', '--witness-ca', '/nonexistent/ca'],
+      78,
+      /--witness-ca: .*\/nonexistent\/ca/,
+    ],
+    ['a node with a path in its name', [...PRIMARY, '--node', '../a'], 64, /a node name is 1-63/],
+    ['trials without a witness', [...PRIMARY, '--witness', 'none'], 69, /--witness none: .*both VMs run/],
     ['no QMP socket there', PRIMARY, 69, /\/nonexistent\/qmp/],
     ['no QMP socket there, secondary', SECONDARY, 69, /\/nonexistent\/qmp/],
     ['status without an agent', ['status', '--control', '/nonexistent/control'], 69, /no colo-agent answers/],
@@ -196,6 +224,8 @@ describe('a peer that misbehaves', () => {
             mode: 'strict',
             connections: 1,
             lineage: '00'.repeat(16),
+            node: 'north',
+            arbitration: 'none',
           },
         }),
       ],
@@ -234,7 +264,7 @@ describe('a peer that misbehaves', () => {
     expect((await secondary.status()).state).toBe('STANDBY');
   });
 
-  test('without --auto-failover a person decides', async () => {
+  test('without a witness a person decides, who types the name', async () => {
     const { primaryVm, standbyVm, secondary } = await protect(cleanup, { guest: GUEST });
     primaryVm.kill();
     await secondary.waitStatus(
@@ -242,7 +272,12 @@ describe('a peer that misbehaves', () => {
       30_000,
       ({ state, reason }) => state === 'STANDBY' && /lost/.test(reason),
     );
-    const ended = await colo('failover', '--control', secondary.controlPath);
+    const plain = await colo('failover', '--control', secondary.controlPath);
+    expect(plain).toMatchObject({ code: 69, stderr: expect.stringContaining('--force NAME') });
+    const other = await colo('failover', '--force', 'other', '--control', secondary.controlPath);
+    expect(other).toMatchObject({ code: 69, stderr: expect.stringContaining("this agent's is e2e") });
+    expect(await secondary.status()).toMatchObject({ state: 'STANDBY' });
+    const ended = await colo('failover', '--force', VM_NAME, '--control', secondary.controlPath);
     expect(ended.code).toBe(0);
     expect(await secondary.status()).toMatchObject({ state: 'RUNNING' });
     const seen = standbyVm.console().length;

@@ -75,7 +75,7 @@ async function crashAt(
   const protection = await protect(cleanup, {
     guest: GUEST,
     primaryArgs: ['--peer-timeout', '2000'],
-    secondaryArgs: ['--auto-failover', '--peer-timeout', '2000'],
+    secondaryArgs: ['--witness', 'none', '--peer-timeout', '2000'],
     via: async (listen) => {
       proxy = await MessageProxy.open(listen);
       cleanup.own(proxy);

@@ -45,7 +45,7 @@ describe('kill -9 of the primary', { timeout: 120_000 }, () => {
     'round $round: $what',
     async ({ what, round }) => {
       const standbyVm = await startVm(cleanup, `standby-${round}`, guest, true);
-      const { agent: secondary, listen } = await startSecondary(cleanup, standbyVm, ['--auto-failover']);
+      const { agent: secondary, listen } = await startSecondary(cleanup, standbyVm, ['--witness', 'none']);
       const primary = await startPrimary(cleanup, runningVm, listen);
       await primary.waitState('PROTECTED', PROTECT_MS);
       await sleep(Math.random() * 700); // the random moment is what is tested

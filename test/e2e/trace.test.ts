@@ -183,7 +183,7 @@ describe('a failover', () => {
     protection = await protect(cleanup, {
       guest: { guest: 'baremetal', disks: [{ id: 'd0', sizeMiB: 1, cache: 'none', aio: 'threads' }] },
       primaryArgs: primaryTrace.args,
-      secondaryArgs: ['--auto-failover', ...secondaryTrace.args],
+      secondaryArgs: ['--witness', 'none', ...secondaryTrace.args],
     });
     const { primary, primaryVm, secondary } = protection;
     await moreCheckpoints(primary, CHECKPOINTS);

@@ -34,8 +34,19 @@ export interface Target {
 const HEX = '0123456789abcdef'.repeat(2);
 
 const BODIES: [Body, epoch: number][] = [
-  [{ type: 'hello', description: DESCRIPTION, mode: 'strict', connections: 2, lineage: HEX }, 0],
-  [{ type: 'ready', bulkToken: HEX, lineages: [null, HEX] }, 0],
+  [
+    {
+      type: 'hello',
+      description: DESCRIPTION,
+      mode: 'strict',
+      connections: 2,
+      lineage: HEX,
+      node: 'a',
+      arbitration: 'witness',
+    },
+    0,
+  ],
+  [{ type: 'ready', bulkToken: HEX, lineages: [null, HEX], node: 'b' }, 0],
   [{ type: 'new' }, 3],
   [{ type: 'send', pages: 70_000, vmstateBytes: 20_000 }, 3],
   [{ type: 'error', code: 'stale', message: 'no', generation: 4, role: 'running' }, 0],
@@ -134,7 +145,7 @@ function diskRecord(input: Buffer): void {
     vmId: HEX,
     generation: 0,
     epoch: 0,
-    body: { type: 'ready', bulkToken: HEX, lineages: [record.lineage] },
+    body: { type: 'ready', bulkToken: HEX, lineages: [record.lineage], node: 'b' },
   });
   new MessageDecoder().push(ready);
 }

@@ -44,7 +44,7 @@ export abstract class Agent<Event extends { nowMs: number; type: string }, Effec
   }
 
   /** The process does nothing while it stands still; what comes meanwhile waits in its sockets and queues. */
-  protected whenAwake(action: () => void): void {
+  whenAwake(action: () => void): void {
     if (this.world.clock.nowMs < this.stalledUntilMs) this.waiting.push(action);
     else action();
   }

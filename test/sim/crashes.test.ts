@@ -27,8 +27,8 @@ function undisturbed(options: WorldOptions): World {
 describe.each(['pipelined', 'strict'] as const)('%s', (mode) => {
   test.each(VICTIMS)('%s dies at every point', (victim) => {
     for (const seed of SEEDS) {
-      for (const autoFailover of [false, true]) {
-        const options = worldOf(seed, { mode, autoFailover, stepFailures: 0, corruption: 0 });
+      for (const failover of ['ordered', 'granted', 'claimed'] as const) {
+        const options = worldOf(seed, { mode, failover, stepFailures: 0, corruption: 0, witnessFaults: 0 });
         const golden = undisturbed(options);
         for (const side of [0, 1] as const) {
           for (let effects = 1; effects <= golden.effectsOf(side); effects++) {

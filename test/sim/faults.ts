@@ -1,12 +1,12 @@
 /** What goes wrong in a world, when, and what a person does about it. */
-import type { Victim, World } from './world.ts';
+import { type Victim, violated, type World } from './world.ts';
 
 const RESTART_MS = [20, 600] as const;
 
 /** One run: faults at random moments, then calm, in which everything must come back to what it should be. */
 export function live(world: World): void {
   const { random, clock } = world;
-  const menu = world.options.autoFailover ? WITHOUT_WITNESS : EVERYTHING;
+  const menu = MENUS[world.options.failover];
   for (let faults = random.below(4); faults > 0; faults--) {
     const fault = random.pick(menu);
     clock.after(random.between(20, 700), () => fault(world));
@@ -22,6 +22,14 @@ export function live(world: World): void {
       `the world doesn't settle: P ${p}, S ${secondary?.machine.state} (${secondary?.machine.reason})`,
     );
   }
+  requireSurvivor(world);
+}
+
+/** INVARIANT 7: arbitration alone, whatever the network does, never costs the guest its life. */
+function requireSurvivor(world: World): void {
+  const { pvm, svm, deaths, options } = world;
+  const harmless = world.witnessed && deaths === 0 && options.stepFailures === 0 && !pvm.shutDown;
+  if (harmless && !pvm.running && !svm.running) violated(7, 'nobody died, and nobody runs');
 }
 
 type Fault = (world: World) => void;
@@ -118,13 +126,67 @@ const EVERYTHING: Fault[] = [
   (world) => world.secondary?.stall(world.random.between(50, 600)),
 ];
 
-/** Orders a failover when the primary is really out of action and nobody has seen more than the standby knows. */
+const silence =
+  (sides: readonly (0 | 1)[]): Fault =>
+  (world) => {
+    const { etcd, clock, random } = world;
+    world.trace(`* the witness is out of reach for ${sides}`);
+    for (const side of sides) etcd.cutOff[side] = true;
+    clock.after(random.between(50, 900), () => {
+      for (const side of sides) etcd.cutOff[side] = false;
+    });
+  };
+
+const stopWitness: Fault = (world) => {
+  world.trace('* the witness is down');
+  world.etcd.down = true;
+  world.clock.after(world.random.between(50, 900), () => {
+    world.etcd.down = false;
+  });
+};
+
+/** The link is cut for good enough that both sides ask. */
+const cutLink: Fault = (world) => {
+  world.trace('* the link is cut');
+  world.control?.blackhole();
+  for (const channel of world.bulk) channel.blackhole();
+  world.partitioned = true;
+  world.clock.after(world.random.between(400, 1500), () => {
+    world.partitioned = false;
+  });
+};
+
+const WITH_WITNESS: Fault[] = [
+  ...EVERYTHING,
+  ...DEATHS,
+  cutLink,
+  cutLink,
+  cutLink,
+  stopWitness,
+  stopWitness,
+  silence([0]),
+  silence([1]),
+  silence([0, 1]),
+  (world) => {
+    stopWitness(world);
+    cutLink(world);
+  },
+];
+
+const MENUS = { claimed: WITH_WITNESS, granted: WITHOUT_WITNESS, ordered: EVERYTHING };
+
+/** With a witness a person may order a failover at any moment: the witness knows better. Without: orders a failover when the primary is really out of action and nobody has seen more than the standby knows. */
 export function employPerson(world: World): void {
   world.clock.after(world.random.between(20, 150), () => {
-    const { secondary, pvm, gate } = world;
+    const { secondary, pvm, gate, random } = world;
+    if (world.witnessed) {
+      if (random.chance(0.2)) secondary?.dispatch({ type: 'command', command: 'failover' });
+      employPerson(world);
+      return;
+    }
     const cutOff = !pvm.alive || gate?.dead === true;
     if (cutOff && secondary?.alive && secondary.heldDevice >= world.newestSeen) {
-      secondary.dispatch({ type: 'command', command: 'failover' });
+      secondary.dispatch({ type: 'command', command: 'force-failover' });
     }
     employPerson(world);
   });
@@ -154,7 +216,9 @@ export function settled(world: World): boolean {
   if (svm.running && !secondary.alive && primary.machine.state === 'BLOCKED') return true;
   if (pvm.shutDown && pvm.alive) return false;
   if (!pvm.alive) {
-    return pvm.shutDown || svm.running || secondary.finished || secondary.heldDevice < world.newestSeen;
+    // A checkpoint that the witness knows to be stale has been given up.
+    const nothingHeld = secondary.heldDevice < world.newestSeen || secondary.machine.epoch === 0;
+    return pvm.shutDown || svm.running || secondary.finished || nothingHeld;
   }
   if (!primary.alive) return false;
   if (primary.finished) return pvm.running && world.gate === null;

@@ -1,5 +1,6 @@
 /** The world has teeth: each of these machines breaks one invariant, and some seed shows it. */
 import { describe, expect, test } from 'vitest';
+import { Arbiter, type ArbiterEffect, type ArbiterEvent } from '../../src/protocol/arbiter.ts';
 import type {
   PrimaryEffect,
   PrimaryEvent,
@@ -130,7 +131,7 @@ describe('a machine is caught that', () => {
           : [effect];
       }),
     );
-    expect(caught(mutant)).toBe(6);
+    expect(caught({ ...mutant, failover: 'granted' })).toBe(6);
   });
 
   test('takes over with a half copied RAM', () => {
@@ -140,7 +141,7 @@ describe('a machine is caught that', () => {
         ? [...effects, { type: 'promote', generation: 9 }]
         : effects,
     );
-    expect(caught(mutant)).toBe(2);
+    expect(caught({ ...mutant, failover: 'granted' })).toBe(2);
   });
 
   test('goes on with RAM in which the scrub has found a difference', () => {
@@ -185,6 +186,56 @@ describe('a machine is caught that', () => {
       effects.some((effect) => effect.type === 'disconnect-bulk' || effect.type === 'abandon')
         ? without<PrimaryEffect>('resume')(effects)
         : effects,
+    );
+    expect(caught(mutant)).toBe(7);
+  });
+});
+
+/** Every world has a witness, and many faults of it. */
+const WITNESSED: Partial<WorldOptions> = { failover: 'claimed', witnessFaults: 0.4, stepFailures: 0 };
+
+function arbiter(twist: Twist<ArbiterEvent, ArbiterEffect>): Partial<WorldOptions> {
+  class Mutant extends Arbiter {
+    override step(event: ArbiterEvent): ArbiterEffect[] {
+      return twist(super.step(event), event);
+    }
+  }
+  return { ...WITNESSED, makeArbiter: (node) => new Mutant(node) };
+}
+
+describe('with a witness a machine is caught that', () => {
+  test('takes over without having won', () => {
+    const mutant = secondary((effects, event) =>
+      event.type === 'disks-settled' && !effects.some(({ type }) => type === 'promote')
+        ? [...effects, { type: 'promote', generation: 9 }]
+        : effects,
+    );
+    expect(caught({ ...WITNESSED, ...mutant })).toBe(4);
+  });
+
+  test('opens its gate before it has won a generation alone', () => {
+    const mutant = primary((effects) =>
+      effects.flatMap((effect): PrimaryEffect[] =>
+        effect.type === 'claim' && effect.claim.kind === 'alone' ? [effect, { type: 'hand-over' }] : [effect],
+      ),
+    );
+    expect(caught({ ...WITNESSED, ...mutant })).toBe(4);
+  });
+
+  test('takes an answer that was lost for a yes', () => {
+    const mutant = arbiter((effects) =>
+      effects.map((effect) =>
+        effect.type === 'unanswered' ? { type: 'won', claim: effect.claim, generation: 9 } : effect,
+      ),
+    );
+    expect(caught(mutant)).toBe(4);
+  });
+
+  test('takes an answer that was lost for a no', () => {
+    const mutant = arbiter((effects) =>
+      effects.map((effect) =>
+        effect.type === 'unanswered' ? { type: 'lost', claim: effect.claim, holder: null } : effect,
+      ),
     );
     expect(caught(mutant)).toBe(7);
   });

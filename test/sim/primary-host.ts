@@ -1,6 +1,7 @@
 /** The primary's shell as a model: QMP commands one after the other, an engine that captures and sends, and faults wherever one can occur. */
 import type { PrimaryEffect, PrimaryEvent, PrimaryStep } from '../../src/protocol/machine.ts';
 import { Agent, type EventBody, type ObservedMachine } from './agent.ts';
+import { Arbitration } from './arbitration.ts';
 import { DiskLog, type DiskWrite } from './disks.ts';
 import { Gate, type Guest, PAGES } from './guest.ts';
 import { Connection } from './network.ts';
@@ -25,9 +26,11 @@ export class PrimaryAgent extends Agent<PrimaryEvent, PrimaryEffect> {
   /** The engine's job in progress, which a disconnect fails. */
   private job: { step: PrimaryStep; over: boolean } | null = null;
   private connecting = false;
+  private readonly arbitration: Arbitration;
 
   constructor(world: World, guest: Guest, machine: PrimaryObserved) {
     super(world, 0, machine);
+    this.arbitration = new Arbitration(world, 0, this);
     this.guest = guest;
     this.disk = new DiskLog(guest.disk);
     guest.onDiskWrite = (block, value) => this.disk.write(block, value);
@@ -35,7 +38,11 @@ export class PrimaryAgent extends Agent<PrimaryEvent, PrimaryEffect> {
 
   protected perform(effect: PrimaryEffect): void {
     switch (effect.type) {
+      case 'claim':
+        this.arbitration.ask(effect.claim);
+        return;
       case 'connect':
+        this.world.record(0, this.machine.generation);
         this.connect();
         break;
       case 'disconnect':
@@ -90,10 +97,13 @@ export class PrimaryAgent extends Agent<PrimaryEvent, PrimaryEffect> {
         this.known = this.lineage;
         return;
       case 'quit-vm':
+        if (this.machine.state === 'FENCED') this.world.requireLost();
         this.world.killGuest('P');
         return;
       case 'finished':
+        if (effect.outcome === 'refused') violated(7, 'the primary gives a VM up that nobody took over');
         this.finished = true;
+        this.arbitration.close();
         this.closeLink();
         this.disconnectBulk();
         return;
@@ -111,6 +121,7 @@ export class PrimaryAgent extends Agent<PrimaryEvent, PrimaryEffect> {
 
   override kill(withHost: boolean): void {
     super.kill(withHost);
+    this.arbitration.close();
     for (const channel of this.channels) channel.kill(0, withHost);
     this.guest.dirty.clear();
     this.guest.onDiskWrite = () => {};
@@ -131,7 +142,7 @@ export class PrimaryAgent extends Agent<PrimaryEvent, PrimaryEffect> {
       }
       world.control = link;
       this.takeLink(link);
-      this.dispatch({ type: 'peer-connected', lineage: this.world.newLineage() });
+      this.dispatch({ type: 'peer-connected', lineage: this.world.newId() });
     });
   }
 

@@ -1,6 +1,7 @@
 /** The secondary's shell as a model: staging that is filled frame by frame, RAM that is flushed in two halves, a load that takes time. */
 import type { SecondaryEffect, SecondaryEvent } from '../../src/protocol/machine.ts';
 import { Agent, type EventBody, type ObservedMachine } from './agent.ts';
+import { Arbitration } from './arbitration.ts';
 import type { DiskWrite } from './disks.ts';
 import type { Guest } from './guest.ts';
 import type { Connection } from './network.ts';
@@ -34,6 +35,7 @@ export class SecondaryAgent extends Agent<SecondaryEvent, SecondaryEffect> {
   private committed: { generation: number; epoch: number } | null = null;
   private busy: 'flush' | 'load' | null = null;
   private tokens = 0;
+  private readonly arbitration: Arbitration;
   /** Of the disk, before the session's primary came. */
   private lineage: string | null = null;
   /** With the session's first checkpoint. */
@@ -41,6 +43,7 @@ export class SecondaryAgent extends Agent<SecondaryEvent, SecondaryEffect> {
 
   constructor(world: World, guest: Guest, machine: SecondaryObserved) {
     super(world, 1, machine);
+    this.arbitration = new Arbitration(world, 1, this);
     this.guest = guest;
   }
 
@@ -88,7 +91,14 @@ export class SecondaryAgent extends Agent<SecondaryEvent, SecondaryEffect> {
       case 'disconnect':
         this.closeLink();
         break;
+      case 'claim':
+        this.arbitration.ask(effect.claim);
+        return;
+      case 'withdraw-claim':
+        this.arbitration.withdraw();
+        return;
       case 'compare':
+        this.world.record(1, effect.generation);
         this.later(() => {
           this.lineage = this.world.standbyDisk.lineage;
           this.becomes = effect.lineage;
@@ -110,7 +120,11 @@ export class SecondaryAgent extends Agent<SecondaryEvent, SecondaryEffect> {
       case 'close-session':
         this.closeSession();
         break;
+      case 'settle-disks':
+        this.settleDisks();
+        break;
       case 'promote':
+        this.world.record(1, effect.generation);
         this.promote();
         break;
       case 'quit-vm':
@@ -118,6 +132,7 @@ export class SecondaryAgent extends Agent<SecondaryEvent, SecondaryEffect> {
         return;
       case 'finished':
         this.finished = true;
+        this.arbitration.close();
         this.closeLink();
         this.closeSession();
         return;
@@ -134,6 +149,7 @@ export class SecondaryAgent extends Agent<SecondaryEvent, SecondaryEffect> {
 
   override kill(withHost: boolean): void {
     super.kill(withHost);
+    this.arbitration.close();
     for (const channel of this.channels) channel.kill(1, withHost);
   }
 
@@ -278,7 +294,15 @@ export class SecondaryAgent extends Agent<SecondaryEvent, SecondaryEffect> {
     this.at = null;
   }
 
+  private settleDisks(): void {
+    if (this.busy !== null) violated(6, `disks synced during a ${this.busy}`);
+    this.later(() =>
+      this.fails() ? { type: 'settle-failed', reason: 'the world is bad' } : { type: 'disks-settled' },
+    );
+  }
+
   private promote(): void {
+    this.world.requireAlone(1, 'lets its VM run');
     if (this.busy !== null) violated(6, `promoted during a ${this.busy}`);
     const { at } = this;
     if (at === null) violated(2, 'promoted without a whole checkpoint');

@@ -1,20 +1,24 @@
 import { live } from './faults.ts';
 import { InvariantViolation, QUIET, World, type WorldOptions } from './world.ts';
 
-/** The world of a seed: half of them strict, half of them with a standby that takes over by itself, some without any failing step. */
+/** The world of a seed: half of them strict, half of them with a witness, a quarter with a standby that takes over by itself, some without any failing step. */
 export function worldOf(seed: number, change: Partial<WorldOptions> = {}): WorldOptions {
+  const failover = FAILOVERS[(seed >> 1) % 4] as WorldOptions['failover'];
   return {
     ...QUIET,
     seed,
     mode: seed % 2 === 0 ? 'pipelined' : 'strict',
-    autoFailover: seed % 4 < 2,
+    failover,
+    witnessFaults: [0, 0.1, 0.4][seed % 3] ?? 0,
     connections: 1 + (seed % 3),
     stepFailures: [0, 0.01, 0.05][seed % 5] ?? 0,
     corruption: seed % 7 === 0 ? 0.005 : 0,
-    lossyCrashes: seed % 4 >= 2,
+    lossyCrashes: failover === 'ordered' || (failover === 'claimed' && (seed >> 3) % 2 === 0),
     ...change,
   };
 }
+
+const FAILOVERS = ['granted', 'claimed', 'ordered', 'claimed'] as const;
 
 /** Runs one world. A failure carries the seed and the last things that happened. */
 export function simulate(options: WorldOptions, scenario: (world: World) => void = live): World {

@@ -2,6 +2,7 @@
  * A world of two hosts, one guest and a network, in which both machines run against model shells. Everything that happens follows from the seed.
  * The invariants are those of docs/architecture.md; each is checked by an oracle that knows more than the machines do.
  */
+import { Arbiter } from '../../src/protocol/arbiter.ts';
 import {
   DEFAULT_TIMINGS,
   type PrimaryOptions,
@@ -12,6 +13,7 @@ import { PrimaryMachine } from '../../src/protocol/primary.ts';
 import { SecondaryMachine } from '../../src/protocol/secondary.ts';
 import { Clock, Random } from './clock.ts';
 import { StandbyDisk } from './disks.ts';
+import { Etcd } from './etcd.ts';
 import { type Gate, Guest, type Snapshot } from './guest.ts';
 import type { Connection } from './network.ts';
 import { PrimaryAgent, type PrimaryObserved } from './primary-host.ts';
@@ -35,29 +37,34 @@ export type Victim = 'P-agent' | 'P-qemu' | 'P-host' | 'S-agent' | 'S-qemu' | 'S
 export interface WorldOptions {
   seed: number;
   mode: 'pipelined' | 'strict';
-  autoFailover: boolean;
+  failover: SecondaryOptions['failover'];
   connections: number;
   /** How often a step of the shells fails. */
   stepFailures: number;
   /** How often a control message arrives damaged. */
   corruption: number;
+  /** How often a request to the witness or its answer is lost, late or doubled. */
+  witnessFaults: number;
   /** A host that dies takes with it what is under way. */
   lossyCrashes: boolean;
   /** The victim dies when this side has carried out so many effects. */
   crash?: { side: 0 | 1; effects: number; victim: Victim };
   makePrimary(options: PrimaryOptions): PrimaryObserved;
   makeSecondary(options: SecondaryOptions): SecondaryObserved;
+  makeArbiter(node: string): Arbiter;
 }
 
 export const QUIET: Omit<WorldOptions, 'seed'> = {
   mode: 'pipelined',
-  autoFailover: false,
+  failover: 'ordered',
   connections: 2,
   stepFailures: 0,
   corruption: 0,
+  witnessFaults: 0,
   lossyCrashes: false,
   makePrimary: (options) => new PrimaryMachine(options),
   makeSecondary: (options) => new SecondaryMachine(options),
+  makeArbiter: (node) => new Arbiter(node),
 };
 
 const TIMINGS: Timings = {
@@ -67,6 +74,8 @@ const TIMINGS: Timings = {
   peerTimeoutMs: 300,
   reconnectMs: 60,
 };
+/** What the hosts call themselves. */
+export const NODES = ['north', 'south'] as const;
 const VM_ID = 'ab'.repeat(16);
 /** Longer than every time-out that a stopped VM may wait for. */
 const STANDING_MAX_MS = 15_000;
@@ -89,12 +98,17 @@ export class World {
   control: Connection<Uint8Array> | null = null;
   bulk: Connection<BulkFrame>[] = [];
   partitioned = false;
+  readonly etcd: Etcd;
+  /** What each host has recorded as the newest generation. */
+  readonly recorded: [number, number] = [0, 0];
   /** Somebody resumed the VM in the middle of a pause of ours. */
   resumedByOthers = false;
   /** No step fails by itself any more. */
   calm = false;
   /** The crash of the options has happened. */
   crashed = false;
+  /** How many processes and hosts have been killed. */
+  deaths = 0;
   /** How many epochs the standby has confirmed. */
   commits = 0;
   readonly log: string[] = [];
@@ -102,7 +116,7 @@ export class World {
   private readonly snapshots = new Map<string, Snapshot>();
   /** The newest state that the standby has promised, and the newest that the outside has seen a frame of. */
   private promised = 0;
-  private lineages = 0;
+  private ids = 0;
   private seen = 0;
   private effects: [number, number] = [0, 0];
   private standingSinceMs: number | null = null;
@@ -110,6 +124,7 @@ export class World {
   constructor(options: WorldOptions) {
     this.options = options;
     this.random = new Random(options.seed);
+    this.etcd = new Etcd(this);
     this.pvm = new Guest(this);
     this.pvm.running = true;
     this.pvm.onFrame = (device) =>
@@ -128,7 +143,9 @@ export class World {
       mode,
       connections,
       description: { machine: 'model' },
-      generation: 1,
+      generation: Math.max(1, this.recorded[0]),
+      node: NODES[0],
+      arbitration: this.witnessed ? 'witness' : 'none',
       timings: TIMINGS,
       copiesDisks: true,
       foundClosedGate: this.gate !== null,
@@ -139,11 +156,12 @@ export class World {
 
   startSecondary(): void {
     if (!this.svm.alive) this.svm = new Guest(this, this.standbyDisk.blocks);
-    const { autoFailover } = this.options;
+    const { failover } = this.options;
     const machine = this.options.makeSecondary({
       vmId: VM_ID,
-      generation: 0,
-      autoFailover,
+      generation: this.recorded[1],
+      node: NODES[1],
+      failover,
       timings: TIMINGS,
     });
     this.secondary = new SecondaryAgent(this, this.svm, machine);
@@ -152,6 +170,7 @@ export class World {
 
   kill(victim: Victim): void {
     this.trace(`* ${victim} dies`);
+    this.deaths++;
     const primary = victim.startsWith('P');
     if (!victim.endsWith('agent')) this.killGuest(primary ? 'P' : 'S', victim.endsWith('host'));
     if (victim.endsWith('qemu')) return;
@@ -245,13 +264,36 @@ export class World {
       violated(1, `the world has seen state ${this.seen}, the standby resumes at ${device}`);
   }
 
+  get witnessed(): boolean {
+    return this.options.failover === 'claimed';
+  }
+
+  /** INVARIANT 4: only who holds the generation alone opens its gate, or runs. */
+  requireAlone(side: 0 | 1, what: string): void {
+    if (!this.witnessed) return;
+    const { record } = this.etcd.entry;
+    if (record?.mode !== 'alone' || record.primary !== NODES[side])
+      violated(4, `${NODES[side]} ${what}, the witness has ${JSON.stringify(record)}`);
+  }
+
+  /** INVARIANT 7: nobody destroys the VM that the witness wants to run. */
+  requireLost(): void {
+    if (this.witnessed && this.etcd.entry.record?.primary === NODES[0])
+      violated(7, `the primary is fenced, the witness has ${JSON.stringify(this.etcd.entry.record)}`);
+  }
+
   handOver(): void {
+    this.requireAlone(0, 'opens its gate');
     if (this.gate !== null && !this.gate.dead) this.gate.open();
     this.gate = null;
   }
 
-  newLineage(): string {
-    return String(++this.lineages).padStart(32, '0');
+  record(side: 0 | 1, generation: number): void {
+    this.recorded[side] = Math.max(this.recorded[side], generation);
+  }
+
+  newId(): string {
+    return String(++this.ids).padStart(32, '0');
   }
 
   /** After every event. */
@@ -259,6 +301,11 @@ export class World {
     const { pvm, svm, clock } = this;
     const open = this.gate === null || this.gate.passes;
     if (svm.running && pvm.running && open) violated(4, 'two VMs run with an open gate');
+    const holder = this.etcd.entry.record?.primary;
+    if (this.witnessed && svm.running && holder !== NODES[1])
+      violated(4, 'the standby runs without a generation');
+    if (this.witnessed && pvm.running && open && holder === NODES[1])
+      violated(4, 'the primary runs with an open gate after it lost its generation');
     const standing = this.primary?.alive && pvm.alive && this.primary.stopped && !pvm.running;
     this.standingSinceMs = standing ? (this.standingSinceMs ?? clock.nowMs) : null;
     if (this.standingSinceMs !== null && clock.nowMs - this.standingSinceMs > STANDING_MAX_MS) {

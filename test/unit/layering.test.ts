@@ -10,10 +10,11 @@ const ALLOWED: Record<string, string[]> = {
   native: [],
   qmp: ['native'],
   vm: ['qmp', 'native'],
-  agent: ['protocol', 'qmp', 'vm', 'native'],
+  witness: [],
+  agent: ['protocol', 'qmp', 'vm', 'witness', 'native'],
   testbed: ['agent', 'qmp', 'native'],
   demo: ['testbed', 'agent'],
-  cli: ['demo', 'testbed', 'agent', 'protocol'],
+  cli: ['demo', 'testbed', 'agent', 'protocol', 'witness'],
 };
 
 /** The protocol is pure: not even Node's own modules, but for what hashes a name. */

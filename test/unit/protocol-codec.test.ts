@@ -15,6 +15,8 @@ const json = fc.dictionary(fc.string(), fc.jsonValue({ maxDepth: 4 })) as fc.Arb
 /** JSON has no negative zero. */
 const canonical = (value: unknown): unknown => JSON.parse(JSON.stringify(value));
 
+const nodeName = fc.stringMatching(/^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/);
+
 const epochless: fc.Arbitrary<Body> = fc.oneof(
   fc.record({
     type: fc.constant('hello' as const),
@@ -22,11 +24,14 @@ const epochless: fc.Arbitrary<Body> = fc.oneof(
     mode: fc.constantFrom('pipelined' as const, 'strict' as const),
     connections: fc.integer({ min: 1, max: 16 }),
     lineage: hex(32),
+    node: nodeName,
+    arbitration: fc.constantFrom('witness' as const, 'none' as const),
   }),
   fc.record({
     type: fc.constant('ready' as const),
     bulkToken: hex(32),
     lineages: fc.array(fc.option(hex(32)), { maxLength: DISKS_MAX }),
+    node: nodeName,
   }),
   fc.record(
     {
@@ -72,8 +77,16 @@ function withPayload(body: Body, payload: string | Uint8Array): Buffer {
   return Buffer.concat([header, bytes]);
 }
 
-const HELLO: Body = { type: 'hello', description: {}, mode: 'strict', connections: 1, lineage: VM_ID };
-const READY: Body = { type: 'ready', bulkToken: VM_ID, lineages: [] };
+const HELLO: Body = {
+  type: 'hello',
+  description: {},
+  mode: 'strict',
+  connections: 1,
+  lineage: VM_ID,
+  node: 'north',
+  arbitration: 'witness',
+};
+const READY: Body = { type: 'ready', bulkToken: VM_ID, lineages: [], node: 'south' };
 const ERROR: Body = { type: 'error', code: 'protocol', message: '' };
 
 describe('control messages', () => {
@@ -285,6 +298,27 @@ describe('control messages', () => {
       ),
       'bad-payload',
       /at most 64/,
+    ],
+    [
+      'no node',
+      withPayload(READY, `{"bulkToken":"${VM_ID}","lineages":[]}`),
+      'bad-payload',
+      /ready: node must be a name/,
+    ],
+    [
+      'a node with a path in its name',
+      withPayload(READY, `{"bulkToken":"${VM_ID}","lineages":[],"node":"../a"}`),
+      'bad-payload',
+      /ready: node must be a name/,
+    ],
+    [
+      'no arbitration',
+      withPayload(
+        HELLO,
+        `{"description":{},"mode":"strict","connections":1,"lineage":"${VM_ID}","node":"a"}`,
+      ),
+      'bad-payload',
+      /arbitration must be one of witness, none/,
     ],
     [
       'no lineage',

@@ -8,6 +8,7 @@ const folder = path.join(import.meta.dirname, 'protocol-golden');
 const DEFAULTS: GoldenOptions = {
   mode: 'pipelined',
   auto: false,
+  witness: false,
   foreign: false,
   disks: false,
   generation: 1,

@@ -6,6 +6,7 @@
  *   > deliver                      every message under way arrives, until none is left
  *   > at 120                       the clock moves, and whoever wanted a tick by then gets it when he wanted it
  *   > copied                       from the start to the end of the first copy, as in pipelined.txt, unseen
+ *   > copied-again                 the same without the starts
  *   > protected                    from there to the end of the first checkpoint, unseen
  *   > dead P                       from now on this machine does nothing, and nobody is told
  *   > cut                          the connection is gone; what was under way is lost, both sides learn it
@@ -25,8 +26,9 @@ const VM_ID = '0123456789abcdef0123456789abcdef';
 const TOKEN = 'feedfeedfeedfeedfeedfeedfeedfeed';
 const LINEAGE = '11ea9e11ea9e11ea9e11ea9e11ea9e11';
 
-const COPIED = `P start; P peer-connected; S start; S peer-connected; deliver; S compared; S session-opened; deliver;
+const CONNECTED = `P peer-connected; S peer-connected; deliver; S compared; S session-opened; deliver;
   P bulk-connected; P gate-installed; P protected; deliver; P synced; S staged 0; deliver`;
+const COPIED = `P start; S start; ${CONNECTED}`;
 const PROTECTED = `P stopped 1; P captured 1; P saved 1; P resumed; P transmitted 1; deliver; S staged 1; deliver;
   S flushed 1; S loaded 1; deliver`;
 
@@ -39,7 +41,10 @@ interface Side {
 
 export interface GoldenOptions {
   mode: Mode;
+  /** The standby takes over without asking anybody. */
   auto: boolean;
+  /** Both ask a witness; the text has its answers. */
+  witness: boolean;
   foreign: boolean;
   /** The VM has a disk that is copied. */
   disks: boolean;
@@ -61,12 +66,15 @@ export class Conversation {
       description: { machine: 'pc' },
       copiesDisks: options.disks,
       generation: options.generation,
+      node: 'north',
+      arbitration: options.witness ? 'witness' : 'none',
       foundClosedGate: options.foreign,
     });
     const secondary = new SecondaryMachine({
       ...common,
       generation: options.standbyGeneration,
-      autoFailover: options.auto,
+      node: 'south',
+      failover: options.witness ? 'claimed' : options.auto ? 'granted' : 'ordered',
     });
     this.sides = {
       P: { machine: primary, inbox: [], dead: false, other: 'S' },
@@ -88,6 +96,7 @@ export class Conversation {
     else if (head === 'cut') this.cut();
     else if (head === 'dead') this.sides[rest[0] === 'P' ? 'P' : 'S'].dead = true;
     else if (head === 'copied') this.unseen(COPIED);
+    else if (head === 'copied-again') this.unseen(CONNECTED);
     else if (head === 'protected') this.unseen(PROTECTED);
     else if (head === 'P' || head === 'S') this.event(head, rest);
     else throw new Error(`unknown command ${words.join(' ')}`);
@@ -156,7 +165,12 @@ export class Conversation {
         vmId: VM_ID,
         generation: Number(second),
         epoch: Number(first?.split('@')[1] ?? 0),
-        body: { ...body, type: first?.split('@')[0] } as Body,
+        body: {
+          node: name === 'P' ? 'south' : 'north',
+          arbitration: 'none',
+          ...body,
+          type: first?.split('@')[0],
+        } as Body,
       };
       this.step(name, { type: 'message', message });
       return;
@@ -200,7 +214,13 @@ function fieldsOf(
     case 'stream-failed':
     case 'session-failed':
     case 'promote-failed':
+    case 'settle-failed':
       return { reason: rest(1) };
+    case 'claim-won':
+      return { kind: first, generation: Number(second) };
+    case 'claim-lost':
+    case 'claim-unanswered':
+      return { kind: first, reason: rest(2) };
     case 'stopped':
       return { epoch: Number(first), wasRunning: second !== 'already' };
     case 'captured':
@@ -242,6 +262,10 @@ function describe(effect: PrimaryEffect | SecondaryEffect): string | null {
       return `connect-bulk ${effect.connections}`;
     case 'compare':
       return `compare ${JSON.stringify(effect.description)}`;
+    case 'claim': {
+      const { kind, ...fields } = effect.claim;
+      return ['claim', kind, ...Object.values(fields).map(String)].join(' ');
+    }
     case 'sync-disks':
       return `sync-disks ${effect.lineages.map((lineage) => lineage ?? 'none').join(' ')}`;
     default: {
@@ -251,9 +275,11 @@ function describe(effect: PrimaryEffect | SecondaryEffect): string | null {
   }
 }
 
+type Constant = { lineage?: string; node?: string; arbitration?: string };
+
 function describeMessage({ generation, epoch, body }: Message): string {
-  // The lineage is the same in every conversation, and most have no disks.
-  const { type, lineage: _, ...fields } = body as Body & { lineage?: string };
+  // What is the same in every conversation, or follows from its options, is left out.
+  const { type, lineage: _, node: _node, arbitration: _arbitration, ...fields } = body as Body & Constant;
   const words = Object.values(fields)
     .filter((value) => !Array.isArray(value) || value.length > 0)
     .map((value) => (typeof value === 'string' ? value : JSON.stringify(value)));

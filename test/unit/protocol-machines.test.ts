@@ -22,10 +22,12 @@ const newPrimary = (foundClosedGate = false): PrimaryMachine =>
     description: {},
     generation: 1,
     copiesDisks: false,
+    node: 'north',
+    arbitration: 'none',
     foundClosedGate,
   });
 const newSecondary = (): SecondaryMachine =>
-  new SecondaryMachine({ ...common, generation: 0, autoFailover: true });
+  new SecondaryMachine({ ...common, generation: 0, node: 'south', failover: 'granted' });
 
 type Bare<E> = E extends { nowMs: number } ? Omit<E, 'nowMs'> : never;
 
@@ -41,11 +43,21 @@ const message = (body: Body, epoch = 0, generation = 1): Message => ({
 });
 const received = (body: Body, epoch = 0) => ({ type: 'message' as const, message: message(body, epoch) });
 
+const HELLO = {
+  type: 'hello',
+  description: {},
+  mode: 'pipelined',
+  connections: 1,
+  lineage: VM_ID,
+  node: 'north',
+  arbitration: 'none',
+} as const satisfies Body;
+
 /** From the start to every place that matters, one event at a time. */
 const PRIMARY_PATH: Bare<PrimaryEvent>[] = [
   { type: 'start' },
   { type: 'peer-connected', lineage: VM_ID },
-  received({ type: 'ready', bulkToken: VM_ID, lineages: [] }),
+  received({ type: 'ready', bulkToken: VM_ID, lineages: [], node: 'south' }),
   { type: 'bulk-connected' },
   { type: 'gate-installed' },
   { type: 'protected' },
@@ -64,7 +76,7 @@ const PRIMARY_PATH: Bare<PrimaryEvent>[] = [
 const SECONDARY_PATH: Bare<SecondaryEvent>[] = [
   { type: 'start' },
   { type: 'peer-connected' },
-  received({ type: 'hello', description: {}, mode: 'strict', connections: 1, lineage: VM_ID }),
+  received({ ...HELLO, mode: 'strict' }),
   { type: 'compared', difference: null },
   { type: 'session-opened', bulkToken: VM_ID, lineages: [] },
   received({ type: 'new' }, 1),
@@ -74,14 +86,15 @@ const SECONDARY_PATH: Bare<SecondaryEvent>[] = [
   { type: 'flushed', epoch: 1 },
   { type: 'loaded', epoch: 1 },
   { type: 'peer-lost', reason: 'reset' },
+  { type: 'disks-settled' },
   { type: 'promoted' },
   { type: 'peer-connected' },
 ];
 
 const body: fc.Arbitrary<Body> = fc.oneof(
   fc.constantFrom('new', 'suspended', 'received', 'loaded', 'heartbeat').map((type) => ({ type }) as Body),
-  fc.constant<Body>({ type: 'hello', description: {}, mode: 'pipelined', connections: 2, lineage: VM_ID }),
-  fc.constant<Body>({ type: 'ready', bulkToken: VM_ID, lineages: [] }),
+  fc.constant<Body>({ ...HELLO, connections: 2 }),
+  fc.constant<Body>({ type: 'ready', bulkToken: VM_ID, lineages: [], node: 'south' }),
   fc.record({ type: fc.constant('send' as const), pages: fc.nat(3), vmstateBytes: fc.nat(3) }),
   fc.constantFrom('shutdown', 'detach', 'qemu-lost').map((reason) => ({ type: 'bye', reason }) as Body),
   fc.record({
@@ -171,6 +184,7 @@ describe('events that the shell cannot rightly send', () => {
     ['an epoch that is not open', 7, { type: 'staged', epoch: 2, pages: 0, vmstateBytes: 0 }],
     ['an epoch twice', 9, { type: 'staged', epoch: 1, pages: 1, vmstateBytes: 1 }],
     ['a load before the flush', 9, { type: 'loaded', epoch: 1 }],
+    ['disks that nobody wanted settled', 11, { type: 'disks-settled' }],
     ['a promotion that was not asked for', 11, { type: 'promoted' }],
   ])('secondary: %s', (_, steps, event) => {
     const machine = newSecondary();

@@ -1,0 +1,13 @@
+/** `unreachable`: no endpoint answered. `refused`: etcd answered, and said no. `malformed`: what answered isn't etcd. */
+export type EtcdErrorCode = 'unreachable' | 'refused' | 'malformed';
+
+/** After one of a put nobody knows whether it happened, or still will. */
+export class EtcdError extends Error {
+  override readonly name = 'EtcdError';
+  readonly code: EtcdErrorCode;
+
+  constructor(code: EtcdErrorCode, message: string) {
+    super(message);
+    this.code = code;
+  }
+}

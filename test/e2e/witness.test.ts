@@ -1,0 +1,246 @@
+/**
+ * Two hosts, a witness that is a real etcd, and a link between each two of them that can be cut: whatever is cut or killed, exactly one VM goes on with an open
+ * gate, the client's stream has neither gap nor regression, and who has lost is fenced.
+ */
+import { setTimeout as sleep } from 'node:timers/promises';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { TestAgent } from '../../src/testbed/agents.ts';
+import { Cleanup } from '../../src/testbed/cleanup.ts';
+import { StreamClient } from '../../src/testbed/client.ts';
+import { TestEtcd } from '../../src/testbed/etcd.ts';
+import { type HostName, TestHosts } from '../../src/testbed/hosts.ts';
+import { TestNetwork } from '../../src/testbed/network.ts';
+import type { TestVm } from '../../src/testbed/vm.ts';
+import { monotonicMs } from '../../src/testbed/wait.ts';
+import { type GuestOptions, PROTECT_MS, startVm, VM_NAME, waitBooted } from './support/protection.ts';
+
+const PORT = 7700;
+const TIMINGS = ['--peer-timeout', '1000', '--witness-timeout', '500'];
+
+let cleanup: Cleanup;
+let hosts: TestHosts;
+let etcd: TestEtcd;
+let guest: GuestOptions;
+let network: TestNetwork;
+
+beforeEach(async () => {
+  cleanup = new Cleanup();
+  hosts = cleanup.own(await TestHosts.create());
+  etcd = cleanup.own(await TestEtcd.start({ prefix: hosts.prefix('witness') }));
+  network = cleanup.own(await TestNetwork.create());
+  guest = { guest: 'linux', network, append: 'colo.services=counter' };
+});
+afterEach(() => cleanup.run());
+
+/** An agent on its host; `state` is what the host remembers. */
+async function start(host: 'north' | 'south', role: 'primary' | 'secondary', vm: TestVm): Promise<TestAgent> {
+  const witness = etcd.endpointsAt(hosts.address('witness', host)).join(',');
+  const own = ['--vm', VM_NAME, '--qmp', vm.qmpPath, '--node', host, '--witness', witness, ...TIMINGS];
+  const other: HostName = host === 'north' ? 'south' : 'north';
+  const peer =
+    role === 'primary'
+      ? ['--peer', `${hosts.address(other, host)}:${PORT}`]
+      : ['--listen', `${hosts.address(host, other)}:${PORT}`];
+  const args = [...own, ...peer, '--log-level', 'debug'];
+  return cleanup.own(await TestAgent.start(role, args, {}, hosts.prefix(host)));
+}
+
+interface Pair {
+  primaryVm: TestVm;
+  standbyVm: TestVm;
+  primary: TestAgent;
+  secondary: TestAgent;
+  client: StreamClient;
+}
+
+async function protect(): Promise<Pair> {
+  const primaryVm = await startVm(cleanup, 'primary', guest, false);
+  await waitBooted(primaryVm, guest);
+  const standbyVm = await startVm(cleanup, 'standby', guest, true);
+  const secondary = await start('south', 'secondary', standbyVm);
+  const primary = await start('north', 'primary', primaryVm);
+  await primary.waitState('PROTECTED', PROTECT_MS);
+  const client = cleanup.own(await StreamClient.connect(network));
+  await client.waitAfter(0, 60_000);
+  return { primaryVm, standbyVm, primary, secondary, client };
+}
+
+async function goesOn(client: StreamClient): Promise<void> {
+  await client.waitAfter(monotonicMs(), 60_000);
+  expect(client.check).toMatchObject({ gaps: 0, regressions: 0 });
+  expect(client.ended).toBeUndefined();
+}
+
+/** Either the primary went on alone, or the standby took over and the primary's VM is gone. */
+async function waitForOneRunner({ primary, primaryVm, secondary }: Pair): Promise<'north' | 'south'> {
+  const fenced = primary.exited.then(() => 'south' as const);
+  const exposed = primary
+    .waitStatus(
+      'the primary alone',
+      60_000,
+      ({ state, reason }) => state === 'EXPOSED' && !/asking/.test(reason),
+    )
+    .then(() => 'north' as const)
+    .catch(() => fenced);
+  const winner = await Promise.race([fenced, exposed]);
+  if (winner === 'south') {
+    expect((await primary.exited).code).toBe(75);
+    expect(primary.log()).toContain('FENCED');
+    await primaryVm.exited;
+    await secondary.waitState('RUNNING', 60_000);
+  } else {
+    await secondary.waitStatus('a loser', 60_000, ({ state }) => state === 'STARTING');
+  }
+  return winner;
+}
+
+describe('the link between the hosts is cut, and both live', () => {
+  test('exactly one goes on; the other knows that it has lost', async () => {
+    const pair = await protect();
+    await hosts.cut('north-south');
+    const winner = await waitForOneRunner(pair);
+    await goesOn(pair.client);
+    if (winner === 'south') return;
+    // The loser's checkpoint is stale; it becomes a standby again with the link.
+    await hosts.mend('north-south');
+    await pair.primary.waitState('PROTECTED', PROTECT_MS);
+    await goesOn(pair.client);
+  });
+
+  test('the primary cut off from everything: the standby takes over, and the primary is fenced when it hears of it', async () => {
+    const pair = await protect();
+    await hosts.cut('north-south', 'north-witness');
+    await pair.secondary.waitState('RUNNING', 60_000);
+    await pair.primary.waitState('BLOCKED', 60_000);
+    await goesOn(pair.client);
+    expect(pair.primaryVm.running).toBe(true);
+    await hosts.mend('north-witness');
+    expect(await waitForOneRunner(pair)).toBe('south');
+    await goesOn(pair.client);
+  });
+
+  test('the standby cut off from everything: the primary goes on, and protects again when the links are back', async () => {
+    const pair = await protect();
+    await hosts.cut('north-south', 'south-witness');
+    expect(await pair.secondary.waitState('BLOCKED', 60_000)).toMatchObject({
+      reason: expect.stringContaining('before the witness answers'),
+      witness: { kind: 'etcd', node: 'south', answers: false },
+    });
+    await goesOn(pair.client);
+    await hosts.mend('north-south', 'south-witness');
+    await pair.primary.waitState('PROTECTED', PROTECT_MS);
+    await goesOn(pair.client);
+  });
+
+  test('nobody reaches the witness: both wait behind the closed gate, and when it is back exactly one goes on', async () => {
+    const pair = await protect();
+    await hosts.cut('north-south', 'north-witness', 'south-witness');
+    await pair.primary.waitState('BLOCKED', 60_000);
+    await pair.secondary.waitState('BLOCKED', 60_000);
+    const before = pair.client.check.received;
+    await sleep(1000); // nothing is to be seen, for as long as one looks
+    expect(pair.client.check.received).toBe(before);
+    await hosts.mend('north-witness', 'south-witness');
+    await waitForOneRunner(pair);
+    await goesOn(pair.client);
+  });
+
+  test('the witness alone out of reach: nothing happens', async () => {
+    const pair = await protect();
+    await hosts.cut('north-witness', 'south-witness');
+    await pair.primary.waitStatus(
+      'silence of the witness',
+      30_000,
+      ({ witness }) => (witness as { answers: boolean }).answers === false,
+    );
+    await goesOn(pair.client);
+    const ifPrimaryDies = expect.stringContaining("for the witness, which doesn't answer here");
+    expect(await pair.primary.status()).toMatchObject({ state: 'PROTECTED', ifPrimaryDies });
+    expect(await pair.secondary.status()).toMatchObject({ state: 'STANDBY', ifPrimaryDies });
+  });
+});
+
+describe('deaths', () => {
+  test('kill -9 of the primary, agent and QEMU: the standby claims and takes over', async () => {
+    const pair = await protect();
+    pair.primary.kill();
+    pair.primaryVm.kill();
+    const { generation } = await pair.secondary.waitState('RUNNING', 60_000);
+    expect(generation).toBe(3);
+    await goesOn(pair.client);
+
+    // Its host comes back with a VM that was never protected there: it is refused, and left as it is.
+    const returned = await startVm(cleanup, 'returned', guest, false);
+    await waitBooted(returned, guest);
+    const agent = await start('north', 'primary', returned).catch((error: Error) => error);
+    if (agent instanceof TestAgent) {
+      expect((await agent.exited).code).toBe(78);
+      expect(agent.log()).toMatch(/it runs on south in generation 3/);
+    } else {
+      expect(agent.message).toMatch(/it runs on south in generation 3/);
+    }
+    expect(returned.running).toBe(true);
+  });
+
+  test("kill -9 of the primary's agent, restarted in time: it claims, opens the gate and protects again", async () => {
+    const pair = await protect();
+    // The standby can't ask, so the agent that comes back is the first.
+    await hosts.cut('south-witness');
+    pair.primary.kill();
+    await pair.primary.exited;
+    const next = await start('north', 'primary', pair.primaryVm);
+    await next.waitStatus('an open gate', 60_000, ({ state }) => state !== 'BLOCKED' && state !== 'STARTING');
+    await goesOn(pair.client);
+    await hosts.mend('south-witness');
+    await next.waitState('PROTECTED', PROTECT_MS);
+    await goesOn(pair.client);
+  });
+
+  test("kill -9 of the primary's agent, restarted too late: fenced, its VM destroyed", async () => {
+    const pair = await protect();
+    pair.primary.kill();
+    await pair.primary.exited;
+    await pair.secondary.waitState('RUNNING', 60_000);
+    const next = await start('north', 'primary', pair.primaryVm).catch((error: Error) => error);
+    if (next instanceof TestAgent) expect((await next.exited).code).toBe(75);
+    else expect(next.message).toContain('FENCED');
+    await pair.primaryVm.exited;
+    await goesOn(pair.client);
+  });
+
+  test('kill -9 of the standby: the primary goes on alone in a new generation, and protects again', async () => {
+    const pair = await protect();
+    pair.secondary.kill();
+    pair.standbyVm.kill();
+    await pair.primary.waitStatus('the primary alone', 60_000, ({ state }) => state === 'EXPOSED');
+    await goesOn(pair.client);
+    const standbyVm = await startVm(cleanup, 'standby-2', guest, true);
+    await start('south', 'secondary', standbyVm);
+    await pair.primary.waitState('PROTECTED', PROTECT_MS);
+    await goesOn(pair.client);
+  });
+});
+
+describe('a person', () => {
+  test('`stop` with the witness out of reach waits for it; by force it does not', async () => {
+    const pair = await protect();
+    await hosts.cut('north-witness');
+    await pair.primary.command('stop');
+    await pair.primary.waitState('BLOCKED', 60_000);
+    await expect(pair.primary.command('stop', 'other')).rejects.toThrow(/this agent's is e2e/);
+    await pair.primary.command('stop', VM_NAME);
+    expect((await pair.primary.exited).code).toBe(0);
+    await goesOn(pair.client);
+  });
+
+  test('`failover --force` without the witness', async () => {
+    const pair = await protect();
+    await hosts.cut('south-witness');
+    pair.primary.kill();
+    pair.primaryVm.kill();
+    await pair.secondary.waitState('BLOCKED', 60_000);
+    await expect(pair.secondary.command('failover')).rejects.toThrow(/before the witness answers/);
+    expect(await pair.secondary.command('failover', VM_NAME)).toBe('took over');
+    await goesOn(pair.client);
+  });
+});

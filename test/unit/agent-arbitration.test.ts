@@ -1,0 +1,165 @@
+/** An agent's side of arbitration against a real etcd, and the generation that its host remembers. */
+import { mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { Arbitration } from '../../src/agent/arbitration.ts';
+import { GenerationFile } from '../../src/agent/generation-file.ts';
+import { Log } from '../../src/agent/log.ts';
+import type { ClaimEvent } from '../../src/protocol/machine.ts';
+import { Cleanup } from '../../src/testbed/cleanup.ts';
+import { TestEtcd } from '../../src/testbed/etcd.ts';
+import { waitFor } from '../../src/testbed/wait.ts';
+import { ABSENT, EtcdClient } from '../../src/witness/etcd.ts';
+
+const SILENT = new Log('error', () => ({}));
+
+let etcd: TestEtcd;
+let cleanup: Cleanup;
+let folder: string;
+let key: string;
+let keys = 0;
+
+beforeAll(async () => {
+  etcd = await TestEtcd.start();
+});
+afterAll(() => etcd.destroy());
+beforeEach(() => {
+  cleanup = new Cleanup();
+  folder = mkdtempSync(path.join(tmpdir(), 'colo-state-'));
+  cleanup.add(() => rmSync(folder, { recursive: true }));
+  key = `/colo-agent/vm/web${keys++}`;
+});
+afterEach(() => cleanup.run());
+
+const newClient = () =>
+  new EtcdClient({
+    endpoints: etcd.endpoints.map((endpoint) => new URL(endpoint)),
+    ca: null,
+    cert: null,
+    key: null,
+    user: null,
+    password: null,
+    requestTimeoutMs: 1000,
+  });
+
+interface Host {
+  arbitration: Arbitration;
+  answers: ClaimEvent[];
+  generations: GenerationFile;
+  state: string;
+}
+
+function host(node: string, state = path.join(folder, node)): Host {
+  const generations = new GenerationFile(state, 'web');
+  const answers: ClaimEvent[] = [];
+  const witness = { kind: 'etcd' as const, client: newClient(), key };
+  const arbitration = new Arbitration({ witness, node, generations, log: SILENT }, (event) => {
+    // INVARIANT 4: what is told to be won is durable already.
+    if (event.type === 'claim-won') expect(new GenerationFile(state, 'web').highest).toBe(event.generation);
+    answers.push(event);
+  });
+  cleanup.add(() => arbitration.close());
+  return { arbitration, answers, generations, state };
+}
+
+const answered = ({ answers }: Host, type: ClaimEvent['type']) =>
+  waitFor(`${type}`, 10_000, () => answers.find((answer) => answer.type === type));
+
+describe('claims at a real etcd', () => {
+  test('from nothing to alone, protected, and the take-over', async () => {
+    const [north, south] = [host('north'), host('south')];
+    north.arbitration.ask({ kind: 'alone', atLeast: 1 });
+    expect(await answered(north, 'claim-won')).toEqual({ type: 'claim-won', kind: 'alone', generation: 1 });
+    north.answers.length = 0;
+    north.arbitration.ask({ kind: 'protected', generation: 1, secondary: 'south' });
+    expect(await answered(north, 'claim-won')).toMatchObject({ kind: 'protected', generation: 1 });
+    south.arbitration.ask({ kind: 'take-over', generation: 1, primary: 'north' });
+    expect(await answered(south, 'claim-won')).toMatchObject({ kind: 'take-over', generation: 2 });
+    north.arbitration.ask({ kind: 'alone', atLeast: 2 });
+    expect(await answered(north, 'claim-lost')).toMatchObject({
+      reason: `by the witness it runs on south in generation 2 (${key})`,
+    });
+    expect(north.arbitration.status()).toEqual({ kind: 'etcd', node: 'north', answers: true, reason: '' });
+  });
+
+  test('both at once, again and again: one wins', async () => {
+    for (let round = 0; round < 10; round++) {
+      key = `/colo-agent/vm/race${round}`;
+      const [north, south] = [
+        host('north', path.join(folder, `n${round}`)),
+        host('south', path.join(folder, `s${round}`)),
+      ];
+      north.arbitration.ask({ kind: 'alone', atLeast: 1 });
+      await answered(north, 'claim-won');
+      north.answers.length = 0;
+      north.arbitration.ask({ kind: 'protected', generation: 1, secondary: 'south' });
+      await answered(north, 'claim-won');
+      north.answers.length = 0;
+      north.arbitration.ask({ kind: 'alone', atLeast: 2 });
+      south.arbitration.ask({ kind: 'take-over', generation: 1, primary: 'north' });
+      const words = await Promise.all(
+        [north, south].map(({ answers }) =>
+          waitFor('a word', 10_000, () => answers.find(({ type }) => type !== 'claim-unanswered')?.type),
+        ),
+      );
+      expect(words.sort()).toEqual(['claim-lost', 'claim-won']);
+    }
+  });
+
+  test('a claim in place of another: the first is not told any more', async () => {
+    const north = host('north');
+    north.arbitration.ask({ kind: 'alone', atLeast: 1 });
+    north.arbitration.ask({ kind: 'alone', atLeast: 5 });
+    const { generation } = (await answered(north, 'claim-won')) as ClaimEvent & { type: 'claim-won' };
+    expect(generation).toBeGreaterThanOrEqual(5);
+    expect(north.answers.filter(({ type }) => type === 'claim-won')).toHaveLength(1);
+  });
+
+  test('what somebody else has written there is no decision', async () => {
+    const client = newClient();
+    cleanup.add(() => client.close());
+    await client.putIf(key, ABSENT, 'hello');
+    const north = host('north');
+    north.arbitration.ask({ kind: 'alone', atLeast: 1 });
+    expect(await answered(north, 'claim-unanswered')).toMatchObject({
+      reason: expect.stringContaining(`${key} holds no record of colo-agent: it is not JSON`),
+    });
+    expect(await client.read(key)).toMatchObject({ value: 'hello' });
+  });
+
+  test('a host that cannot remember what it has won is not told before it can', async () => {
+    const obstacle = path.join(folder, 'obstacle');
+    writeFileSync(obstacle, '');
+    const north = host('north', path.join(obstacle, 'state'));
+    north.arbitration.ask({ kind: 'alone', atLeast: 1 });
+    expect(await answered(north, 'claim-unanswered')).toMatchObject({
+      reason: expect.stringMatching(/can't record generation 1 .*--state-dir/),
+    });
+    rmSync(obstacle);
+    expect(await answered(north, 'claim-won')).toMatchObject({ generation: 1 });
+  });
+});
+
+describe('the generation that a host remembers', () => {
+  test('grows, and outlives the agent', async () => {
+    const file = new GenerationFile(folder, 'web');
+    expect(file.highest).toBe(0);
+    await Promise.all([file.record(3), file.record(7), file.record(5)]);
+    expect(file.highest).toBe(7);
+    expect(new GenerationFile(folder, 'web').highest).toBe(7);
+    expect(new GenerationFile(folder, 'other').highest).toBe(0);
+    expect(readdirSync(folder)).toEqual(['web.generation']);
+  });
+
+  test.each([
+    ['nonsense', 'x'],
+    ["another VM's", JSON.stringify({ format: 1, vm: 'other', generation: 1 })],
+    ['no number', JSON.stringify({ format: 1, vm: 'web', generation: '1' })],
+  ])('%s is no generation', (_, text) => {
+    writeFileSync(path.join(folder, 'web.generation'), text);
+    expect(() => new GenerationFile(folder, 'web')).toThrow(
+      /web\.generation doesn't hold a generation: .* Remove it/s,
+    );
+  });
+});
