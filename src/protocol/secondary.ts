@@ -224,7 +224,7 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
     if (this.life === 'running' || (this.life === 'taking-over' && !force)) return;
     if (this.session !== null) {
       this.setState(this.word, 'failover refused: the primary is connected');
-    } else if (!force && this.context.options.failover === 'ordered') {
+    } else if (!force && this.standby.epoch !== null && this.context.options.failover === 'ordered') {
       const order = 'without a witness only `colo-agent failover --force NAME` promotes it';
       this.setState(this.word, `failover refused: ${order}, when the primary is known not to run`);
     } else if (this.life === 'taking-over') {
