@@ -59,6 +59,7 @@ describe('the command line', () => {
       64,
       /longer than --interval/,
     ],
+    ['a scrub of more than may be', [...PRIMARY, '--scrub', '1025'], 64, /from 0 to/],
     ['an unknown mode', [...PRIMARY, '--mode', 'fast'], 64, /pipelined, strict/],
     [
       'a comparing tracker without a shadow',

@@ -6,6 +6,7 @@ import { QmpClient } from '../../src/qmp/client.ts';
 import { Cleanup } from '../../src/testbed/cleanup.ts';
 import type { TestVm } from '../../src/testbed/vm.ts';
 import { findRamBlocks, type RamBlock } from '../../src/vm/ram-blocks.ts';
+import { colo } from './support/cli.ts';
 import { type GuestOptions, moreCheckpoints, PROTECT_MS, protect } from './support/protection.ts';
 
 let cleanup: Cleanup;
@@ -57,6 +58,11 @@ describe('one changed byte of the standby', () => {
     const standby = (await secondary.status()) as unknown as SecondaryStatus;
     expect(standby.state).toBe('STANDBY');
     expect(standby.scrub.found).toBe(1);
+    const [text, standbyText] = await Promise.all(
+      [primary, secondary].map((agent) => colo('status', '--control', agent.controlPath)),
+    );
+    expect(text?.stdout).toMatch(/^scrub +\d+ rounds .*FOUND 1: epoch \d+: the page at address 0x2803000/m);
+    expect(standbyText?.stdout).toMatch(/^scrub +\d+ pages, found 1;/m);
     expect(byteAt(standbyVm, ram, ADDRESS)).toBe(before);
   });
 
