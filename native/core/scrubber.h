@@ -36,7 +36,7 @@ struct ScrubFrames {
 
 // INVARIANT 8. What the guest hasn't written since the last checkpoint is on the standby as it is here: this
 // is what the tracker says, and what the hashes prove. They are made of RAM as it is while the guest runs, by
-// a thread of the lowest priority, after one checkpoint's capture and before the next one's; a page that
+// a thread of lower priority, after one checkpoint's capture and before the next one's; a page that
 // changed meanwhile is dirty in the next one, and left out. So a pause never waits for a hash.
 //
 // That is so with a tracker that notices writes. One that compares doesn't notice a page that was changed and

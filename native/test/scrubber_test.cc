@@ -14,6 +14,20 @@ using testing::ModelledGuest;
 
 constexpr std::uint64_t kPages = 70 + 3 + 40;
 
+// The slice that comes next, when all of it has been hashed.
+ScrubSlice whole_slice(Scrubber& scrubber, std::uint64_t pages) {
+  ScrubSlice slice;
+  auto wait = std::chrono::milliseconds(1);
+  EXPECT_TRUE(testing::wait_until([&] {
+    scrubber.begin();
+    std::this_thread::sleep_for(wait);
+    wait *= 2;  // a busy machine takes its time
+    slice = scrubber.take();
+    return slice.hashes.size() == pages;
+  }));
+  return slice;
+}
+
 class ScrubberTest : public ::testing::Test {
  protected:
   ScrubberTest() {
@@ -23,18 +37,6 @@ class ScrubberTest : public ::testing::Test {
       guest_.scribble(block, 0, bytes, random());
       dirty_.emplace_back(guest_.blocks()[block].pages());
     }
-  }
-
-  // The slice that comes next, when all of it has been hashed.
-  ScrubSlice whole_slice(Scrubber& scrubber, std::uint64_t pages) {
-    ScrubSlice slice;
-    EXPECT_TRUE(testing::wait_until([&] {
-      scrubber.begin();
-      std::this_thread::sleep_for(std::chrono::milliseconds(2));
-      slice = scrubber.take();
-      return slice.hashes.size() == pages;
-    }));
-    return slice;
   }
 
   std::uint64_t true_hash(std::uint64_t page) const {
@@ -127,13 +129,7 @@ TEST(Scrubber, LongRunsAreSplitIntoFrames) {
   ModelledGuest guest({{kScrubPagesMax + 10, false}});
   const GuestMemory memory(guest.pid(), guest.blocks());
   Scrubber scrubber(memory, nullptr, kScrubPagesMax + 10);
-  ScrubSlice slice;
-  ASSERT_TRUE(testing::wait_until([&] {
-    scrubber.begin();
-    std::this_thread::sleep_for(std::chrono::milliseconds(20));
-    slice = scrubber.take();
-    return slice.hashes.size() == kScrubPagesMax + 10;
-  }));
+  const ScrubSlice slice = whole_slice(scrubber, kScrubPagesMax + 10);
   EXPECT_GT(slice.cpu_ns, 0u);
   const std::vector<DirtyBitmap> dirty(1, DirtyBitmap(kScrubPagesMax + 10));
   const ScrubFrames frames = scrubber.frames_of(slice, dirty);
@@ -148,13 +144,7 @@ TEST(Scrubber, PagesOfASharedBackendWithoutMemoryAreLeftOut) {
   guest.scribble(0, 8 * kPageSize, 2 * kPageSize, 5);
   const GuestMemory memory(guest.pid(), guest.blocks());
   Scrubber scrubber(memory, nullptr, 64);
-  ScrubSlice slice;
-  ASSERT_TRUE(testing::wait_until([&] {
-    scrubber.begin();
-    std::this_thread::sleep_for(std::chrono::milliseconds(2));
-    slice = scrubber.take();
-    return slice.hashes.size() == 64;
-  }));
+  const ScrubSlice slice = whole_slice(scrubber, 64);
   const std::vector<DirtyBitmap> dirty(1, DirtyBitmap(64));
   const ScrubFrames frames = scrubber.frames_of(slice, dirty);
   EXPECT_EQ(frames.checked_pages, 2u);
