@@ -129,9 +129,14 @@ export class PrimarySession {
   }
 
   private onReady({ bulkToken, lineages, node }: Body & { type: 'ready' }): boolean {
+    if (this.phase !== 'hello') return false;
     const { arbitration, node: own } = this.context.options;
-    // The witness couldn't tell two hosts of one name apart; the secondary has looked, too.
-    if (this.phase !== 'hello' || (arbitration === 'witness' && node === own)) return false;
+    if (arbitration === 'witness' && node === own) {
+      // The secondary has looked, too; but ours is the VM that a mistake would cost.
+      const message = `both hosts call themselves ${own}: the witness can't tell them apart, give each its own --node`;
+      this.finish('incompatible', message, { type: 'error', code: 'incompatible', message });
+      return true;
+    }
     this.lineages = lineages;
     this.node = node;
     // The bulk connections come first: a network that doesn't carry them costs the VM nothing.
@@ -235,7 +240,7 @@ export class PrimarySession {
   }
 
   /** A step that isn't part of the pause has failed. */
-  onStepFailed(step: PrimaryStep, reason: string): void {
+  onStepFailed(step: PrimaryStep | 'claim', reason: string): void {
     this.fail(`${step} failed: ${reason}`);
   }
 

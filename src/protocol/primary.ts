@@ -167,7 +167,7 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
   private onClaimLost({ kind, reason }: ClaimEvent & { type: 'claim-lost' }): void {
     if (kind === 'protected') {
       // Somebody has changed the record; the claim that follows the session's end tells who runs.
-      if (this.session !== null) this.session.end ??= { cause: 'local', reason, tell: null };
+      this.session?.onStepFailed('claim', reason);
     } else if (this.authority.everWon || this.context.foreignGate) {
       this.fence(reason);
     } else {

@@ -180,6 +180,16 @@ describe('deaths', () => {
       expect(agent.message).toMatch(/it runs on south in generation 3/);
     }
     expect(returned.running).toBe(true);
+    returned.kill();
+
+    // The survivor is protected again, the other way round.
+    await pair.secondary.command('stop');
+    expect((await pair.secondary.exited).code).toBe(0);
+    const nextStandby = await startVm(cleanup, 'next-standby', guest, true);
+    await start('north', 'secondary', nextStandby);
+    const nextPrimary = await start('south', 'primary', pair.standbyVm);
+    expect(await nextPrimary.waitState('PROTECTED', PROTECT_MS)).toMatchObject({ generation: 4 });
+    await goesOn(pair.client);
   });
 
   test("kill -9 of the primary's agent, restarted in time: it claims, opens the gate and protects again", async () => {

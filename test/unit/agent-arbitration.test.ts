@@ -11,6 +11,7 @@ import { Cleanup } from '../../src/testbed/cleanup.ts';
 import { TestEtcd } from '../../src/testbed/etcd.ts';
 import { waitFor } from '../../src/testbed/wait.ts';
 import { ABSENT, EtcdClient } from '../../src/witness/etcd.ts';
+import { LossyRelay } from './etcd-relay.ts';
 
 const SILENT = new Log('error', () => ({}));
 
@@ -32,9 +33,9 @@ beforeEach(() => {
 });
 afterEach(() => cleanup.run());
 
-const newClient = () =>
+const newClient = (endpoints = etcd.endpoints) =>
   new EtcdClient({
-    endpoints: etcd.endpoints.map((endpoint) => new URL(endpoint)),
+    endpoints: endpoints.map((endpoint) => new URL(endpoint)),
     ca: null,
     cert: null,
     key: null,
@@ -50,10 +51,10 @@ interface Host {
   state: string;
 }
 
-function host(node: string, state = path.join(folder, node)): Host {
+function host(node: string, state = path.join(folder, node), endpoints = etcd.endpoints): Host {
   const generations = new GenerationFile(state, 'web');
   const answers: ClaimEvent[] = [];
-  const witness = { kind: 'etcd' as const, client: newClient(), key };
+  const witness = { kind: 'etcd' as const, client: newClient(endpoints), key };
   const arbitration = new Arbitration({ witness, node, generations, log: SILENT }, (event) => {
     // INVARIANT 4: what is told to be won is durable already.
     if (event.type === 'claim-won') expect(new GenerationFile(state, 'web').highest).toBe(event.generation);
@@ -105,6 +106,19 @@ describe('claims at a real etcd', () => {
       );
       expect(words.sort()).toEqual(['claim-lost', 'claim-won']);
     }
+  });
+
+  test('the answer to the first transaction is lost: its claim is won all the same, and once', async () => {
+    const relay = cleanup.own(await LossyRelay.open(etcd.endpoints[0] as string));
+    let lost = 0;
+    relay.losesAnswersTo = (request) => request.includes('/v3/kv/txn') && lost++ < 2;
+    const north = host('north', path.join(folder, 'north'), [relay.endpoint]);
+    north.arbitration.ask({ kind: 'alone', atLeast: 1 });
+    expect(await answered(north, 'claim-won')).toMatchObject({ generation: 1 });
+    expect(north.answers.map(({ type }) => type)).toEqual(['claim-unanswered', 'claim-won']);
+    const client = newClient();
+    cleanup.add(() => client.close());
+    expect(JSON.parse((await client.read(key))?.value ?? '')).toMatchObject({ generation: 1, mode: 'alone' });
   });
 
   test('a claim in place of another: the first is not told any more', async () => {
