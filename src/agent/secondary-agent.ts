@@ -6,8 +6,10 @@ import { SecondaryMachine } from '../protocol/secondary.ts';
 import { vmIdOf } from '../protocol/vm-id.ts';
 import { ControlError } from './control-server.ts';
 import { Driver, monotonicMs } from './driver.ts';
+import { type FenceOptions, fence } from './fence.ts';
 import type { Log } from './log.ts';
-import { formatHostPort, type HostPort } from './peer-address.ts';
+import { formatHostPort, type HostPort, parseHostPort } from './peer-address.ts';
+import { PeerHeartbeat } from './peer-heartbeat.ts';
 import { PeerLink } from './peer-link.ts';
 import { SecondaryTrace } from './secondary-trace.ts';
 import { attachStandby, type StandbyVm } from './standby-vm.ts';
@@ -19,6 +21,8 @@ export interface SecondaryAgentOptions {
   listen: HostPort;
   autoFailover: boolean;
   overwriteDisks: readonly string[];
+  /** What has to succeed before a take-over lets the VM run, or null. */
+  fence: FenceOptions | null;
   timings: Timings;
   /** The file for a breakdown of each checkpoint and of a failover, or null. */
   traceFile: string | null;
@@ -45,7 +49,11 @@ export class SecondaryAgent {
   readonly #driver: Driver<SecondaryEvent, SecondaryEffect>;
   readonly #finished: Promise<SecondaryOutcome>;
   #finish: (outcome: SecondaryOutcome) => void = () => {};
+  readonly #heartbeat: PeerHeartbeat;
   #link: PeerLink | null = null;
+  /** The addresses of who is connected, and of the last primary that had a session here. */
+  #peerHost = '';
+  #primaryHost = '';
   #state: StateWord = 'STARTING';
   #reason = '';
   #onChange: () => void = () => {};
@@ -69,11 +77,19 @@ export class SecondaryAgent {
     this.#options = options;
     this.#vm = vm;
     this.#trace = trace;
+    this.#heartbeat = new PeerHeartbeat({
+      peer: 'primary',
+      timings: options.timings,
+      log: options.log,
+      onSilent: (reason, heardMs) => this.#dispatch({ type: 'peer-silent', reason, heardMs }),
+      onMalformed: (reason) => this.#dispatch({ type: 'peer-malformed', reason }),
+    });
     this.#acceptor = new native.Acceptor({
       host: options.listen.host,
       port: options.listen.port,
       onAccepted: (link, fd, preface, peer) => {
         if (link === 'bulk') vm.addBulkConnection(fd, preface, peer);
+        else if (link === 'heartbeat') this.#heartbeat.accept(fd, preface, peer);
         else this.#accept(fd, peer);
       },
       onRefused: (peer, reason) => options.log.warn('a connection was refused', { peer, reason }),
@@ -95,7 +111,13 @@ export class SecondaryAgent {
       },
       (event) => trace?.event(event),
     );
-    vm.listen((event) => this.#dispatch(event));
+    vm.listen((event) => {
+      if (event.type === 'session-opened') {
+        this.#heartbeat.expect(event.bulkToken, this.#machine.generation);
+        this.#primaryHost = this.#peerHost;
+      }
+      this.#dispatch(event);
+    });
   }
 
   get port(): number {
@@ -107,6 +129,7 @@ export class SecondaryAgent {
     const outcome = await this.#finished;
     this.#driver.stop();
     this.#acceptor.close();
+    this.#heartbeat.end();
     this.#link?.close();
     await this.#vm.detach();
     await this.#trace?.close();
@@ -144,6 +167,7 @@ export class SecondaryAgent {
       receivedBytes: this.#vm.receivedBytes,
       checkpoints: this.#vm.checkpoints,
       disks: this.#vm.disks.map(({ id, file, sizeBytes }) => ({ id, file, sizeBytes })),
+      heartbeat: this.#heartbeat.stats(),
       flushMs: this.#vm.flushMs.summary(),
       loadMs: this.#vm.loadMs.summary(),
     };
@@ -162,10 +186,12 @@ export class SecondaryAgent {
       return;
     }
     this.#options.log.info('a primary connected', { peer });
+    this.#peerHost = parseHostPort(peer).host;
     this.#link = new PeerLink(socket, {
       onMessage: (message) => this.#dispatch({ type: 'message', message }),
       onLost: (reason) => {
         this.#link = null;
+        this.#heartbeat.end();
         this.#dispatch({ type: 'peer-lost', reason });
       },
     });
@@ -179,11 +205,15 @@ export class SecondaryAgent {
         break;
       case 'disconnect':
         this.#options.log.info('disconnected', { reason: effect.reason });
+        this.#heartbeat.end();
         this.#link?.close();
         this.#link = null;
         break;
       case 'state':
         this.#setState(effect.state, effect.reason);
+        break;
+      case 'promote':
+        void this.#promote(effect);
         break;
       case 'finished':
         this.#finish({ outcome: effect.outcome, reason: effect.reason });
@@ -191,6 +221,19 @@ export class SecondaryAgent {
       default:
         this.#vm.perform(effect);
     }
+  }
+
+  /** INVARIANT 4: where a fence is asked for, the VM runs only once the other host is known to be unable to. */
+  async #promote(effect: SecondaryEffect & { type: 'promote' }): Promise<void> {
+    const { fence: options, vm, log } = this.#options;
+    try {
+      const host = options?.host ?? this.#primaryHost;
+      if (options !== null) await fence(options, { vm, host, generation: effect.generation }, log);
+    } catch (error) {
+      this.#dispatch({ type: 'promote-failed', reason: (error as Error).message });
+      return;
+    }
+    this.#vm.perform(effect);
   }
 
   #setState(state: StateWord, reason: string): void {

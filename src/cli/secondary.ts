@@ -1,24 +1,27 @@
 import { Command } from 'commander';
 import { ControlServer } from '../agent/control-server.ts';
+import { watchedBy } from '../agent/host-watchdog.ts';
 import { Log } from '../agent/log.ts';
 import type { HostPort } from '../agent/peer-address.ts';
 import { SecondaryAgent, type SecondaryOutcome } from '../agent/secondary-agent.ts';
 import { DEFAULT_TIMINGS } from '../protocol/machine.ts';
 import { defaultControlPath } from './control-path.ts';
 import { EXIT } from './exit-codes.ts';
-import { collect, integer, listenAddress } from './option-parsers.ts';
+import { type FenceCliOptions, fenceOptions, withFenceOptions } from './fence-options.ts';
+import { collect, listenAddress } from './option-parsers.ts';
+import { type PeerOptions, peerTimings, withPeerOptions } from './peer-options.ts';
 import { type SharedOptions, withSharedOptions } from './shared-options.ts';
 import { onTerminationSignal } from './signals.ts';
+import { armWatchdog, type WatchdogOptions, withWatchdogOptions } from './watchdog-options.ts';
 
-interface SecondaryCliOptions extends SharedOptions {
+interface SecondaryCliOptions extends SharedOptions, PeerOptions, FenceCliOptions, WatchdogOptions {
   listen: HostPort;
   autoFailover: boolean;
-  peerTimeout: number;
   overwriteDisk: string[];
 }
 
 export function secondaryCommand(): Command {
-  return withSharedOptions(new Command('secondary'))
+  return withWatchdogOptions(withFenceOptions(withPeerOptions(withSharedOptions(new Command('secondary')))))
     .description('Be the standby: hold the last checkpoint in a VM started with -S, and take it over')
     .requiredOption(
       '--listen <host:port>',
@@ -30,12 +33,6 @@ export function secondaryCommand(): Command {
       'take over by itself when the primary is lost. Safe only with a witness, which this version does not have yet: a cut ' +
         'link alone makes both VMs run. For trials on one host, or where a person watches',
       false,
-    )
-    .option(
-      '--peer-timeout <ms>',
-      'a primary that says nothing for so long is lost',
-      integer(200, 600_000),
-      DEFAULT_TIMINGS.peerTimeoutMs,
     )
     .option(
       '--overwrite-disk <id>',
@@ -61,13 +58,14 @@ async function runSecondary(options: SecondaryCliOptions): Promise<void> {
     overwriteDisks: options.overwriteDisk,
     timings: {
       ...DEFAULT_TIMINGS,
-      peerTimeoutMs: options.peerTimeout,
-      heartbeatMs: Math.min(DEFAULT_TIMINGS.heartbeatMs, options.peerTimeout / 4),
+      ...peerTimings(options),
     },
+    fence: fenceOptions(options),
     traceFile: options.trace ?? null,
     log,
   });
   agent = running;
+  const watchdog = armWatchdog(options, log);
   const control = await ControlServer.listen(options.control ?? defaultControlPath(options.vm, 'secondary'), {
     status: () => running.status(),
     failover: () => running.failover(),
@@ -79,7 +77,7 @@ async function runSecondary(options: SecondaryCliOptions): Promise<void> {
   onTerminationSignal(() => running.stop());
   if (options.json) process.stdout.write(`${JSON.stringify({ listen: running.status().listen })}\n`);
   try {
-    report(options, await running.run());
+    report(options, await watchedBy(watchdog, () => running.run()));
   } finally {
     control.close();
   }

@@ -13,6 +13,7 @@ export function statusText(status: Status): string {
       status.lastCheckpointAgeMs === null ? 'none' : `${status.lastCheckpointAgeMs} ms ago`,
     ],
   ];
+  if (status.heartbeat !== null) rows.push(['heartbeats', heartbeatText(status.heartbeat)]);
   if (status.role === 'primary') {
     if (status.syncPercent !== null) {
       const left = status.syncSecondsLeft === null ? '' : `, about ${status.syncSecondsLeft} s left`;
@@ -50,6 +51,11 @@ export function statusText(status: Status): string {
 function diskText({ state, sizeBytes, differingBytes, loggedBytes, writes }: DiskStatus): string {
   const lacking = differingBytes > 0 ? `, the standby lacks ${megabytes(differingBytes)}` : '';
   return `${state}, ${megabytes(sizeBytes)}${lacking}; ${writes} writes, ${megabytes(loggedBytes)} wait`;
+}
+
+function heartbeatText({ received, rttUs, gapUs }: NonNullable<Status['heartbeat']>): string {
+  const ms = (us: number) => (us / 1000).toFixed(1);
+  return `${received} of the peer, at most ${ms(gapUs.max)} ms apart; there and back in ${ms(rttUs.p50)} ms, p99 ${ms(rttUs.p99)}`;
 }
 
 function megabytes(bytes: number): string {

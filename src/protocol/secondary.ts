@@ -6,6 +6,9 @@ import { SecondaryContext } from './secondary-context.ts';
 import { type SecondaryEnd, SecondarySession } from './secondary-session.ts';
 import { Standby } from './standby.ts';
 
+/** A connection on which nobody says HELLO ends after this. */
+const HELLO_TIMEOUT_MS = 5000;
+
 type Outcome = (SecondaryEffect & { type: 'finished' })['outcome'];
 
 export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect> {
@@ -52,14 +55,13 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
 
   get nextTimepointMs(): number | null {
     if (this.finished || this.connectedAtMs === null) return null;
-    return this.session?.nextTimepointMs ?? this.connectedAtMs + this.context.options.timings.peerTimeoutMs;
+    return this.session === null ? this.connectedAtMs + HELLO_TIMEOUT_MS : this.session.nextTimepointMs;
   }
 
   /** Throws "invalid transition [state -> event]" for an event that the shell can't rightly have sent. After `finished` nothing matters. */
   step(event: SecondaryEvent): SecondaryEffect[] {
     if (this.finished) return [];
     this.context.nowMs = event.nowMs;
-    this.session?.observe();
     this.handle(event);
     if (!this.finished) this.advance();
     return this.context.takeEffects();
@@ -84,6 +86,9 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
         this.connectedAtMs = null;
         if (this.session !== null) this.session.end ??= { cause: 'lost', reason: event.reason, tell: null };
         return;
+      case 'peer-silent':
+        this.session?.onPeerSilent(event.reason, event.heardMs);
+        break;
       case 'peer-malformed':
         this.refuse('protocol', event.reason);
         break;
@@ -286,7 +291,7 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
 
   private checkSilentConnection(): void {
     if (this.connectedAtMs === null) return;
-    if (this.context.nowMs >= this.connectedAtMs + this.context.options.timings.peerTimeoutMs) {
+    if (this.context.nowMs >= this.connectedAtMs + HELLO_TIMEOUT_MS) {
       this.disconnect('no HELLO came');
     }
   }

@@ -31,15 +31,19 @@ export class TestAgent {
     this.controlPath = controlPathIn(directory);
   }
 
-  /** `args` are the command's own options, without --control. Resolves when the control socket is there. */
+  /**
+   * `args` are the command's own options, without --control; `prefix` is a command that runs it, such as `ip netns exec`. Resolves when the control
+   * socket is there.
+   */
   static async start(
     role: 'primary' | 'secondary',
     args: string[],
     env: NodeJS.ProcessEnv = {},
+    prefix: readonly string[] = [],
   ): Promise<TestAgent> {
     const directory = mkdtempSync(path.join(tmpdir(), 'colo-agent-'));
     const main = path.join(packageRoot, 'dist', 'cli', 'main.js');
-    const command = [process.execPath, main, role, ...args, '--control', controlPathIn(directory)];
+    const command = [...prefix, process.execPath, main, role, ...args, '--control', controlPathIn(directory)];
     const child = await Child.start(command, {
       stderrPath: path.join(directory, 'stderr'),
       env: { ...process.env, ...env },

@@ -88,6 +88,8 @@ export class World {
   secondary: SecondaryAgent | null = null;
   control: Connection<Uint8Array> | null = null;
   bulk: Connection<BulkFrame>[] = [];
+  heartbeats: Connection<'beat'> | null = null;
+  readonly timings = TIMINGS;
   partitioned = false;
   /** Somebody resumed the VM in the middle of a pause of ours. */
   resumedByOthers = false;
@@ -117,6 +119,13 @@ export class World {
     this.svm = new Guest(this, this.standbyDisk.blocks);
     this.startSecondary();
     this.startPrimary();
+    this.checkOften();
+  }
+
+  /** A VM that nobody cares for causes no events. */
+  private checkOften(): void {
+    this.check();
+    this.clock.after(1000, () => this.checkOften());
   }
 
   // --- agents ----------------------------------------------------------------------------------------------------------------------
