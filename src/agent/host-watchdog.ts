@@ -15,15 +15,17 @@ export class HostWatchdog {
   #failing = false;
 
   /** Arms the device. Throws NativeError ERR_COLO_WATCHDOG. */
-  constructor(path: string, timeoutS: number, log: Log) {
+  static arm(path: string, timeoutS: number, log: Log): HostWatchdog {
+    return new HostWatchdog(new native.Watchdog(path, timeoutS), log);
+  }
+
+  /** Feeds an armed device from here on. */
+  constructor(device: Watchdog, log: Log) {
     this.#log = log;
-    this.#device = new native.Watchdog(path, timeoutS);
-    log.warn('the watchdog is armed: this host is reset should this agent die', {
-      device: path,
-      identity: this.#device.identity,
-      timeoutS: this.#device.timeoutS,
-    });
-    this.#timer = setInterval(() => this.#feed(), (this.#device.timeoutS * 1000) / FEEDS_IN_TIMEOUT);
+    this.#device = device;
+    const { identity, timeoutS } = device;
+    log.warn('the watchdog is armed: this host is reset should this agent die', { identity, timeoutS });
+    this.#timer = setInterval(() => this.#feed(), (timeoutS * 1000) / FEEDS_IN_TIMEOUT);
   }
 
   /** The agent leaves in order, and no VM on this host needs it any more. */

@@ -19,5 +19,5 @@ export function withWatchdogOptions(command: Command): Command {
 
 /** Armed from here on, if it is wanted. Throws NativeError. */
 export function armWatchdog({ watchdog, watchdogTimeout }: WatchdogOptions, log: Log): HostWatchdog | null {
-  return watchdog === undefined ? null : new HostWatchdog(watchdog, watchdogTimeout, log);
+  return watchdog === undefined ? null : HostWatchdog.arm(watchdog, watchdogTimeout, log);
 }
