@@ -20,6 +20,9 @@
       "native/core/frame_buffer.cc",
       "native/core/gate_port.cc",
       "native/core/guest_memory.cc",
+      "native/core/heartbeat.cc",
+      "native/core/heartbeat_frame.cc",
+      "native/core/heartbeat_judge.cc",
       "native/core/job_thread.cc",
       "native/core/link_sockets.cc",
       "native/core/memory_keeper.cc",
@@ -46,6 +49,7 @@
       "native/core/standby_engine.cc",
       "native/core/userfaultfd_tracker.cc",
       "native/core/vmstate_mailbox.cc",
+      "native/core/watchdog.cc",
       "native/core/worker_pool.cc",
       "native/core/zero_file.cc",
       "native/core/write_memory.cc"
@@ -60,11 +64,13 @@
       "native/addon/disk_export_class.cc",
       "native/addon/environment.cc",
       "native/addon/errors.cc",
+      "native/addon/heartbeat_class.cc",
       "native/addon/output_gate_class.cc",
       "native/addon/primary_engine_class.cc",
       "native/addon/process_watch_class.cc",
       "native/addon/results.cc",
-      "native/addon/standby_engine_class.cc"
+      "native/addon/standby_engine_class.cc",
+      "native/addon/watchdog_class.cc"
     ],
     "addon_defines": [
       "NAPI_VERSION=8",

@@ -4,11 +4,24 @@
 #include <utility>
 
 #include "../core/acceptor.h"
+#include "../core/error.h"
 #include "classes.h"
 #include "handle.h"
 
 namespace colo::addon {
 namespace {
+
+const char* name_of(Acceptor::Link link) {
+  switch (link) {
+    case Acceptor::Link::control:
+      return "control";
+    case Acceptor::Link::bulk:
+      return "bulk";
+    case Acceptor::Link::heartbeat:
+      return "heartbeat";
+  }
+  COLO_ASSERT(false);
+}
 
 class AcceptorHandle : public Handle<AcceptorHandle> {
  public:
@@ -55,7 +68,7 @@ class AcceptorHandle : public Handle<AcceptorHandle> {
     // still be ours then.
     auto bytes = Napi::Uint8Array::New(env, preface.size());
     std::copy(preface.begin(), preface.end(), bytes.Data());
-    const auto name = Napi::String::New(env, link == Acceptor::Link::control ? "control" : "bulk");
+    const auto name = Napi::String::New(env, name_of(link));
     const auto peer_name = Napi::String::New(env, peer);
     on_accepted_.Call({name, Napi::Number::New(env, fd.release()), bytes, peer_name});
   }

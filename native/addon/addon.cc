@@ -12,10 +12,12 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   exports.Set("Acceptor", define_acceptor(env));
   exports.Set("DirtyRateProbe", define_dirty_rate_probe(env));
   exports.Set("DiskExport", define_disk_export(env));
+  exports.Set("Heartbeat", define_heartbeat(env));
   exports.Set("OutputGate", define_output_gate(env));
   exports.Set("PrimaryEngine", define_primary_engine(env));
   exports.Set("ProcessWatch", define_process_watch(env));
   exports.Set("StandbyEngine", define_standby_engine(env));
+  exports.Set("Watchdog", define_watchdog(env));
   define_descriptors(env, exports);
   return exports;
 }

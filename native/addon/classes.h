@@ -15,10 +15,12 @@ namespace colo::addon {
 Napi::Function define_acceptor(Napi::Env env);
 Napi::Function define_dirty_rate_probe(Napi::Env env);
 Napi::Function define_disk_export(Napi::Env env);
+Napi::Function define_heartbeat(Napi::Env env);
 Napi::Function define_output_gate(Napi::Env env);
 Napi::Function define_primary_engine(Napi::Env env);
 Napi::Function define_process_watch(Napi::Env env);
 Napi::Function define_standby_engine(Napi::Env env);
+Napi::Function define_watchdog(Napi::Env env);
 void define_descriptors(Napi::Env env, Napi::Object exports);
 
 // The gate behind an argument; nullptr for null. Whoever holds it may use it on any thread: once JavaScript

@@ -51,6 +51,17 @@ Napi::Value to_js(Napi::Env env, const GateStats& stats) {
   return result;
 }
 
+Napi::Value to_js(Napi::Env env, const HeartbeatStats& stats) {
+  const auto quantiles = [&](const HeartbeatQuantiles& of) {
+    return numbers(env, {{"min", of.min}, {"p50", of.p50}, {"p99", of.p99}, {"max", of.max}});
+  };
+  const Napi::Object result = numbers(env, {{"sent", stats.sent}, {"received", stats.received}});
+  result.Set("rttUs", quantiles(stats.rtt_us));
+  result.Set("gapUs", quantiles(stats.gap_us));
+  result.Set("realTime", stats.real_time);
+  return result;
+}
+
 Napi::Value to_js(Napi::Env env, const TrackerInfo& info) {
   const Napi::Object result = Napi::Object::New(env);
   result.Set("kind", info.kind == TrackerKind::userfaultfd ? "userfaultfd" : "compare");

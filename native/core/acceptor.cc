@@ -9,12 +9,14 @@
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <chrono>
 #include <cstring>
 #include <list>
 #include <optional>
+#include <string_view>
 #include <thread>
 #include <utility>
 
@@ -27,6 +29,10 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr std::size_t kMagicBytes = 8;
+constexpr std::array<std::pair<std::string_view, Acceptor::Link>, 3> kMagics = {
+    {{"COLOCTL1", Acceptor::Link::control},
+     {"COLOBLK1", Acceptor::Link::bulk},
+     {"COLOHBT1", Acceptor::Link::heartbeat}}};
 constexpr auto kAcceptPause =
     std::chrono::milliseconds(100);  // after accept(2) ran out of descriptors or memory
 constexpr int kBacklog = 64;
@@ -159,12 +165,11 @@ void Acceptor::State::receive(Pending& connection) {
   connection.preface.append(buffer.data(), static_cast<std::size_t>(got));
 
   const std::string_view magic = std::string_view(connection.preface).substr(0, kMagicBytes);
-  constexpr std::string_view kControl = "COLOCTL1", kBulk = "COLOBLK1";
-  if (!kControl.starts_with(magic) && !kBulk.starts_with(magic)) {
-    return refuse(connection, "the connection's preface is not colo-agent's");
-  }
+  const auto* const known = std::find_if(kMagics.begin(), kMagics.end(),
+                                         [&](const auto& each) { return each.first.starts_with(magic); });
+  if (known == kMagics.end()) return refuse(connection, "the connection's preface is not colo-agent's");
   if (connection.preface.size() < kPrefaceBytes) return;
-  const Link link = magic == kControl ? Link::control : Link::bulk;
+  const Link link = known->second;
   watch(EPOLL_CTL_DEL, connection.fd.get(), nullptr);
   const int fd = connection.fd.release();
   const std::string peer = std::move(connection.peer), preface = std::move(connection.preface);

@@ -1,4 +1,4 @@
-// Accepts connections from peers on one TCP port and tells control from bulk by their preface.
+// Accepts connections from peers on one TCP port and tells by their preface what they are for.
 #pragma once
 
 #include <cstdint>
@@ -8,14 +8,15 @@
 
 namespace colo {
 
-// Every connection begins with a preface of 64 bytes (docs/protocol.md): bytes 0-7 "COLOCTL1" or "COLOBLK1";
-// the rest belongs to whoever takes the connection over. A connection that doesn't send its preface within
-// the time limit, or sends another, is closed; at most `pending_max` wait at once, the oldest goes first.
+// Every connection begins with a preface of 64 bytes (docs/protocol.md): bytes 0-7 "COLOCTL1", "COLOBLK1" or
+// "COLOHBT1"; the rest belongs to whoever takes the connection over. A connection that doesn't send its
+// preface within the time limit, or sends another, is closed; at most `pending_max` wait at once, the oldest
+// goes first.
 inline constexpr std::size_t kPrefaceBytes = 64;
 
 class Acceptor {
  public:
-  enum class Link { control, bulk };
+  enum class Link { control, bulk, heartbeat };
   struct Events {
     // From the acceptor's thread. The descriptor (non-blocking, TCP_NODELAY, CLOEXEC) belongs to the
     // receiver; `peer` is "address:port".

@@ -2,6 +2,8 @@ import { createConnection } from 'node:net';
 import { type ControlCommand, ControlError } from './control-server.ts';
 
 const REPLY_TIMEOUT_MS = 30_000;
+/** A take-over may have to wait for a fence: nobody but the agent knows how long. */
+const NO_TIMEOUT = 0;
 
 /** Sends one command to an agent and returns its result. Throws ControlError: `no-agent` when nobody answers, else the agent's own code. */
 export async function sendCommand(
@@ -9,10 +11,9 @@ export async function sendCommand(
   command: ControlCommand,
   force: string | null = null,
 ): Promise<unknown> {
-  const line = await exchange(
-    socketPath,
-    `${JSON.stringify({ command, ...(force !== null && { force }) })}\n`,
-  );
+  const timeoutMs = command === 'failover' ? NO_TIMEOUT : REPLY_TIMEOUT_MS;
+  const request = JSON.stringify({ command, ...(force !== null && { force }) });
+  const line = await exchange(socketPath, `${request}\n`, timeoutMs);
   let reply: { ok?: unknown; result?: unknown; error?: { code?: unknown; message?: unknown } };
   try {
     reply = JSON.parse(line);
@@ -29,17 +30,17 @@ export async function sendCommand(
   );
 }
 
-function exchange(socketPath: string, request: string): Promise<string> {
+function exchange(socketPath: string, request: string, timeoutMs: number): Promise<string> {
   return new Promise((resolve, reject) => {
     const socket = createConnection(socketPath);
     let text = '';
     socket.setEncoding('utf8');
-    socket.setTimeout(REPLY_TIMEOUT_MS, () => {
+    socket.setTimeout(timeoutMs, () => {
       socket.destroy();
       reject(
         new ControlError(
           'no-agent',
-          `the agent at ${socketPath} did not answer within ${REPLY_TIMEOUT_MS / 1000} s`,
+          `the agent at ${socketPath} did not answer within ${timeoutMs / 1000} s`,
         ),
       );
     });

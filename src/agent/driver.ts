@@ -1,5 +1,8 @@
 import type { Machine } from '../protocol/machine.ts';
 
+/** A timer that fires so much too late has waited for an event loop that stood still. */
+const LATE_MS = 50;
+
 /**
  * Runs a pure machine in the real world: feeds it events one at a time, carries its effects out in order, and keeps the one timer that the
  * machine asks for. An effect may dispatch further events; they wait until the effects before them have been begun.
@@ -60,6 +63,12 @@ export class Driver<Event extends { type: string; nowMs: number }, Effect> {
 
   #tick(): void {
     this.#timer = null;
+    // After a stand-still of the event loop the peer's answers may lie in their sockets, unread: they come before the limits for them.
+    if (monotonicMs() - (this.#timerAtMs as number) > LATE_MS) setImmediate(() => this.#dispatchTick());
+    else this.#dispatchTick();
+  }
+
+  #dispatchTick(): void {
     this.dispatch({ type: 'tick', nowMs: monotonicMs() } as Event);
   }
 }

@@ -11,6 +11,7 @@ import { Driver, monotonicMs } from './driver.ts';
 import { GenerationFile } from './generation-file.ts';
 import type { Log } from './log.ts';
 import { connectPeer, type HostPort } from './peer-address.ts';
+import { PeerHeartbeat } from './peer-heartbeat.ts';
 import type { PeerLink } from './peer-link.ts';
 import { PrimaryMeters } from './primary-meters.ts';
 import { PrimaryTrace } from './primary-trace.ts';
@@ -61,6 +62,7 @@ export class PrimaryAgent {
   readonly #arbitration: Arbitration | null;
   readonly #finished: Promise<AgentOutcome>;
   #finish: (outcome: AgentOutcome) => void = () => {};
+  readonly #heartbeat: PeerHeartbeat;
   #link: PeerLink | null = null;
   #cancelConnect: (() => void) | null = null;
   #state: StateWord = 'STARTING';
@@ -94,6 +96,13 @@ export class PrimaryAgent {
     this.#generations = generations;
     this.#trace = trace;
     this.#meters = new PrimaryMeters(trace);
+    this.#heartbeat = new PeerHeartbeat({
+      peer: 'secondary',
+      timings: options.timings,
+      log: options.log,
+      onSilent: (reason, heardMs) => this.#dispatch({ type: 'peer-silent', reason, heardMs }),
+      onMalformed: (reason) => this.#dispatch({ type: 'peer-malformed', reason }),
+    });
     this.#finished = new Promise((resolve) => {
       this.#finish = resolve;
     });
@@ -134,6 +143,7 @@ export class PrimaryAgent {
     const outcome = await this.#finished;
     this.#driver.stop();
     this.#arbitration?.close();
+    this.#heartbeat.end();
     this.#link?.close();
     this.#cancelConnect?.();
     await this.#vm.detach();
@@ -164,6 +174,7 @@ export class PrimaryAgent {
       mode: this.#options.mode,
       peer: `${this.#options.peer.host}:${this.#options.peer.port}`,
       ...this.#meters.status(),
+      heartbeat: this.#heartbeat.stats(),
       heldFrames,
       heldBytes,
       droppedFrames,
@@ -205,8 +216,16 @@ export class PrimaryAgent {
         this.#finish({ outcome: effect.outcome, reason: effect.reason + adviceOn(effect.outcome) });
         break;
       default:
+        this.#watchPeer(effect);
         this.#vm.perform(effect, this.#options.peer, this.#machine.generation, this.#meters);
     }
+  }
+
+  /** Heartbeats go with the bulk connections: from READY to the session's end. */
+  #watchPeer(effect: PrimaryEffect): void {
+    if (effect.type === 'connect-bulk')
+      this.#heartbeat.connect(this.#options.peer, effect.bulkToken, this.#machine.generation);
+    else if (effect.type === 'disconnect-bulk') this.#heartbeat.end();
   }
 
   #connect(): void {

@@ -7,9 +7,11 @@ import { vmIdOf } from '../protocol/vm-id.ts';
 import { type Arbitration, arbitrationOf, noWitness, type WitnessChoice } from './arbitration.ts';
 import { ControlError } from './control-server.ts';
 import { Driver, monotonicMs } from './driver.ts';
+import { type FenceOptions, fence } from './fence.ts';
 import { GenerationFile } from './generation-file.ts';
 import type { Log } from './log.ts';
-import { formatHostPort, type HostPort } from './peer-address.ts';
+import { formatHostPort, type HostPort, parseHostPort } from './peer-address.ts';
+import { PeerHeartbeat } from './peer-heartbeat.ts';
 import { PeerLink } from './peer-link.ts';
 import { SecondaryTrace } from './secondary-trace.ts';
 import { attachStandby, type StandbyVm } from './standby-vm.ts';
@@ -25,6 +27,8 @@ export interface SecondaryAgentOptions {
   /** Where the newest generation is kept. */
   stateFolder: string;
   overwriteDisks: readonly string[];
+  /** What has to succeed before a take-over lets the VM run, or null. */
+  fence: FenceOptions | null;
   timings: Timings;
   /** The file for a breakdown of each checkpoint and of a failover, or null. */
   traceFile: string | null;
@@ -55,7 +59,11 @@ export class SecondaryAgent {
   readonly #arbitration: Arbitration | null;
   readonly #finished: Promise<SecondaryOutcome>;
   #finish: (outcome: SecondaryOutcome) => void = () => {};
+  readonly #heartbeat: PeerHeartbeat;
   #link: PeerLink | null = null;
+  /** The addresses of who is connected, and of the last primary that had a session here. */
+  #peerHost = '';
+  #primaryHost = '';
   #state: StateWord = 'STARTING';
   #reason = '';
   #onChange: () => void = () => {};
@@ -87,11 +95,19 @@ export class SecondaryAgent {
     this.#vm = vm;
     this.#generations = generations;
     this.#trace = trace;
+    this.#heartbeat = new PeerHeartbeat({
+      peer: 'primary',
+      timings: options.timings,
+      log: options.log,
+      onSilent: (reason, heardMs) => this.#dispatch({ type: 'peer-silent', reason, heardMs }),
+      onMalformed: (reason) => this.#dispatch({ type: 'peer-malformed', reason }),
+    });
     this.#acceptor = new native.Acceptor({
       host: options.listen.host,
       port: options.listen.port,
       onAccepted: (link, fd, preface, peer) => {
         if (link === 'bulk') vm.addBulkConnection(fd, preface, peer);
+        else if (link === 'heartbeat') this.#heartbeat.accept(fd, preface, peer);
         else this.#accept(fd, peer);
       },
       onRefused: (peer, reason) => options.log.warn('a connection was refused', { peer, reason }),
@@ -115,7 +131,13 @@ export class SecondaryAgent {
       (event) => trace?.event(event),
     );
     this.#arbitration = arbitrationOf(witness, { node, generations, log }, (event) => this.#dispatch(event));
-    vm.listen((event) => this.#dispatch(event));
+    vm.listen((event) => {
+      if (event.type === 'session-opened') {
+        this.#heartbeat.expect(event.bulkToken, this.#machine.generation);
+        this.#primaryHost = this.#peerHost;
+      }
+      this.#dispatch(event);
+    });
   }
 
   get port(): number {
@@ -128,6 +150,7 @@ export class SecondaryAgent {
     this.#driver.stop();
     this.#arbitration?.close();
     this.#acceptor.close();
+    this.#heartbeat.end();
     this.#link?.close();
     await this.#vm.detach();
     await this.#trace?.close();
@@ -168,6 +191,7 @@ export class SecondaryAgent {
       receivedBytes: this.#vm.receivedBytes,
       checkpoints: this.#vm.checkpoints,
       disks: this.#vm.disks.map(({ id, file, sizeBytes }) => ({ id, file, sizeBytes })),
+      heartbeat: this.#heartbeat.stats(),
       flushMs: this.#vm.flushMs.summary(),
       loadMs: this.#vm.loadMs.summary(),
       scrub: {
@@ -191,10 +215,12 @@ export class SecondaryAgent {
       return;
     }
     this.#options.log.info('a primary connected', { peer });
+    this.#peerHost = parseHostPort(peer).host;
     this.#link = new PeerLink(socket, {
       onMessage: (message) => this.#dispatch({ type: 'message', message }),
       onLost: (reason) => {
         this.#link = null;
+        this.#heartbeat.end();
         this.#dispatch({ type: 'peer-lost', reason });
       },
     });
@@ -208,6 +234,7 @@ export class SecondaryAgent {
         break;
       case 'disconnect':
         this.#options.log.info('disconnected', { reason: effect.reason });
+        this.#heartbeat.end();
         this.#link?.close();
         this.#link = null;
         break;
@@ -218,10 +245,13 @@ export class SecondaryAgent {
         this.#arbitration?.withdraw();
         break;
       case 'compare':
-        this.#afterRecording(effect, (reason) => ({ type: 'compared', difference: reason }));
+        this.#after(this.#generations.record(effect.generation), effect, (reason) => ({
+          type: 'compared',
+          difference: reason,
+        }));
         break;
       case 'promote':
-        this.#afterRecording(effect, (reason) => ({ type: 'promote-failed', reason }));
+        this.#after(this.#mayRun(effect.generation), effect, (reason) => ({ type: 'promote-failed', reason }));
         break;
       case 'state':
         this.#setState(effect.state, effect.reason);
@@ -235,14 +265,23 @@ export class SecondaryAgent {
   }
 
   /** INVARIANT 4: a generation is durable on this host before anything is answered in it, and before its VM runs. */
-  #afterRecording(
+  #after(
+    ready: Promise<void>,
     effect: Extract<SecondaryEffect, { type: 'compare' | 'promote' }>,
     failed: (reason: string) => EventBody,
   ): void {
-    this.#generations.record(effect.generation).then(
+    ready.then(
       () => this.#vm.perform(effect),
       (error: Error) => this.#dispatch(failed(error.message)),
     );
+  }
+
+  /** INVARIANT 4: where a fence is asked for, the VM runs only once the other host is known to be unable to. */
+  async #mayRun(generation: number): Promise<void> {
+    const { fence: options, vm, log } = this.#options;
+    await this.#generations.record(generation);
+    if (options !== null)
+      await fence(options, { vm, host: options.host ?? this.#primaryHost, generation }, log);
   }
 
   #setState(state: StateWord, reason: string): void {

@@ -1,4 +1,5 @@
 /** What `colo-agent status --json` prints. Scripts rely on these names; fields are added, never renamed. */
+import type { HeartbeatStats } from '../native/binding.ts';
 import type { StateWord } from '../protocol/machine.ts';
 import type { Mode } from '../protocol/messages.ts';
 import type { WitnessStatus } from './arbitration.ts';
@@ -15,6 +16,8 @@ export interface CommonStatus {
   /** The last committed epoch of this session. */
   epoch: number;
   lastCheckpointAgeMs: number | null;
+  /** How long heartbeats take there and back, and how far apart the peer's come; null without a session. */
+  heartbeat: HeartbeatStats | null;
   agentPid: number;
   qemuPid: number;
 }

@@ -1,5 +1,6 @@
 import { Command, Option } from 'commander';
 import { ControlServer, isForced } from '../agent/control-server.ts';
+import { watchedBy } from '../agent/host-watchdog.ts';
 import { Log } from '../agent/log.ts';
 import type { HostPort } from '../agent/peer-address.ts';
 import { type AgentOutcome, PrimaryAgent } from '../agent/primary-agent.ts';
@@ -8,12 +9,14 @@ import type { Mode } from '../protocol/messages.ts';
 import { defaultControlPath } from './control-path.ts';
 import { CliError, EXIT } from './exit-codes.ts';
 import { collect, integer, peerAddress } from './option-parsers.ts';
+import { type PeerOptions, peerTimings, withPeerOptions } from './peer-options.ts';
 import { showProgress } from './progress.ts';
 import { type SharedOptions, withSharedOptions } from './shared-options.ts';
 import { onTerminationSignal } from './signals.ts';
+import { armWatchdog, type WatchdogOptions, withWatchdogOptions } from './watchdog-options.ts';
 import { type Witnessed, warnOfNoWitness, witnessOf } from './witness-options.ts';
 
-interface PrimaryCliOptions extends SharedOptions {
+interface PrimaryCliOptions extends SharedOptions, PeerOptions, WatchdogOptions {
   peer: HostPort;
   interval: number;
   minInterval: number;
@@ -26,7 +29,6 @@ interface PrimaryCliOptions extends SharedOptions {
   scrub: number;
   gateLimit: number;
   syncRate: number;
-  peerTimeout: number;
   ungated: string[];
   ungatedDisk: string[];
   sharedDisk: string[];
@@ -34,7 +36,7 @@ interface PrimaryCliOptions extends SharedOptions {
 }
 
 export function primaryCommand(): Command {
-  return withSharedOptions(new Command('primary'))
+  return withWatchdogOptions(withPeerOptions(withSharedOptions(new Command('primary'))))
     .description('Protect the running VM behind a QMP socket: copy it to a standby, many times a second')
     .requiredOption('--peer <host:port>', "the standby's agent", peerAddress)
     .option(
@@ -76,12 +78,6 @@ export function primaryCommand(): Command {
     )
     .option('--gate-limit <mib>', 'hold at most so much output', integer(4, 4096), 64)
     .option('--sync-rate <mib/s>', 'limit the first copy (0: no limit)', integer(0, 1_000_000), 0)
-    .option(
-      '--peer-timeout <ms>',
-      'a peer that says nothing for so long is lost',
-      integer(200, 600_000),
-      DEFAULT_TIMINGS.peerTimeoutMs,
-    )
     .option(
       '--ungated <nic>',
       'leave this NIC (id or MAC) without output commit; may be given several times',
@@ -127,6 +123,7 @@ async function runPrimary(options: PrimaryCliOptions): Promise<void> {
   warnOfNoWitness(witnessed);
   const running = await PrimaryAgent.attach(agentOptions(options, witnessed, log));
   agent = running;
+  const watchdog = armWatchdog(options, log);
   const control = await ControlServer.listen(options.control ?? defaultControlPath(options.vm, 'primary'), {
     status: () => running.status(),
     failover: async () => {
@@ -140,7 +137,7 @@ async function runPrimary(options: PrimaryCliOptions): Promise<void> {
   onTerminationSignal(() => running.stop());
   const progress = showProgress(() => running.status(), options.json === true);
   try {
-    report(options, await running.run());
+    report(options, await watchedBy(watchdog, () => running.run()));
   } finally {
     progress.end();
     control.close();
@@ -160,8 +157,7 @@ function agentOptions(options: PrimaryCliOptions, witnessed: Witnessed, log: Log
       intervalMs: options.interval,
       minIntervalMs: options.minInterval,
       pauseShareMax: options.pauseShare / 100,
-      peerTimeoutMs: options.peerTimeout,
-      heartbeatMs: Math.min(DEFAULT_TIMINGS.heartbeatMs, options.peerTimeout / 4),
+      ...peerTimings(options),
     },
     tracker: options.tracker,
     shadow: options.shadow,

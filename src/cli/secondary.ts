@@ -1,35 +1,32 @@
 import { Command } from 'commander';
 import { ControlServer, isForced } from '../agent/control-server.ts';
+import { watchedBy } from '../agent/host-watchdog.ts';
 import { Log } from '../agent/log.ts';
 import type { HostPort } from '../agent/peer-address.ts';
 import { SecondaryAgent, type SecondaryOutcome } from '../agent/secondary-agent.ts';
 import { DEFAULT_TIMINGS } from '../protocol/machine.ts';
 import { defaultControlPath } from './control-path.ts';
 import { EXIT } from './exit-codes.ts';
-import { collect, integer, listenAddress } from './option-parsers.ts';
+import { type FenceCliOptions, fenceOptions, withFenceOptions } from './fence-options.ts';
+import { collect, listenAddress } from './option-parsers.ts';
+import { type PeerOptions, peerTimings, withPeerOptions } from './peer-options.ts';
 import { type SharedOptions, withSharedOptions } from './shared-options.ts';
 import { onTerminationSignal } from './signals.ts';
+import { armWatchdog, type WatchdogOptions, withWatchdogOptions } from './watchdog-options.ts';
 import { warnOfNoWitness, witnessOf } from './witness-options.ts';
 
-interface SecondaryCliOptions extends SharedOptions {
+interface SecondaryCliOptions extends SharedOptions, PeerOptions, FenceCliOptions, WatchdogOptions {
   listen: HostPort;
-  peerTimeout: number;
   overwriteDisk: string[];
 }
 
 export function secondaryCommand(): Command {
-  return withSharedOptions(new Command('secondary'))
+  return withWatchdogOptions(withFenceOptions(withPeerOptions(withSharedOptions(new Command('secondary')))))
     .description('Be the standby: hold the last checkpoint in a VM started with -S, and take it over')
     .requiredOption(
       '--listen <host:port>',
       'where the primary connects to (port 0: any free one)',
       listenAddress,
-    )
-    .option(
-      '--peer-timeout <ms>',
-      'a primary that says nothing for so long is lost',
-      integer(200, 600_000),
-      DEFAULT_TIMINGS.peerTimeoutMs,
     )
     .option(
       '--overwrite-disk <id>',
@@ -57,13 +54,14 @@ async function runSecondary(options: SecondaryCliOptions): Promise<void> {
     overwriteDisks: options.overwriteDisk,
     timings: {
       ...DEFAULT_TIMINGS,
-      peerTimeoutMs: options.peerTimeout,
-      heartbeatMs: Math.min(DEFAULT_TIMINGS.heartbeatMs, options.peerTimeout / 4),
+      ...peerTimings(options),
     },
+    fence: fenceOptions(options),
     traceFile: options.trace ?? null,
     log,
   });
   agent = running;
+  const watchdog = armWatchdog(options, log);
   const control = await ControlServer.listen(options.control ?? defaultControlPath(options.vm, 'secondary'), {
     status: () => running.status(),
     failover: (force) => running.failover(isForced(force, options.vm)),
@@ -75,7 +73,7 @@ async function runSecondary(options: SecondaryCliOptions): Promise<void> {
   onTerminationSignal(() => running.stop());
   if (options.json) process.stdout.write(`${JSON.stringify({ listen: running.status().listen })}\n`);
   try {
-    report(options, await running.run());
+    report(options, await watchedBy(watchdog, () => running.run()));
   } finally {
     control.close();
   }

@@ -15,6 +15,7 @@ export function statusText(status: Status): string {
       status.lastCheckpointAgeMs === null ? 'none' : `${status.lastCheckpointAgeMs} ms ago`,
     ],
   ];
+  if (status.heartbeat !== null) rows.push(['heartbeats', heartbeatText(status.heartbeat)]);
   if (status.role === 'primary') {
     if (status.syncPercent !== null) {
       const left = status.syncSecondsLeft === null ? '' : `, about ${status.syncSecondsLeft} s left`;
@@ -70,6 +71,11 @@ function scrubText(scrub: ScrubStatus): string {
   const pages = `${scrub.checkedPages} pages checked, ${scrub.skippedPages} left out`;
   const found = scrub.lastFinding === null ? 'found 0' : `FOUND ${scrub.found}: ${scrub.lastFinding}`;
   return `${scrub.rounds} rounds${round}; ${pages}; ${found}; p50 ${scrub.cpuUs.p50 ?? '-'} us a checkpoint`;
+}
+
+function heartbeatText({ received, rttUs, gapUs }: NonNullable<Status['heartbeat']>): string {
+  const ms = (us: number) => (us / 1000).toFixed(1);
+  return `${received} of the peer, at most ${ms(gapUs.max)} ms apart; there and back in ${ms(rttUs.p50)} ms, p99 ${ms(rttUs.p99)}`;
 }
 
 function megabytes(bytes: number): string {

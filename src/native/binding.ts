@@ -267,11 +267,68 @@ export interface OutputGate {
   close(): void;
 }
 
+/**
+ * `silent`: nothing came for the time-out. `closed`: the connection couldn't be opened, or has ended. `stalled`: heartbeats come, but the peer's
+ * `progress` doesn't move. `malformed`: what came aren't the heartbeats of this session.
+ */
+export type HeartbeatVerdict = 'silent' | 'closed' | 'stalled' | 'malformed';
+
+export interface HeartbeatOptions {
+  /** A connected socket whose preface has been read, which is taken over; or where to connect to, with READY's token of 16 bytes. */
+  end: number | { host: string; port: number; token: Uint8Array };
+  generation: number;
+  intervalMs: number;
+  timeoutMs: number;
+  /** Instead of `timeoutMs` before the peer's first heartbeat. */
+  firstTimeoutMs: number;
+  stallTimeoutMs: number;
+  /** An ended connection is told so much later. */
+  closedGraceMs: number;
+  /** Once at most. `reason` goes on after "the primary" or "the secondary"; `heardUs`, on CLOCK_MONOTONIC: when the peer was last known to live. */
+  onVerdict(verdict: HeartbeatVerdict, reason: string, heardUs: number): void;
+}
+
+export interface HeartbeatQuantiles {
+  min: number;
+  p50: number;
+  p99: number;
+  max: number;
+}
+
+export interface HeartbeatStats {
+  sent: number;
+  received: number;
+  /** Zeros while there is nothing to tell. */
+  rttUs: HeartbeatQuantiles;
+  /** Between two heartbeats of the peer, as they came here. */
+  gapUs: HeartbeatQuantiles;
+  /** The kernel lets the thread run before ordinary ones. */
+  realTime: boolean;
+}
+
+/** Heartbeats with the peer's agent, on a thread of their own (native/core/heartbeat.h). */
+export interface Heartbeat {
+  /** Shows the peer that this event loop runs. */
+  progress(): void;
+  stats(): HeartbeatStats;
+  close(): void;
+}
+
+/** A host's watchdog device, armed: it resets the host unless it is fed, or disarmed, within `timeoutS` (native/core/watchdog.h). */
+export interface Watchdog {
+  readonly timeoutS: number;
+  readonly identity: string;
+  feed(): void;
+  disarm(): void;
+  /** Without `disarm` before it the host will be reset. */
+  close(): void;
+}
+
 export interface AcceptorOptions {
   host: string;
   port: number;
-  /** The descriptor belongs to the callee: hand it to `new net.Socket({ fd })`, to a StandbyEngine, or close it. */
-  onAccepted(link: 'control' | 'bulk', fd: number, preface: Uint8Array, peer: string): void;
+  /** The descriptor belongs to the callee: hand it to `new net.Socket({ fd })`, a StandbyEngine or a Heartbeat, or close it. */
+  onAccepted(link: 'control' | 'bulk' | 'heartbeat', fd: number, preface: Uint8Array, peer: string): void;
   onRefused(peer: string, reason: string): void;
 }
 
@@ -296,6 +353,12 @@ export interface NativeBinding {
   OutputGate: new (options: GateOptions) => OutputGate;
   DirtyRateProbe: new (options: DirtyRateProbeOptions) => DirtyRateProbe;
   DiskExport: new (options: DiskExportOptions) => DiskExport;
+  Heartbeat: new (options: HeartbeatOptions) => Heartbeat;
+  /** Arms it. Throws ERR_COLO_WATCHDOG. */
+  Watchdog: new (
+    path: string,
+    timeoutS: number,
+  ) => Watchdog;
   Acceptor: new (options: AcceptorOptions) => Acceptor;
   /** `onDying`: it runs no more, but may hold its memory and descriptors still; `onEnded`: it has gone (native/core/process_watch.h). */
   ProcessWatch: new (

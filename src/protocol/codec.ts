@@ -28,7 +28,6 @@ const KINDS: readonly Kind[] = [
   { type: 'loaded', code: 7, epoch: true, payload: { exactBytes: 0 } },
   { type: 'error', code: 8, epoch: false, payload: { jsonBytesMax: 4096 } },
   { type: 'bye', code: 9, epoch: false, payload: { jsonBytesMax: 4096 } },
-  { type: 'heartbeat', code: 10, epoch: false, payload: { exactBytes: 0 } },
 ];
 
 /**

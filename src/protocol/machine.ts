@@ -9,6 +9,8 @@
  *   begin the next session. `disconnect-bulk` makes `connect-bulk`, `sync` and `transmit` end soon.
  * - One control connection at a time: a secondary's shell refuses a second one until the first is gone.
  * - `staged` and `stream-failed` are told only of the session that is open.
+ * - From READY to its end the shell watches a session's peer by heartbeats of its own (src/agent/peer-heartbeat.ts), and says `peer-silent` once: after what
+ *   lay on the control connection by then.
  */
 import type { Claim } from './arbiter.ts';
 import type { Arbitration, Lineage, Message, Mode } from './messages.ts';
@@ -36,6 +38,8 @@ export interface Timings {
   heartbeatMs: number;
   /** A peer that says nothing for so long is lost. */
   peerTimeoutMs: number;
+  /** So is one whose heartbeats come, but whose event loop stands still for so long. */
+  stallTimeoutMs: number;
   /** Between attempts to reach a peer. */
   reconnectMs: number;
 }
@@ -44,8 +48,9 @@ export const DEFAULT_TIMINGS: Timings = {
   intervalMs: 100,
   minIntervalMs: 5,
   pauseShareMax: 0.2,
-  heartbeatMs: 500,
-  peerTimeoutMs: 3000,
+  heartbeatMs: 50,
+  peerTimeoutMs: 800,
+  stallTimeoutMs: 10_000,
   reconnectMs: 1000,
 };
 
@@ -69,6 +74,11 @@ export type PrimaryEvent = { nowMs: number } & (
   /** `lineage`: a new one. */
   | { type: 'peer-connected'; lineage: Lineage }
   | { type: 'peer-lost'; reason: string }
+  /**
+   * By its heartbeats the peer, whose connection is open, is dead or does nothing any more. `reason` says which of them; `heardMs` is when it was
+   * last known to live.
+   */
+  | { type: 'peer-silent'; reason: string; heardMs: number }
   /** What came isn't the protocol. The connection is still open: the machine answers with ERROR and disconnects. */
   | { type: 'peer-malformed'; reason: string }
   | { type: 'message'; message: Message }
@@ -184,6 +194,11 @@ export type SecondaryEvent = { nowMs: number } & (
   | { type: 'tick' }
   | { type: 'peer-connected' }
   | { type: 'peer-lost'; reason: string }
+  /**
+   * By its heartbeats the peer, whose connection is open, is dead or does nothing any more. `reason` says which of them; `heardMs` is when it was
+   * last known to live.
+   */
+  | { type: 'peer-silent'; reason: string; heardMs: number }
   /** What came isn't the protocol. The connection is still open: the machine answers with ERROR and disconnects. */
   | { type: 'peer-malformed'; reason: string }
   | { type: 'message'; message: Message }

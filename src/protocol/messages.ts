@@ -29,8 +29,7 @@ export type Body =
   | { type: 'received' }
   | { type: 'loaded' }
   | { type: 'error'; code: string; message: string; generation?: number; role?: 'standby' | 'running' }
-  | { type: 'bye'; reason: ByeReason }
-  | { type: 'heartbeat' };
+  | { type: 'bye'; reason: ByeReason };
 
 /**
  * 32 hex digits, chosen anew for each session: names one state of a standby's disks, that of the session's first checkpoint. Whoever knows a disk to

@@ -3,7 +3,6 @@
  * ends by itself (`end` is set) or by the machine; what the VM still needs then is the machine's business.
  */
 import { invalidTransition } from './errors.ts';
-import { Liveness } from './liveness.ts';
 import type { PrimaryEvent, PrimaryStep } from './machine.ts';
 import { type Body, GENERATION_MAX, type Lineage, type Message } from './messages.ts';
 import type { Capture } from './primary-capture.ts';
@@ -11,7 +10,7 @@ import type { PrimaryContext } from './primary-context.ts';
 import type { VmControl } from './primary-vm.ts';
 import { nextCheckpointMs, type Pace } from './schedule.ts';
 
-/** A peer that only sends heartbeats while it owes an answer, or a link that keeps the VM standing, ends the session after this. */
+/** A peer that lives but owes an answer, or a link that keeps the VM standing, ends the session after this. */
 export const ANSWER_TIMEOUT_MS = 10_000;
 /** So many failed checkpoints in a row end the session. */
 export const FAILED_CHECKPOINTS_MAX = 3;
@@ -40,7 +39,6 @@ export class PrimarySession {
   private readonly vm: VmControl;
   private readonly capture: Capture;
   private readonly lineage: Lineage;
-  private readonly live: Liveness;
   /** Of the standby's disks, from READY. */
   private lineages: (Lineage | null)[] = [];
   // How far each sync-point has come, as the epoch that last passed it.
@@ -56,7 +54,7 @@ export class PrimarySession {
   private urgency: Pace['urgency'] = 'soon';
   private notBeforeMs = Number.NEGATIVE_INFINITY;
   private coversPause = false;
-  /** The last sign of progress: the peer's answers, heartbeats not counted, and our own sending. */
+  /** The last sign of progress: the peer's answers and our own sending. */
   private progressMs: number;
 
   constructor(context: PrimaryContext, vm: VmControl, capture: Capture, lineage: Lineage) {
@@ -64,7 +62,6 @@ export class PrimarySession {
     this.vm = vm;
     this.capture = capture;
     this.lineage = lineage;
-    this.live = new Liveness(context.options.timings, context.nowMs);
     this.beganMs = context.nowMs;
     this.progressMs = context.nowMs;
     const { description, mode, connections, node, arbitration } = context.options;
@@ -85,7 +82,6 @@ export class PrimarySession {
 
   onMessage(message: Message): void {
     const { body } = message;
-    this.live.heard(this.context.nowMs);
     const { vmId } = this.context.options;
     const { generation } = this.context;
     if (message.vmId !== vmId) {
@@ -96,11 +92,16 @@ export class PrimarySession {
       this.refuse('protocol', `${body.type} of generation ${message.generation}, expected ${generation}`);
     } else if (body.type === 'bye') {
       this.finish('peer', `the secondary left: ${body.reason}`, null);
-    } else if (body.type !== 'heartbeat') {
+    } else {
       this.progressMs = this.context.nowMs;
       const expected = this.onSyncPoint(body, message.epoch);
       if (!expected) this.refuse('protocol', `unexpected ${this.describe(body, message.epoch)}`);
     }
+  }
+
+  /** It is told: should it live after all, it must not take our end of the connection for our death. */
+  onPeerSilent(reason: string): void {
+    this.refuse('timeout', reason);
   }
 
   onMalformed(reason: string): void {
@@ -263,16 +264,10 @@ export class PrimarySession {
 
   // --- progress --------------------------------------------------------------------------------------------------------------------
 
-  /** Must come first with every event. */
-  observe(): void {
-    this.live.observe(this.context.nowMs);
-  }
-
   /** Does whatever is possible and due by now. */
   advance(): void {
     if (this.end === null) this.checkPeer();
     if (this.end === null) this.advanceCheckpoint();
-    if (this.end === null && this.live.beat(this.context.nowMs)) this.context.send({ type: 'heartbeat' });
   }
 
   private advanceCheckpoint(): void {
@@ -285,8 +280,7 @@ export class PrimarySession {
   }
 
   get nextTimepointMs(): number {
-    const dueMs = [this.live.beatDueMs, this.startAtMs()];
-    if (this.ready) dueMs.push(this.live.lostAtMs);
+    const dueMs = [this.startAtMs()];
     if (this.peerOwes()) dueMs.push(this.progressMs + ANSWER_TIMEOUT_MS);
     if (this.waitsForLink()) dueMs.push(this.vm.startedMs + ANSWER_TIMEOUT_MS);
     return Math.min(...dueMs);
@@ -352,13 +346,11 @@ export class PrimarySession {
     this.fail(`${this.failures} checkpoints failed in a row; the last: ${reason}`);
   }
 
-  // --- the peer's silence ----------------------------------------------------------------------------------------------------------
+  // --- the peer's answers ----------------------------------------------------------------------------------------------------------
 
   private checkPeer(): void {
-    const { nowMs, options } = this.context;
-    if (this.ready && nowMs >= this.live.lostAtMs) {
-      this.refuse('timeout', `the secondary has said nothing for ${options.timings.peerTimeoutMs} ms`);
-    } else if (this.peerOwes() && nowMs >= this.progressMs + ANSWER_TIMEOUT_MS) {
+    const { nowMs } = this.context;
+    if (this.peerOwes() && nowMs >= this.progressMs + ANSWER_TIMEOUT_MS) {
       this.refuse(
         'timeout',
         `the secondary owes an answer for ${ANSWER_TIMEOUT_MS} ms (${this.describeState()})`,

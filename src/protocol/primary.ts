@@ -83,7 +83,6 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
   step(event: PrimaryEvent): PrimaryEffect[] {
     if (this.finished) return [];
     this.context.nowMs = event.nowMs;
-    this.session?.observe();
     this.handle(event);
     this.advance();
     return this.context.takeEffects();
@@ -103,6 +102,9 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
         break;
       case 'peer-lost':
         this.onPeerLost(event.reason);
+        break;
+      case 'peer-silent':
+        this.session?.onPeerSilent(event.reason);
         break;
       case 'peer-malformed':
         this.session?.onMalformed(event.reason);

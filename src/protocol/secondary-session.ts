@@ -1,6 +1,5 @@
 /** One session of the secondary: from HELLO to whatever ends it. */
 import { invalidTransition } from './errors.ts';
-import { Liveness } from './liveness.ts';
 import type { Body, Lineage, Message } from './messages.ts';
 import type { SecondaryContext } from './secondary-context.ts';
 import type { Standby } from './standby.ts';
@@ -24,7 +23,6 @@ export class SecondarySession {
   private readonly context: SecondaryContext;
   private readonly standby: Standby;
   private readonly hello: Hello;
-  private readonly live: Liveness;
   private opened = 0;
   private committed = 0;
   private firstCopy = false;
@@ -39,7 +37,6 @@ export class SecondarySession {
     this.context = context;
     this.standby = standby;
     this.hello = hello;
-    this.live = new Liveness(context.options.timings, context.nowMs);
   }
 
   /** The last epoch committed in this session; 0 before the first. */
@@ -57,14 +54,13 @@ export class SecondarySession {
   onMessage(message: Message): void {
     const { body, epoch } = message;
     const { generation } = this.context;
-    this.live.heard(this.context.nowMs);
     if (body.type === 'error') {
       this.finish('alive', `the primary reports ${body.code}: ${body.message}`);
     } else if (message.generation !== generation) {
       this.refuse(`${body.type} of generation ${message.generation}, expected ${generation}`);
     } else if (body.type === 'bye') {
       this.onBye(body.reason);
-    } else if (this.phase !== 'failing' && body.type !== 'heartbeat') {
+    } else if (this.phase !== 'failing') {
       const expected = this.onSyncPoint(body, epoch);
       if (!expected) this.refuse(`unexpected ${body.type} ${epoch} (${this.describeState()})`);
     }
@@ -74,6 +70,15 @@ export class SecondarySession {
   private onSyncPoint(body: Body, epoch: number): boolean {
     if (body.type === 'new') return this.onNew(epoch);
     return body.type === 'send' && this.onSend(epoch, body);
+  }
+
+  /**
+   * One that lived after we had told it that this side can't go on may have gone on alone, its output open, before it died: what is held here
+   * could be older than what the world has seen.
+   */
+  onPeerSilent(reason: string, heardMs: number): void {
+    if (this.phase === 'failing' && heardMs > this.failingSinceMs) this.finish('alive', reason);
+    else this.finish('lost', reason);
   }
 
   private onBye(reason: 'shutdown' | 'detach' | 'qemu-lost'): void {
@@ -167,10 +172,6 @@ export class SecondarySession {
 
   // --- progress --------------------------------------------------------------------------------------------------------------------
 
-  observe(): void {
-    this.live.observe(this.context.nowMs);
-  }
-
   advance(): void {
     const { context } = this;
     if (this.end === null && this.phase === 'waiting' && context.steps.size === 0) {
@@ -181,12 +182,18 @@ export class SecondarySession {
       context.emit({ type: 'compare', description, generation: context.generation, lineage });
     }
     if (this.end === null) this.commitIfComplete();
-    if (this.end === null) this.checkPeer();
-    if (this.end === null && this.live.beat(context.nowMs)) context.send({ type: 'heartbeat' });
+    if (this.end === null && this.phase === 'failing' && context.nowMs >= this.failedForGoodMs) {
+      this.finish('alive', 'the primary goes on after an error');
+    }
   }
 
-  get nextTimepointMs(): number {
-    return Math.min(this.live.beatDueMs, this.live.lostAtMs);
+  get nextTimepointMs(): number | null {
+    return this.phase === 'failing' ? this.failedForGoodMs : null;
+  }
+
+  /** When a primary that lives and doesn't answer our ERROR is left: late enough for its silence, should it be dead, to be told before. */
+  private get failedForGoodMs(): number {
+    return this.failingSinceMs + 2 * this.context.options.timings.peerTimeoutMs;
   }
 
   /**
@@ -204,16 +211,6 @@ export class SecondarySession {
     this.committed = opened;
     this.context.send({ type: 'received' }, opened);
     this.standby.commit(opened, { generation: this.context.generation, node: this.hello.node });
-  }
-
-  private checkPeer(): void {
-    const { nowMs, options } = this.context;
-    const { peerTimeoutMs } = options.timings;
-    if (nowMs >= this.live.lostAtMs) {
-      this.finish('lost', `the primary has said nothing for ${peerTimeoutMs} ms`);
-    } else if (this.phase === 'failing' && nowMs >= this.failingSinceMs + peerTimeoutMs) {
-      this.finish('alive', 'the primary goes on after an error');
-    }
   }
 
   private refuse(message: string): void {

@@ -14,6 +14,9 @@ import { type SecondaryEnd, SecondarySession } from './secondary-session.ts';
 import { Standby } from './standby.ts';
 import { TakeOver } from './take-over.ts';
 
+/** A connection on which nobody says HELLO ends after this. */
+const HELLO_TIMEOUT_MS = 5000;
+
 type Outcome = (SecondaryEffect & { type: 'finished' })['outcome'];
 
 export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect> {
@@ -63,16 +66,16 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
   get nextTimepointMs(): number | null {
     if (this.finished) return null;
     if (this.connectedAtMs === null) return this.claimAtMs;
-    const { peerTimeoutMs } = this.context.options.timings;
-    const sessionMs = this.session?.nextTimepointMs ?? this.connectedAtMs + peerTimeoutMs;
-    return Math.min(sessionMs, this.claimAtMs ?? sessionMs);
+    const sessionMs =
+      this.session === null ? this.connectedAtMs + HELLO_TIMEOUT_MS : this.session.nextTimepointMs;
+    const dueMs = Math.min(sessionMs ?? Number.POSITIVE_INFINITY, this.claimAtMs ?? Number.POSITIVE_INFINITY);
+    return dueMs === Number.POSITIVE_INFINITY ? null : dueMs;
   }
 
   /** Throws "invalid transition [state -> event]" for an event that the shell can't rightly have sent. After `finished` nothing matters. */
   step(event: SecondaryEvent): SecondaryEffect[] {
     if (this.finished) return [];
     this.context.nowMs = event.nowMs;
-    this.session?.observe();
     this.handle(event);
     if (!this.finished) this.advance();
     return this.context.takeEffects();
@@ -97,6 +100,9 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
         this.connectedAtMs = null;
         if (this.session !== null) this.session.end ??= { cause: 'lost', reason: event.reason, tell: null };
         return;
+      case 'peer-silent':
+        this.session?.onPeerSilent(event.reason, event.heardMs);
+        break;
       case 'peer-malformed':
         this.refuse('protocol', event.reason);
         break;
@@ -406,7 +412,7 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
 
   private checkSilentConnection(): void {
     if (this.connectedAtMs === null) return;
-    if (this.context.nowMs >= this.connectedAtMs + this.context.options.timings.peerTimeoutMs) {
+    if (this.context.nowMs >= this.connectedAtMs + HELLO_TIMEOUT_MS) {
       this.disconnect('no HELLO came');
     }
   }

@@ -38,7 +38,7 @@ export class TestAgent {
     role: 'primary' | 'secondary',
     args: string[],
     env: NodeJS.ProcessEnv = {},
-    prefix: string[] = [],
+    prefix: readonly string[] = [],
   ): Promise<TestAgent> {
     const directory = mkdtempSync(path.join(tmpdir(), 'colo-agent-'));
     const main = path.join(packageRoot, 'dist', 'cli', 'main.js');

@@ -19,7 +19,7 @@ export interface ChildOptions {
   uid?: number;
   env?: NodeJS.ProcessEnv;
   /** A command that sets the scene and then becomes the program by exec, e.g. `ip netns exec NAME`. */
-  prefix?: string[];
+  prefix?: readonly string[];
 }
 
 /** The end of a file as it can stand in an error message. */

@@ -210,7 +210,7 @@ describe('a peer that misbehaves', () => {
       'speaks for another VM',
       [
         encodePreface({ link: 'control' }),
-        encodeMessage({ ...hello, vmId: '00'.repeat(16), body: { type: 'heartbeat' } }),
+        encodeMessage({ ...hello, vmId: '00'.repeat(16), body: { type: 'bye', reason: 'detach' } }),
       ],
     ],
     [

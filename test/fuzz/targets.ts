@@ -51,7 +51,6 @@ const BODIES: [Body, epoch: number][] = [
   [{ type: 'send', pages: 70_000, vmstateBytes: 20_000 }, 3],
   [{ type: 'error', code: 'stale', message: 'no', generation: 4, role: 'running' }, 0],
   [{ type: 'bye', reason: 'shutdown' }, 0],
-  [{ type: 'heartbeat' }, 0],
 ];
 
 const message = ([body, epoch]: [Body, number]) => encodeMessage({ vmId: HEX, generation: 2, epoch, body });

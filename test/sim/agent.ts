@@ -3,6 +3,7 @@ import { encodeMessage, MessageDecoder } from '../../src/protocol/codec.ts';
 import { ProtocolError } from '../../src/protocol/errors.ts';
 import type { Machine, StateWord } from '../../src/protocol/machine.ts';
 import type { Message } from '../../src/protocol/messages.ts';
+import { Heartbeats } from './heartbeats.ts';
 import type { Connection } from './network.ts';
 import type { World } from './world.ts';
 
@@ -25,6 +26,9 @@ export abstract class Agent<Event extends { nowMs: number; type: string }, Effec
   protected link: Connection<Uint8Array> | null = null;
   private readonly side: 0 | 1;
   private stalledUntilMs = 0;
+  /** Its event loop alone hangs, no longer than it stands still at all. */
+  private hangs = false;
+  private heartbeats: Heartbeats | null = null;
   private waiting: (() => void)[] = [];
   private timerAtMs: number | null = null;
   private tickedAtMs = -1;
@@ -63,9 +67,16 @@ export abstract class Agent<Event extends { nowMs: number; type: string }, Effec
     this.world.check();
   }
 
+  /** The event loop alone stands still. */
+  hang(forMs: number): void {
+    this.hangs = this.world.clock.nowMs >= this.stalledUntilMs || this.hangs;
+    this.stall(forMs, this.hangs);
+  }
+
   /** The process stands still for a while; what happens meanwhile reaches it afterwards, in order, its own timer first. */
-  stall(forMs: number): void {
+  stall(forMs: number, hangs = false): void {
     const { clock } = this.world;
+    this.hangs = hangs;
     this.stalledUntilMs = Math.max(this.stalledUntilMs, clock.nowMs + forMs);
     clock.at(this.stalledUntilMs, () => {
       if (clock.nowMs < this.stalledUntilMs) return; // a later stall has made it longer
@@ -79,6 +90,26 @@ export abstract class Agent<Event extends { nowMs: number; type: string }, Effec
   kill(withHost: boolean): void {
     this.alive = false;
     this.link?.kill(this.side, withHost);
+    this.heartbeats?.kill(withHost);
+  }
+
+  /** From READY to the session's end. */
+  protected beginHeartbeats(connection: Connection<'beat'>): void {
+    this.endHeartbeats();
+    const heartbeats = new Heartbeats(this.world, this.side, connection, {
+      standsStill: () => this.world.clock.nowMs < this.stalledUntilMs && !this.hangs,
+      onSilent: (reason, heardMs) =>
+        this.whenAwake(() => {
+          if (this.heartbeats === heartbeats)
+            this.dispatch({ type: 'peer-silent', reason, heardMs } as unknown as EventBody<Event>);
+        }),
+    });
+    this.heartbeats = heartbeats;
+  }
+
+  protected endHeartbeats(): void {
+    this.heartbeats?.end();
+    this.heartbeats = null;
   }
 
   protected takeLink(link: Connection<Uint8Array>): void {
@@ -94,6 +125,7 @@ export abstract class Agent<Event extends { nowMs: number; type: string }, Effec
   private lose(link: Connection<Uint8Array>, reason: string): void {
     if (this.link !== link) return;
     this.link = null;
+    this.endHeartbeats();
     this.dispatch({ type: 'peer-lost', reason } as unknown as EventBody<Event>);
   }
 
@@ -106,6 +138,7 @@ export abstract class Agent<Event extends { nowMs: number; type: string }, Effec
   }
 
   protected closeLink(): void {
+    this.endHeartbeats();
     this.link?.close(this.side);
     this.link = null;
   }

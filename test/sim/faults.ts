@@ -82,6 +82,8 @@ const ORDERLY: Fault[] = [
   (world) => world.primary?.dispatch({ type: 'command', command: 'checkpoint' }),
   (world) => world.primary?.dispatch({ type: 'command', command: 'stop' }),
   breakBulk,
+  (world) => world.primary?.hang(world.random.between(50, 600)),
+  (world) => world.secondary?.hang(world.random.between(50, 600)),
 ];
 
 const DEATHS: Fault[] = (['P-agent', 'P-qemu', 'P-host', 'S-agent', 'S-qemu', 'S-host'] as const).map(kill);
@@ -109,6 +111,8 @@ const EVERYTHING: Fault[] = [
   swapDisk,
   swapDisk,
   (world) => world.control?.reset(),
+  (world) => world.heartbeats?.reset(),
+  (world) => world.heartbeats?.blackhole(),
   (world) => {
     world.control?.reset();
     breakBulk(world);
@@ -116,6 +120,7 @@ const EVERYTHING: Fault[] = [
   (world) => {
     world.trace('* the network is cut');
     world.control?.blackhole();
+    world.heartbeats?.blackhole();
     for (const channel of world.bulk) channel.blackhole();
     world.partitioned = true;
     world.clock.after(world.random.between(50, 800), () => {

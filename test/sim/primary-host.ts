@@ -53,6 +53,7 @@ export class PrimaryAgent extends Agent<PrimaryEvent, PrimaryEffect> {
         this.send(effect.message);
         break;
       case 'connect-bulk':
+        this.connectHeartbeats(effect.bulkToken);
         this.connectBulk(effect.connections, effect.bulkToken);
         break;
       case 'disconnect-bulk':
@@ -144,6 +145,14 @@ export class PrimaryAgent extends Agent<PrimaryEvent, PrimaryEffect> {
       this.takeLink(link);
       this.dispatch({ type: 'peer-connected', lineage: this.world.newId() });
     });
+  }
+
+  private connectHeartbeats(token: string): void {
+    const connection = new Connection<'beat'>(this.world);
+    if (this.world.partitioned || !this.world.secondary?.acceptHeartbeats(connection, token))
+      connection.blackhole();
+    this.world.heartbeats = connection;
+    this.beginHeartbeats(connection);
   }
 
   private connectBulk(connections: number, token: string): void {

@@ -68,6 +68,15 @@ export class SecondaryAgent extends Agent<SecondaryEvent, SecondaryEffect> {
     return true;
   }
 
+  acceptHeartbeats(connection: Connection<'beat'>, token: string): boolean {
+    if (!this.alive || this.session?.token !== token) return false;
+    this.whenAwake(() => {
+      if (this.link !== null && this.session?.token === token) this.beginHeartbeats(connection);
+      else connection.close(1);
+    });
+    return true;
+  }
+
   acceptBulk(channels: Connection<BulkFrame>[], token: string): boolean {
     if (!this.alive || this.session?.token !== token || this.session.connections !== channels.length)
       return false;

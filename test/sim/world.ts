@@ -97,6 +97,8 @@ export class World {
   secondary: SecondaryAgent | null = null;
   control: Connection<Uint8Array> | null = null;
   bulk: Connection<BulkFrame>[] = [];
+  heartbeats: Connection<'beat'> | null = null;
+  readonly timings = TIMINGS;
   partitioned = false;
   readonly etcd: Etcd;
   /** What each host has recorded as the newest generation. */
@@ -132,6 +134,13 @@ export class World {
     this.svm = new Guest(this, this.standbyDisk.blocks);
     this.startSecondary();
     this.startPrimary();
+    this.checkOften();
+  }
+
+  /** A VM that nobody cares for causes no events. */
+  private checkOften(): void {
+    this.check();
+    this.clock.after(1000, () => this.checkOften());
   }
 
   // --- agents ----------------------------------------------------------------------------------------------------------------------

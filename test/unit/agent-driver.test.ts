@@ -1,3 +1,5 @@
+import { once } from 'node:events';
+import { type AddressInfo, connect, createServer } from 'node:net';
 import { describe, expect, test, vi } from 'vitest';
 import { Driver, monotonicMs } from '../../src/agent/driver.ts';
 import type { Machine } from '../../src/protocol/machine.ts';
@@ -51,6 +53,27 @@ describe('Driver', () => {
     await vi.waitFor(() => expect(machine.nextTimepointMs).toBeNull());
     expect(ticks.at(-1)).toBeGreaterThanOrEqual(atMs);
     driver.stop();
+  });
+
+  test('a tick that comes late lets go first what lies in the sockets', async () => {
+    const machine = new Recorder();
+    const driver = new Driver<TestEvent, string>(machine, () => {});
+    const server = createServer((socket) =>
+      socket.on('data', () => driver.dispatch({ type: 'message', nowMs: 0 })),
+    );
+    const accepted = once(server, 'connection');
+    await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+    const peer = connect((server.address() as AddressInfo).port, '127.0.0.1');
+    await Promise.all([accepted, once(peer, 'connect')]);
+    machine.nextTimepointMs = monotonicMs() + 20;
+    driver.dispatch({ type: 'start', nowMs: 0 });
+    peer.write('answer');
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 200); // the event loop stands still
+    await vi.waitFor(() => expect(machine.seen).toContain('tick'));
+    expect(machine.seen.slice(0, 3)).toEqual(['start', 'message', 'tick']);
+    driver.stop();
+    peer.destroy();
+    server.close();
   });
 
   test('an event that stops the driver ends everything behind it', () => {

@@ -123,6 +123,8 @@ describe('a process', () => {
       new native.OutputGate(gateOptions);
       new native.Acceptor(acceptorOptions);
       new native.ProcessWatch(process.ppid, nothing, nothing);
+      new native.Heartbeat({ end: { host: '127.0.0.1', port: 1, token: new Uint8Array(16) }, generation: 1, intervalMs: 50, timeoutMs: 800,
+        firstTimeoutMs: 5000, stallTimeoutMs: 10000, closedGraceMs: 0, onVerdict: nothing });
     `);
     expect(result).toMatchObject({ status: 0, stderr: '' });
   });

@@ -71,6 +71,16 @@ describe('arguments', () => {
     scrubSliceBytes: 0,
     disks: [],
   };
+  const heartbeat = {
+    end: 0,
+    generation: 1,
+    intervalMs: 50,
+    timeoutMs: 800,
+    firstTimeoutMs: 5000,
+    stallTimeoutMs: 10_000,
+    closedGraceMs: 0,
+    onVerdict: nothing,
+  };
   const acceptorBase = { host: '127.0.0.1', port: 0, onAccepted: nothing, onRefused: nothing };
   const cases: [string, () => unknown][] = [
     ['`options` must be an object', () => new native.OutputGate(wrong(undefined))],
@@ -125,6 +135,16 @@ describe('arguments', () => {
       () => native.sendWithFds(1, new Uint8Array(1), [1, -1]),
     ],
     ['`fd` must be an integer from 0 to 2147483647', () => native.closeFd(wrong('1'))],
+    [
+      '`options.intervalMs` must be an integer from 10 to 1000000000',
+      () => new native.Heartbeat({ ...heartbeat, intervalMs: 9 }),
+    ],
+    ['`options.end.host` must be a string', () => new native.Heartbeat({ ...heartbeat, end: wrong({}) })],
+    [
+      '`options.end.token` must be a Uint8Array of 16 bytes',
+      () => new native.Heartbeat({ ...heartbeat, end: { host: 'a', port: 1, token: new Uint8Array(15) } }),
+    ],
+    ['`timeoutS` must be an integer from 1 to 3600', () => new native.Watchdog('/dev/null', 0)],
   ];
 
   test.each(cases)('%s', (message, call) => {

@@ -47,7 +47,6 @@ const epochless: fc.Arbitrary<Body> = fc.oneof(
     type: fc.constant('bye' as const),
     reason: fc.constantFrom('shutdown' as const, 'detach' as const, 'qemu-lost' as const),
   }),
-  fc.constant({ type: 'heartbeat' as const }),
 );
 const inEpoch: fc.Arbitrary<Body> = fc.oneof(
   fc.constantFrom('new', 'suspended', 'received', 'loaded').map((type) => ({ type }) as Body),
@@ -166,7 +165,7 @@ describe('control messages', () => {
     );
   });
 
-  const header = (change: (bytes: Buffer) => void, body: Body = { type: 'heartbeat' }, epoch = 0): Buffer => {
+  const header = (change: (bytes: Buffer) => void, body: Body = READY, epoch = 0): Buffer => {
     const bytes = frame({ epoch, body });
     change(bytes);
     return bytes;
@@ -176,12 +175,12 @@ describe('control messages', () => {
     ['another magic', header((b) => b.write('HTTP', 0)), 'bad-magic', /"HTTP"/],
     ['a newer version', header((b) => b.writeUInt16BE(2, 4)), 'bad-version', /version 2/],
     ['type 0', header((b) => b.writeUInt16BE(0, 6)), 'bad-type', /type 0/],
-    ['type 11', header((b) => b.writeUInt16BE(11, 6)), 'bad-type', /type 11/],
+    ['type 10', header((b) => b.writeUInt16BE(10, 6)), 'bad-type', /type 10/],
     [
       'generation 2^53',
       header((b) => b.writeBigUInt64BE(2n ** 53n, 24)),
       'bad-generation',
-      /heartbeat: generation/,
+      /ready: generation/,
     ],
     ['generation 2^64 - 1', header((b) => b.writeBigUInt64BE(2n ** 64n - 1n, 24)), 'bad-generation', /2\^53/],
     [
@@ -203,8 +202,8 @@ describe('control messages', () => {
       /from 1 on/,
     ],
     [
-      'a heartbeat with payload',
-      header((b) => b.writeUInt32BE(1, 40)),
+      'a NEW with payload',
+      header((b) => b.writeUInt32BE(1, 40), { type: 'new' }, 1),
       'bad-length',
       /1 bytes of payload instead of 0/,
     ],
@@ -361,7 +360,7 @@ describe('control messages', () => {
     expect(error?.code).toBe(code);
     expect(error?.message).toMatch(text);
     // The place in the stream is lost for good.
-    expect(refused(frame({ body: { type: 'heartbeat' } }))).toBe(error);
+    expect(refused(frame({ body: READY }))).toBe(error);
   });
 
   test('a length is refused before its payload is waited for', () => {
@@ -370,10 +369,10 @@ describe('control messages', () => {
   });
 
   test.each<[string, Message]>([
-    ['an epoch where there is none', { vmId: VM_ID, generation: 1, epoch: 1, body: { type: 'heartbeat' } }],
+    ['an epoch where there is none', { vmId: VM_ID, generation: 1, epoch: 1, body: READY }],
     ['no epoch', { vmId: VM_ID, generation: 1, epoch: 0, body: { type: 'new' } }],
-    ['a VM id that is none', { vmId: 'x', generation: 1, epoch: 0, body: { type: 'heartbeat' } }],
-    ['generation 2^53', { vmId: VM_ID, generation: 2 ** 53, epoch: 0, body: { type: 'heartbeat' } }],
+    ['a VM id that is none', { vmId: 'x', generation: 1, epoch: 0, body: READY }],
+    ['generation 2^53', { vmId: VM_ID, generation: 2 ** 53, epoch: 0, body: READY }],
     [
       'a description that is too long',
       {
@@ -409,8 +408,13 @@ describe('prefaces', () => {
         connections: fc.integer({ min: 1, max: 16 }),
       })
       .chain((preface) => fc.nat(preface.connections - 1).map((index) => ({ ...preface, index })));
+    const heartbeat = fc.record({
+      link: fc.constant('heartbeat' as const),
+      bulkToken: hex(32),
+      generation: count,
+    });
     fc.assert(
-      fc.property(fc.oneof(bulk, fc.constant({ link: 'control' as const })), (preface) => {
+      fc.property(fc.oneof(bulk, heartbeat, fc.constant({ link: 'control' as const })), (preface) => {
         expect(decodePreface(encodePreface(preface))).toEqual(preface);
       }),
     );
@@ -432,6 +436,15 @@ describe('prefaces', () => {
 
   test('one byte too few is refused', () => {
     expect(() => decodePreface(encodePreface({ link: 'control' }).subarray(1))).toThrow(/64 bytes, not 63/);
+  });
+
+  test('a heartbeat preface has no connections', () => {
+    const bytes = Buffer.from(encodePreface({ link: 'heartbeat', bulkToken: VM_ID, generation: 1 }));
+    expect(bytes.toString('hex')).toBe(
+      `${Buffer.from('COLOHBT1').toString('hex')}${VM_ID}${'0'.repeat(15)}1${'0'.repeat(64)}`,
+    );
+    bytes.writeUInt16BE(1, 34);
+    expect(() => decodePreface(bytes)).toThrow(/reserved/);
   });
 
   test('a control preface carries nothing', () => {

@@ -129,7 +129,6 @@ export class Conversation {
       if (next === undefined) break;
       this.nowMs = Math.max(this.nowMs, next.at);
       this.step(next.name, { type: 'tick' });
-      this.beats();
     }
     this.nowMs = atMs;
   }
@@ -137,16 +136,6 @@ export class Conversation {
   private wantedMs(name: 'P' | 'S'): number | null {
     const { dead, machine } = this.sides[name];
     return dead ? null : machine.nextTimepointMs;
-  }
-
-  /** Heartbeats go through at once and unseen: no conversation is about them. */
-  private beats(): void {
-    for (const name of ['P', 'S'] as const) {
-      const side = this.sides[name];
-      const beats = side.inbox.filter((message) => message.body.type === 'heartbeat');
-      side.inbox = side.inbox.filter((message) => message.body.type !== 'heartbeat');
-      for (const message of beats) this.step(name, { type: 'message', message });
-    }
   }
 
   private cut(): void {
@@ -208,6 +197,8 @@ function fieldsOf(
 ): object {
   const rest = (from: number) => words.slice(from).join(' ');
   switch (type) {
+    case 'peer-silent':
+      return { heardMs: Number(first), reason: rest(2) };
     case 'peer-lost':
     case 'peer-malformed':
     case 'vm-lost':
@@ -255,7 +246,7 @@ function fieldsOf(
 function describe(effect: PrimaryEffect | SecondaryEffect): string | null {
   switch (effect.type) {
     case 'send':
-      return effect.message.body.type === 'heartbeat' ? null : describeMessage(effect.message);
+      return describeMessage(effect.message);
     case 'state':
       return `is ${effect.state}: ${effect.reason}`;
     case 'connect-bulk':

@@ -92,7 +92,7 @@ const SECONDARY_PATH: Bare<SecondaryEvent>[] = [
 ];
 
 const body: fc.Arbitrary<Body> = fc.oneof(
-  fc.constantFrom('new', 'suspended', 'received', 'loaded', 'heartbeat').map((type) => ({ type }) as Body),
+  fc.constantFrom('new', 'suspended', 'received', 'loaded').map((type) => ({ type }) as Body),
   fc.constant<Body>({ ...HELLO, connections: 2 }),
   fc.constant<Body>({ type: 'ready', bulkToken: VM_ID, lineages: [], node: 'south' }),
   fc.record({ type: fc.constant('send' as const), pages: fc.nat(3), vmstateBytes: fc.nat(3) }),

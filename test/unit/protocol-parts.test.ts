@@ -1,6 +1,5 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { Liveness } from '../../src/protocol/liveness.ts';
 import { DEFAULT_TIMINGS, type PrimaryOptions } from '../../src/protocol/machine.ts';
 import { Outstanding } from '../../src/protocol/outstanding.ts';
 import { PrimaryContext } from '../../src/protocol/primary-context.ts';
@@ -75,27 +74,6 @@ describe('the pause that the share goes by', () => {
   test('is no longer than what the agent saw, whatever the wall clock did', () => {
     expect(pause(60_000)).toBe(6);
     expect(pause(-60_000)).toBe(0);
-  });
-});
-
-describe('liveness', () => {
-  test('a heartbeat is due once per interval', () => {
-    const live = new Liveness(timings, 0);
-    expect([499, 500, 501, 999, 1000].map((at) => live.beat(at))).toEqual([false, true, false, false, true]);
-  });
-
-  test('silence is counted from the last word', () => {
-    const live = new Liveness(timings, 0);
-    for (let at = 0; at <= 2000; at += 500) live.observe(at);
-    live.heard(2000);
-    for (let at = 2000; at <= 4999; at += 500) live.observe(at);
-    expect(live.lostAtMs).toBe(5000);
-  });
-
-  test('the time in which we ourselves stood still is not the silence of the peer', () => {
-    const live = new Liveness(timings, 0);
-    live.observe(60_000);
-    expect(live.lostAtMs).toBeGreaterThan(60_000);
   });
 });
 

@@ -1,0 +1,58 @@
+// Heartbeats with the peer's agent, on a connection and a thread of their own: a stalled event loop neither
+// hides the peer's death nor fakes it.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "heartbeat_judge.h"
+#include "unique_fd.h"
+
+namespace colo {
+
+// A peer that beats less often than so many times in our time-out is refused: one delayed packet would kill
+// it.
+inline constexpr int kHeartbeatsInTimeoutMin = 3;
+
+struct HeartbeatQuantiles {
+  std::uint64_t min = 0, p50 = 0, p99 = 0, max = 0;  // all 0 while there is nothing to tell
+};
+
+struct HeartbeatStats {
+  std::uint64_t sent = 0, received = 0;
+  // Quantiles over the last 8,192, minimum and maximum over all of this connection.
+  HeartbeatQuantiles rtt_us;
+  HeartbeatQuantiles gap_us;  // between two heartbeats of the peer, as they came here
+  bool real_time = false;     // the kernel lets the thread run before ordinary ones
+};
+
+class Heartbeat {
+ public:
+  // Called once at most, from the thread, after which the peer hears nothing more from here; the connection
+  // ends with the object.
+  using OnVerdict = std::function<void(const HeartbeatVerdict&)>;
+
+  struct Target {
+    std::string host;
+    std::uint16_t port = 0;
+    std::string token;  // kHeartbeatTokenBytes long (asserted)
+  };
+
+  // The primary's end: connects in the thread. Failing that is a verdict, `closed`, without any grace.
+  Heartbeat(const HeartbeatLimits& limits, std::uint64_t generation, Target target, OnVerdict on_verdict);
+  // The secondary's end: a connected non-blocking socket, whose preface has been read.
+  Heartbeat(const HeartbeatLimits& limits, std::uint64_t generation, UniqueFd socket, OnVerdict on_verdict);
+  ~Heartbeat();  // no call begins after it; not from the callback
+
+  // To be called again and again by what the peer is to believe in. From any thread, as is stats().
+  void progress();
+  HeartbeatStats stats() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace colo

@@ -1,0 +1,140 @@
+/**
+ * A session's heartbeats, on a connection and a native thread of their own (native/core/heartbeat.h): whatever our event loop does, the peer is heard,
+ * and hears us. What JavaScript adds is the proof that it runs at all, and the verdict's way into the machine.
+ */
+import {
+  type Heartbeat,
+  type HeartbeatOptions,
+  type HeartbeatStats,
+  type HeartbeatVerdict,
+  native,
+} from '../native/binding.ts';
+import type { Timings } from '../protocol/machine.ts';
+import { decodePreface } from '../protocol/preface.ts';
+import { monotonicMs } from './driver.ts';
+import type { Log } from './log.ts';
+import type { HostPort } from './peer-address.ts';
+
+/** How often the event loop shows that it runs. */
+const PROGRESS_MS = 250;
+/** From READY until the primary's heartbeats have come, and from their connection until the secondary's have. */
+const FIRST_HEARTBEAT_MS = 5000;
+
+export interface PeerHeartbeatOptions {
+  peer: 'primary' | 'secondary';
+  timings: Timings;
+  log: Log;
+  /** The peer is dead, or as good as dead; `heardMs`, on the clock of `monotonicMs`, is when it was last known to live. Once a session. */
+  onSilent(reason: string, heardMs: number): void;
+  /** What came aren't heartbeats. Once a session, instead of `onSilent`. */
+  onMalformed(reason: string): void;
+}
+
+export class PeerHeartbeat {
+  readonly #options: PeerHeartbeatOptions;
+  #expected: { token: string; generation: number } | null = null;
+  #native: Heartbeat | null = null;
+  #progress: NodeJS.Timeout | null = null;
+  #firstTimer: NodeJS.Timeout | null = null;
+
+  constructor(options: PeerHeartbeatOptions) {
+    this.#options = options;
+  }
+
+  /** The primary's end of a new session. `token`: 32 hex digits, from READY. */
+  connect({ host, port }: HostPort, token: string, generation: number): void {
+    this.end();
+    this.#begin({ host, port, token: Buffer.from(token, 'hex') }, generation);
+  }
+
+  /** The secondary's: the primary's connection has to come soon. */
+  expect(token: string, generation: number): void {
+    this.end();
+    this.#expected = { token, generation };
+    const sinceMs = monotonicMs();
+    this.#firstTimer = setTimeout(
+      () =>
+        this.#options.onSilent(
+          `the ${this.#options.peer} has opened no heartbeat connection in ${FIRST_HEARTBEAT_MS} ms`,
+          sinceMs,
+        ),
+      FIRST_HEARTBEAT_MS,
+    );
+  }
+
+  /** A connection whose preface the acceptor has read; `fd` is taken over, or closed. */
+  accept(fd: number, preface: Uint8Array, from: string): void {
+    const reason = this.#refusal(preface);
+    if (reason !== null) {
+      this.#options.log.warn('a heartbeat connection was refused', { peer: from, reason });
+      native.closeFd(fd);
+      return;
+    }
+    const { generation } = this.#expected as { generation: number };
+    this.#stopWaiting();
+    this.#begin(fd, generation);
+  }
+
+  /** With the session; what it would still have told isn't told any more. */
+  end(): void {
+    this.#stopWaiting();
+    this.#expected = null;
+    if (this.#progress) clearInterval(this.#progress);
+    this.#progress = null;
+    this.#native?.close();
+    this.#native = null;
+  }
+
+  /** Null without a session. */
+  stats(): HeartbeatStats | null {
+    return this.#native?.stats() ?? null;
+  }
+
+  #refusal(bytes: Uint8Array): string | null {
+    if (this.#expected === null) return 'there is no session that it could belong to';
+    if (this.#native !== null) return 'this session has its heartbeats';
+    try {
+      const preface = decodePreface(bytes);
+      const { token, generation } = this.#expected;
+      const matches =
+        preface.link === 'heartbeat' && preface.bulkToken === token && preface.generation === generation;
+      return matches ? null : 'its token or generation is not that of the session';
+    } catch (error) {
+      return (error as Error).message;
+    }
+  }
+
+  #begin(end: HeartbeatOptions['end'], generation: number): void {
+    const { heartbeatMs, peerTimeoutMs, stallTimeoutMs } = this.#options.timings;
+    const heartbeat: Heartbeat = new native.Heartbeat({
+      end,
+      generation,
+      intervalMs: heartbeatMs,
+      timeoutMs: peerTimeoutMs,
+      firstTimeoutMs: FIRST_HEARTBEAT_MS,
+      stallTimeoutMs,
+      // A primary that goes on alone says so before the standby, which waits for that word, would take it for dead.
+      closedGraceMs: this.#options.peer === 'secondary' ? heartbeatMs : peerTimeoutMs,
+      onVerdict: (kind, reason, heardUs) => {
+        const heardMs = monotonicMs() - (Number(process.hrtime.bigint()) / 1e6 - heardUs / 1000);
+        // After a stand-still of our event loop the peer's last words may lie on the control connection, unread: they come first.
+        setImmediate(() => this.#judged(heartbeat, kind, reason, heardMs));
+      },
+    });
+    this.#native = heartbeat;
+    heartbeat.progress();
+    this.#progress = setInterval(() => heartbeat.progress(), PROGRESS_MS);
+  }
+
+  #judged(heartbeat: Heartbeat, kind: HeartbeatVerdict, reason: string, heardMs: number): void {
+    if (this.#native !== heartbeat) return; // the session has ended in the meantime
+    const { peer, onSilent, onMalformed } = this.#options;
+    if (kind === 'malformed') onMalformed(`the ${peer} ${reason}`);
+    else onSilent(`the ${peer} ${reason}`, heardMs);
+  }
+
+  #stopWaiting(): void {
+    if (this.#firstTimer) clearTimeout(this.#firstTimer);
+    this.#firstTimer = null;
+  }
+}
