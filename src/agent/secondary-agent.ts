@@ -251,7 +251,10 @@ export class SecondaryAgent {
         }));
         break;
       case 'promote':
-        this.#after(this.#mayRun(effect.generation), effect, (reason) => ({ type: 'promote-failed', reason }));
+        this.#after(this.#mayRun(effect.generation), effect, (reason) => ({
+          type: 'promote-failed',
+          reason,
+        }));
         break;
       case 'state':
         this.#setState(effect.state, effect.reason);
