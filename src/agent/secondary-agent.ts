@@ -318,10 +318,13 @@ export class SecondaryAgent {
       case 'STANDBY':
         return this.#succession();
       case 'RUNNING':
-      case 'TAKING-OVER':
         return 'this VM runs here';
+      case 'TAKING-OVER':
+        return `this VM is about to run at checkpoint ${this.#machine.epoch}, unless the primary goes on`;
       default:
-        return 'the VM is lost: there is no checkpoint here that may be resumed';
+        return this.#machine.epoch > 0
+          ? `checkpoint ${this.#machine.epoch} is held here, and can't be resumed yet: ${this.#reason}`
+          : 'the VM is lost: there is no checkpoint here that may be resumed';
     }
   }
 }
