@@ -152,6 +152,7 @@ test('a primary that opens no heartbeat connection is not waited for for ever', 
     vi.advanceTimersByTime(4999);
     expect(told).toEqual([]);
     vi.advanceTimersByTime(1);
+    vi.advanceTimersToNextTimer();
     expect(told[0]?.reason).toBe('the primary has opened no heartbeat connection in 5000 ms');
   } finally {
     vi.useRealTimers();
