@@ -59,6 +59,12 @@ describe('the command line', () => {
       64,
       /longer than --interval/,
     ],
+    [
+      'a minimum above the interval, for after a take-over',
+      [...SECONDARY, '--peer', 'host:1', '--interval', '20', '--min-interval', '30'],
+      64,
+      /longer than --interval/,
+    ],
     ['a scrub of more than may be', [...PRIMARY, '--scrub', '1025'], 64, /from 0 to/],
     ['an unknown mode', [...PRIMARY, '--mode', 'fast'], 64, /pipelined, strict/],
     [
