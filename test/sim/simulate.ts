@@ -31,6 +31,11 @@ export function simulate(options: WorldOptions, scenario: (world: World) => void
   }
 }
 
+/** For the threads of scripts/sim-pool.mjs. */
+export function runSeed(seed: number): void {
+  simulate(worldOf(seed));
+}
+
 function tail(world: World): string {
   return world.log.slice(-100).join('\n');
 }
@@ -42,7 +47,7 @@ function explain(options: WorldOptions, scenario: (world: World) => void, error:
   try {
     scenario(world);
   } catch {
-    const text = `seed ${options.seed}: ${error.message}\nSIM_SEED=${options.seed} replays it.\n${tail(world)}`;
+    const text = `seed ${options.seed}: ${error.message}\n${tail(world)}`;
     const explained =
       error instanceof InvariantViolation ? new InvariantViolation(error.invariant, text) : new Error(text);
     explained.stack = `${explained.message}\n${error.stack}`;
