@@ -2,8 +2,8 @@
  * Who runs: the arbitration between the two hosts of one protection and the witness, for spin (docs/model.md says what is in it and what isn't).
  * `npm run model` checks every run of it, and that each of the MUTANT_ defines below, which breaks one rule, is found out.
  *
- * Steps. Each is one `atomic` below with this name in its printf, and one event of the code's machines, so that a run of the model can be
- * replayed on them. P: the agent beside the running VM. S: the agent beside the standby's.
+ * Steps. Each is one `atomic` below with this name in its printf, and one event of the code's machines: test/sim/model.test.ts has runs of the model
+ * done by them, and compares what STEP prints. P: the agent beside the running VM. S: the agent beside the standby's.
  *
  *   step                   who  event of the code                                        what follows
  *   witness_executes       W    the transaction arrives, whether or not it's answered    the key changes if its revision is the compared one
@@ -13,20 +13,23 @@
  *   checkpoint_received    S    the epoch is staged                                      RECEIVED
  *   output_released        P    RECEIVED                                                 the epoch's output leaves; after the first one: protect
  *   output_passes          P    a frame, gate open                                       it leaves
- *   session_lost           P,S  time-out, closed connection                              P: alone again if no `protected` was asked for, else cut off
+ *   session_lost           P,S  time-out, closed connection                              P: claims anew, its gate open if no `protected` was asked for
  *   primary_claims         P    read answer                                              transact alone(g+1, P), or FENCED
- *   secondary_claims       S    read answer                                              no RECEIVED any more; transact alone(g+1, S)
+ *   secondary_claims       S    read answer                                              no RECEIVED any more; transact alone(g+1, S), or nothing is held any more
  *   protect_won            P    transaction answer, or read answer with our claim        PROTECTED
  *   primary_won            P    the same                                                 generation fsynced, gate opened: EXPOSED
- *   secondary_won          S    the same                                                 generation fsynced, VM runs, gate open
+ *   secondary_won          S    the same                                                 generation fsynced, VM runs, gate open; this agent has done its work
  *   lost                   P,S  the key has moved on and isn't ours                      P: FENCED; S: what it holds is stale
- *   agent_dies, host_dies       kill -9; power                                           the gate fails closed
- *   agent_starts                read answer                                              P: the gate stays closed; S: joins with nothing
- *   joins_as_standby            a fenced host's VM is started anew                       S
+ *   agent_dies, host_dies       kill -9; power                                           a gate under the VM's NICs fails closed
+ *   agent_starts           P    read answer, also beside a VM that a standby let run     the gate stays as it is; claims, or FENCED
+ *   joins_as_standby       S    a standby's agent, or a fenced host's VM, starts anew    it holds nothing
  *
  * A request or an answer that is lost is no step: who has asked goes on asking the same (same claim, same compared revision) until it knows.
  * Bounds: each of the five budgets is a number of times that something may happen; everything else is unlimited. All runs end, so that a
  * property of their last states says what comes about when failures have stopped and the witness answers.
+ *
+ * AS_CODED leaves out what the code doesn't make use of, and what is safe all the same: a restarted agent of P opens a session without a claim, in the generation that the
+ * key has.
  */
 #ifndef EPOCHS
 #define EPOCHS 3   /* the VM's epochs, from 1 */
@@ -58,12 +61,12 @@
 #define OPEN 2
 
 /* An agent. */
-#define DEAD 0
+#define DEAD 0       /* or it has done its work */
 #define EXPOSED 1    /* P: the key says alone(g, P), the gate is open */
 #define SYNCING 2    /* P: a session without its first RECEIVED */
 #define ARMING 3     /* P: protected(g, P, S) has been asked for */
 #define GUARDED 4    /* P: and has won */
-#define CUT_OFF 5    /* P: entitled to nothing until it has won the next generation */
+#define CUT_OFF 5    /* P: no session until it has won the next generation, and its gate stays as it is */
 #define RESTARTED 6  /* P: the same, but its key still names it: a session will do, too */
 #define CLAIMING 7   /* P: alone(g+1, P) has been asked for */
 #define FENCED 8
@@ -73,7 +76,7 @@
 /* The witness's key. Its primary's peer is the other host: there are two. */
 byte revision = 1, key_generation = 1, key_mode = ALONE, key_primary = 0;
 
-/* What each host has asked for and doesn't know the answer of, and what a dead agent of it has. */
+/* What each host has asked for and doesn't know the answer of, and what it has asked for in vain, or a dead agent of it has. */
 typedef Transaction { bool live; byte expected; byte mode; byte generation };
 Transaction asked[2], late[2];
 byte executed_at[2];  /* the revision that `asked` made; 0: not executed */
@@ -100,7 +103,13 @@ byte winner[GENERATIONS_MAX];  /* of each generation: host + 1 */
 bool excused = false; /* more has failed than this is built for: nobody need run at the end */
 
 #define TEXT(words) #words
-#define STEP(name) printf(TEXT(step name %d\n), h)
+#define STEP(name) tell_state(); printf(TEXT(step name %d\n), h)
+
+/* As it was before the step. */
+inline tell_state() {
+  printf("state key %d %d %d gates %d %d vms %d %d held %d %d said %d\n", key_generation, key_mode, key_primary, gate[0], gate[1],
+    vm[0], vm[1], held[0], held[1], said)
+}
 
 /* Output commit and one runner, as the world sees them: it never hears of a state that the VM which goes on has not been in. */
 inline speak(n) {
@@ -163,44 +172,59 @@ inline execute(t) {
 #define COMPARES(t) (t.expected == revision)
 #endif
 
-inline let_session_go() {
-  linked[h] = false;
-  sent[h] = 0;
-  received[h] = 0;
-  sent[o] = 0;
-  received[o] = 0;
-  waits[h] = false
-}
-
 inline settle() {
   forget(asked[h]);
   executed_at[h] = 0
 }
 
-/* The agent's memory is gone. */
-inline die() {
+#define UNDER_WAY (asked[h].live && executed_at[h] == 0 && asked[h].expected == revision)
+
+/* Nobody waits for the answer any more. */
+inline leave_under_way() {
   if
-  :: asked[h].live && executed_at[h] == 0 && asked[h].expected == revision ->
+  :: UNDER_WAY ->
     late[h].live = true;
     late[h].expected = asked[h].expected;
     late[h].mode = asked[h].mode;
     late[h].generation = asked[h].generation
-  :: else
+  :: UNDER_WAY && late[h].live  /* Of two that compare one revision one at most is executed: whichever it is to be is remembered. */
+  :: !UNDER_WAY
   fi;
-  settle();
-  agent[h] = DEAD;
-  gate[h] = CLOSED;
+  settle()
+}
+
+/* What it knew of the session and of the key counts no more; keeping it would only make more states. */
+inline forget_session() {
   linked[h] = false;
-  sent[h] = 0;
   waits[h] = false;
-  held[h] = 0;
-  entitled[h] = false
+  sent[o] = 0;
+  received[o] = 0;
+  if
+  :: agent[h] != STANDBY ->
+    entitled[h] = false;
+    generation[h] = 0;
+    seen_revision[h] = 0;
+    seen_mode[h] = 0
+  :: else
+  fi
+}
+
+/* The agent's memory is gone. */
+inline die() {
+  leave_under_way();
+  if
+  :: gate[h] == OPEN && agent[h] != SYNCING  /* Without a session nothing of ours is under the NICs. */
+  :: else -> gate[h] = CLOSED
+  fi;
+  agent[h] = DEAD;
+  forget_session();
+  sent[h] = 0;
+  held[h] = 0
 }
 
 #define HOPE (key_mode == PROTECTED && key_primary == h && key_generation == generation[o] && held[o] != 0 && \
   (agent[o] == STANDBY || agent[o] == TAKING))
 #define ALONE_IN_FLIGHT(t) (t.live && t.mode == ALONE && t.expected == revision)
-#define IS_PRIMARY(state) (state >= EXPOSED && state <= CLAIMING)
 #define LOST (asked[h].live && executed_at[h] == 0 && asked[h].expected != revision)
 
 #ifdef MUTANT_ANSWERS_WHILE_CLAIMING
@@ -216,19 +240,14 @@ inline die() {
 #define TAKES_HELLO (agent[o] == STANDBY || (agent[o] == TAKING && generation[h] > generation[o]))
 #endif
 
-active [2] proctype Host() {
-  byte h = _pid, o = 1 - _pid, seen = 0;
+#ifdef AS_CODED
+#define CONNECTS (agent[h] == EXPOSED)
+#else
+#define CONNECTS (agent[h] == EXPOSED || agent[h] == RESTARTED)
+#endif
 
-  atomic {
-    agent[h] = (h == 0 -> EXPOSED : STANDBY);
-    vm[h] = (h == 0 -> RUNS : PAUSED);
-    gate[h] = (h == 0 -> OPEN : CLOSED);
-    generation[h] = (h == 0 -> 1 : 0);
-    highest[h] = generation[h];
-    epoch[h] = (h == 0 -> 1 : 0);
-    seen_revision[h] = 1;
-    winner[1] = 1
-  }
+proctype Host(byte h) {
+  byte o = 1 - h, seen = 0;
 
 end:
   do
@@ -244,11 +263,12 @@ end:
     }
 
   /* --- the session --- */
-  :: atomic { (agent[h] == EXPOSED || agent[h] == RESTARTED) && TAKES_HELLO && !linked[h] && !linked[o] && sessions > 0 &&
+  :: atomic { CONNECTS && TAKES_HELLO && !linked[h] && !linked[o] && sessions > 0 &&
       epoch[h] < EPOCHS && generation[h] >= highest[o] ->
       STEP(session_opens);
       sessions--;
       entitled[h] = (agent[h] == EXPOSED);
+      highest[h] = generation[h];
       agent[h] = SYNCING;
 #ifdef MUTANT_HELLO_ENDS_CLAIM
       /* S has given its claim up, but it may still be under way. */
@@ -321,14 +341,13 @@ end:
       :: else
       fi;
       if
-      :: agent[h] == SYNCING && entitled[h] -> agent[h] = EXPOSED; entitled[h] = false; open_gate()
+      :: agent[h] == SYNCING && entitled[h] -> agent[h] = CUT_OFF; open_gate()
       :: agent[h] == SYNCING && !entitled[h] -> agent[h] = CUT_OFF
+      :: agent[h] == ARMING -> leave_under_way(); agent[h] = CUT_OFF
       :: agent[h] == GUARDED -> agent[h] = CUT_OFF
-      :: else  /* ARMING stays: first it must know what has become of that */
+      :: else
       fi;
-      linked[h] = false;
-      waits[h] = false;
-      sent[o] = 0
+      forget_session()
     }
 
   /* --- claims --- */
@@ -344,18 +363,21 @@ end:
       :: else -> fence()
       fi
     }
-  :: atomic { agent[h] == STANDBY && GIVEN_UP && held[h] != 0 && key_mode == PROTECTED && key_primary == o &&
-      key_generation == generation[h] ->
+  :: atomic { agent[h] == STANDBY && GIVEN_UP && held[h] != 0 ->
       STEP(secondary_claims);
-      ask(ALONE, key_generation + 1);
-      agent[h] = TAKING
+      if
+      :: key_mode == PROTECTED && key_primary == o && key_generation == generation[h] ->
+        ask(ALONE, key_generation + 1);
+        agent[h] = TAKING
+      :: else -> held[h] = 0
+      fi
     }
   :: atomic { agent[h] == ARMING && executed_at[h] != 0 ->
       STEP(protect_won);
       seen_revision[h] = executed_at[h];
       seen_mode[h] = PROTECTED;
       settle();
-      agent[h] = (linked[h] -> GUARDED : CUT_OFF)
+      agent[h] = GUARDED
     }
   :: atomic { agent[h] == CLAIMING && executed_at[h] != 0 ->
       STEP(primary_won);
@@ -375,17 +397,15 @@ end:
       STEP(secondary_won);
       /* No commit is lost: what the world has heard of is in what goes on. */
       assert(held[h] >= said);
-      generation[h] = asked[h].generation;
-      highest[h] = generation[h];
-      seen_revision[h] = executed_at[h];
-      seen_mode[h] = ALONE;
+      highest[h] = asked[h].generation;
       settle();
+      generation[h] = 0;
       line = h;
       line_begins = held[h];
       epoch[h] = held[h] + 1;
       held[h] = 0;
       vm[h] = RUNS;
-      agent[h] = EXPOSED;
+      agent[h] = DEAD;
       open_gate()
     }
   :: atomic { LOST ->
@@ -397,7 +417,7 @@ end:
         held[h] = 0
       :: agent[h] != TAKING && key_primary == o -> fence()
       /* An older transaction of this host has come in between. */
-      :: agent[h] != TAKING && key_primary == h -> let_session_go(); agent[h] = CUT_OFF
+      :: agent[h] != TAKING && key_primary == h -> forget_session(); agent[h] = CUT_OFF
       fi
     }
 #ifdef MUTANT_LOST_REPLY_IS_NO
@@ -432,6 +452,7 @@ end:
         (!HOPE || ALONE_IN_FLIGHT(asked[h]) || ALONE_IN_FLIGHT(late[h])));
       die();
       vm[h] = NONE;
+      gate[h] = CLOSED;
 #ifdef MUTANT_FORGETS_HIGHEST
       highest[h] = 0;
 #endif
@@ -443,7 +464,6 @@ end:
       :: key_primary == h ->
         agent[h] = RESTARTED;
         generation[h] = key_generation;
-        highest[h] = key_generation;
         seen_revision[h] = revision;
         seen_mode[h] = key_mode;
 #ifdef MUTANT_RESTART_OPENS
@@ -467,8 +487,28 @@ end:
 #define IN_SERVICE(i, j) (vm[i] == RUNS && (gate[i] == OPEN || (agent[i] == GUARDED && linked[i] && linked[j])))
 
 /* Nothing is left to happen: somebody runs, and is heard. */
-active proctype Judge() {
+proctype Judge() {
 end:
   timeout;
+  tell_state();
   assert(excused || IN_SERVICE(0, 1) || IN_SERVICE(1, 0))
+}
+
+/* Host 0 runs alone. */
+init {
+  atomic {
+    agent[0] = EXPOSED;
+    vm[0] = RUNS;
+    gate[0] = OPEN;
+    generation[0] = 1;
+    highest[0] = 1;
+    epoch[0] = 1;
+    seen_revision[0] = 1;
+    winner[1] = 1;
+    agent[1] = STANDBY;
+    vm[1] = PAUSED;
+    run Host(0);
+    run Host(1);
+    run Judge()
+  }
 }
