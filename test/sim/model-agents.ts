@@ -34,6 +34,7 @@ export class ModelPrimary extends ModelAgent<PrimaryEvent, PrimaryEffect> {
       arbitration: 'witness',
       timings: TIMINGS,
       foundClosedGate: host.gate === 'closed',
+      tookOver: false,
     });
     super(side, machine, host, world);
     this.onOutput = onOutput;
