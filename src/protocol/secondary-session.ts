@@ -119,6 +119,8 @@ export class SecondarySession {
       return;
     }
     this.phase = 'opening';
+    // INVARIANT 2: what was committed and hasn't reached the SVM is forgotten with the session that brought it.
+    if (this.standby.epoch !== null && !this.standby.loaded) this.standby.discard();
     const { generation } = this.context;
     this.context.steps.begin('open-session');
     this.context.emit({ type: 'open-session', generation, connections: this.hello.connections });
