@@ -5,6 +5,7 @@
       "native/core/bulk_receiver.cc",
       "native/core/bulk_sender.cc",
       "native/core/capture.cc",
+      "native/core/certificate.cc",
       "native/core/checkpoint_stream.cc",
       "native/core/compare_tracker.cc",
       "native/core/cuttable_calls.cc",
@@ -41,6 +42,9 @@
       "native/core/standby_disk.cc",
       "native/core/standby_disks.cc",
       "native/core/standby_engine.cc",
+      "native/core/tls_credentials.cc",
+      "native/core/tls_pump.cc",
+      "native/core/tls_session.cc",
       "native/core/userfaultfd_tracker.cc",
       "native/core/vmstate_mailbox.cc",
       "native/core/worker_pool.cc",
@@ -58,10 +62,13 @@
       "native/addon/environment.cc",
       "native/addon/errors.cc",
       "native/addon/output_gate_class.cc",
+      "native/addon/peer_connection_class.cc",
       "native/addon/primary_engine_class.cc",
       "native/addon/process_watch_class.cc",
       "native/addon/results.cc",
-      "native/addon/standby_engine_class.cc"
+      "native/addon/security_functions.cc",
+      "native/addon/standby_engine_class.cc",
+      "native/addon/tls_credentials_class.cc"
     ],
     "addon_defines": [
       "NAPI_VERSION=8",

@@ -54,6 +54,8 @@ find_missing() {
   [ -f /usr/include/sqlite3.h ] || needed libsqlite3-dev sqlite-devel
   [ -f /usr/include/gtest/gtest.h ] || needed libgtest-dev gtest-devel
   [ -f /usr/include/benchmark/benchmark.h ] || needed libbenchmark-dev google-benchmark-devel
+  [ -f /usr/include/openssl/ssl.h ] || needed libssl-dev openssl-devel
+  has openssl || needed openssl openssl
   [ -f /usr/include/xxhash.h ] || needed libxxhash-dev xxhash-devel
 }
 

@@ -1,12 +1,14 @@
 /** The primary's shell: one protected VM, its QMP connection, the native parts and the link to the standby, run as the machine says. */
 
 import { randomBytes } from 'node:crypto';
+import type { TlsCredentials } from '../native/binding.ts';
 import type { PrimaryEffect, PrimaryEvent, StateWord, Timings } from '../protocol/machine.ts';
 import type { Mode } from '../protocol/messages.ts';
 import { PrimaryMachine } from '../protocol/primary.ts';
 import { vmIdOf } from '../protocol/vm-id.ts';
 import type { AcceptedExceptions } from '../vm/preflight.ts';
 import { Driver, monotonicMs } from './driver.ts';
+import type { LinkStatus } from './link-security.ts';
 import type { Log } from './log.ts';
 import { connectPeer, type HostPort } from './peer-address.ts';
 import type { PeerLink } from './peer-link.ts';
@@ -19,6 +21,8 @@ export interface PrimaryAgentOptions {
   vm: string;
   qmpPath: string;
   peer: HostPort;
+  /** Null: plain text. */
+  credentials: TlsCredentials | null;
   mode: Mode;
   connections: number;
   timings: Timings;
@@ -51,6 +55,7 @@ export class PrimaryAgent {
   readonly #finished: Promise<AgentOutcome>;
   #finish: (outcome: AgentOutcome) => void = () => {};
   #link: PeerLink | null = null;
+  #linkStatus: LinkStatus | null = null;
   #cancelConnect: (() => void) | null = null;
   #state: StateWord = 'STARTING';
   #reason = '';
@@ -131,6 +136,7 @@ export class PrimaryAgent {
       generation: this.#machine.generation,
       epoch: this.#machine.epoch,
       lastCheckpointAgeMs: age(this.#machine.lastCommittedAtMs),
+      link: this.#link && this.#linkStatus,
       agentPid: process.pid,
       qemuPid: this.#vm.pid,
       mode: this.#options.mode,
@@ -173,7 +179,7 @@ export class PrimaryAgent {
         this.#finish({ outcome: effect.outcome, reason: effect.reason });
         break;
       default:
-        this.#vm.perform(effect, this.#options.peer, this.#machine.generation, this.#meters);
+        this.#vm.perform(effect, this.#options, this.#machine.generation, this.#meters);
     }
   }
 
@@ -190,9 +196,10 @@ export class PrimaryAgent {
   }
 
   #connectPeer(): void {
-    this.#cancelConnect = connectPeer(this.#options.peer, {
-      onConnected: (link) => {
+    this.#cancelConnect = connectPeer(this.#options.peer, this.#options.credentials, {
+      onConnected: (link, security) => {
         this.#link = link;
+        this.#linkStatus = security;
         this.#dispatch({ type: 'peer-connected', lineage: randomBytes(16).toString('hex') });
       },
       onMessage: (message) => this.#dispatch({ type: 'message', message }),

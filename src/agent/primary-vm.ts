@@ -11,7 +11,6 @@ import { findRamBlocks } from '../vm/ram-blocks.ts';
 import { ShutdownAction } from '../vm/shutdown-action.ts';
 import { VmstateFile } from '../vm/vmstate.ts';
 import { PauseGuard } from './pause-guard.ts';
-import type { HostPort } from './peer-address.ts';
 import type { PrimaryAgentOptions } from './primary-agent.ts';
 import { PrimaryDisks } from './primary-disks.ts';
 import type { PrimaryMeters } from './primary-meters.ts';
@@ -166,7 +165,7 @@ export class PrimaryVm {
   /** Begins what `effect` asks for; its answer comes as an event. */
   perform(
     effect: Exclude<PrimaryEffect, { type: 'connect' | 'disconnect' | 'send' | 'state' | 'finished' }>,
-    peer: HostPort,
+    { peer, credentials }: Pick<PrimaryAgentOptions, 'peer' | 'credentials'>,
     generation: number,
     meters: PrimaryMeters,
   ): void {
@@ -206,6 +205,7 @@ export class PrimaryVm {
               Buffer.from(effect.bulkToken, 'hex'),
               generation,
               effect.connections,
+              credentials,
             ),
           ),
           () => ({ type: 'bulk-connected' }),

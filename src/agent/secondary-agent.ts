@@ -1,11 +1,12 @@
 /** The secondary's shell: one standby VM, the port that its primary connects to, run as the machine says. */
 import { Socket } from 'node:net';
-import { type Acceptor, native } from '../native/binding.ts';
+import { type Acceptor, native, type PeerConnection, type TlsCredentials } from '../native/binding.ts';
 import type { SecondaryEffect, SecondaryEvent, StateWord, Timings } from '../protocol/machine.ts';
 import { SecondaryMachine } from '../protocol/secondary.ts';
 import { vmIdOf } from '../protocol/vm-id.ts';
 import { ControlError } from './control-server.ts';
 import { Driver, monotonicMs } from './driver.ts';
+import { type LinkStatus, linkStatus } from './link-security.ts';
 import type { Log } from './log.ts';
 import { formatHostPort, type HostPort } from './peer-address.ts';
 import { PeerLink } from './peer-link.ts';
@@ -17,6 +18,8 @@ export interface SecondaryAgentOptions {
   vm: string;
   qmpPath: string;
   listen: HostPort;
+  /** Null: plain text. */
+  credentials: TlsCredentials | null;
   autoFailover: boolean;
   overwriteDisks: readonly string[];
   timings: Timings;
@@ -46,6 +49,7 @@ export class SecondaryAgent {
   readonly #finished: Promise<SecondaryOutcome>;
   #finish: (outcome: SecondaryOutcome) => void = () => {};
   #link: PeerLink | null = null;
+  #linkStatus: LinkStatus | null = null;
   #state: StateWord = 'STARTING';
   #reason = '';
   #onChange: () => void = () => {};
@@ -72,9 +76,10 @@ export class SecondaryAgent {
     this.#acceptor = new native.Acceptor({
       host: options.listen.host,
       port: options.listen.port,
-      onAccepted: (link, fd, preface, peer) => {
-        if (link === 'bulk') vm.addBulkConnection(fd, preface, peer);
-        else this.#accept(fd, peer);
+      credentials: options.credentials,
+      onAccepted: (link, connection, preface, peer) => {
+        if (link === 'bulk') vm.addBulkConnection(connection, preface, peer);
+        else this.#accept(connection, peer);
       },
       onRefused: (peer, reason) => options.log.warn('a connection was refused', { peer, reason }),
     });
@@ -137,6 +142,7 @@ export class SecondaryAgent {
       generation: this.#machine.generation,
       epoch: this.#machine.epoch,
       lastCheckpointAgeMs: lastCommittedAtMs === null ? null : Math.round(monotonicMs() - lastCommittedAtMs),
+      link: this.#link && this.#linkStatus,
       agentPid: process.pid,
       qemuPid: this.#vm.pid,
       listen: formatHostPort({ host: this.#options.listen.host, port: this.port }),
@@ -153,15 +159,16 @@ export class SecondaryAgent {
     this.#driver.dispatch({ ...body, nowMs: monotonicMs() } as SecondaryEvent);
   }
 
-  #accept(fd: number, peer: string): void {
-    const socket = new Socket({ fd, readable: true, writable: true });
+  #accept(connection: PeerConnection, peer: string): void {
     if (this.#link) {
       // A primary that came back finds its old connection here until that has timed out; it tries again.
       this.#options.log.warn('a second primary was refused', { peer });
-      socket.destroy();
+      connection.close();
       return;
     }
-    this.#options.log.info('a primary connected', { peer });
+    this.#linkStatus = linkStatus(connection.security());
+    const socket = new Socket({ fd: connection.openSocket(), readable: true, writable: true });
+    this.#options.log.info('a primary connected', { peer, certificate: this.#linkStatus.peer });
     this.#link = new PeerLink(socket, {
       onMessage: (message) => this.#dispatch({ type: 'message', message }),
       onLost: (reason) => {

@@ -1,6 +1,7 @@
 /** What `colo-agent status --json` prints. Scripts rely on these names; fields are added, never renamed. */
 import type { StateWord } from '../protocol/machine.ts';
 import type { Mode } from '../protocol/messages.ts';
+import type { LinkStatus } from './link-security.ts';
 import type { Summary } from './samples.ts';
 
 export interface CommonStatus {
@@ -13,6 +14,8 @@ export interface CommonStatus {
   /** The last committed epoch of this session. */
   epoch: number;
   lastCheckpointAgeMs: number | null;
+  /** How the control connection is secured; null while there is none. */
+  link: LinkStatus | null;
   agentPid: number;
   qemuPid: number;
 }

@@ -9,7 +9,7 @@ import { defaultControlPath } from './control-path.ts';
 import { CliError, EXIT } from './exit-codes.ts';
 import { collect, integer, peerAddress } from './option-parsers.ts';
 import { showProgress } from './progress.ts';
-import { type SharedOptions, withSharedOptions } from './shared-options.ts';
+import { linkCredentials, type SharedOptions, withSharedOptions } from './shared-options.ts';
 import { onTerminationSignal } from './signals.ts';
 
 interface PrimaryCliOptions extends SharedOptions {
@@ -142,6 +142,7 @@ function agentOptions(options: PrimaryCliOptions, log: Log) {
     vm: options.vm,
     qmpPath: options.qmp,
     peer: options.peer,
+    credentials: linkCredentials(options, options.peer.host, log),
     mode: options.mode,
     connections: options.connections,
     timings: {

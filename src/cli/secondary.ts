@@ -7,7 +7,7 @@ import { DEFAULT_TIMINGS } from '../protocol/machine.ts';
 import { defaultControlPath } from './control-path.ts';
 import { EXIT } from './exit-codes.ts';
 import { collect, integer, listenAddress } from './option-parsers.ts';
-import { type SharedOptions, withSharedOptions } from './shared-options.ts';
+import { linkCredentials, type SharedOptions, withSharedOptions } from './shared-options.ts';
 import { onTerminationSignal } from './signals.ts';
 
 interface SecondaryCliOptions extends SharedOptions {
@@ -57,6 +57,7 @@ async function runSecondary(options: SecondaryCliOptions): Promise<void> {
     vm: options.vm,
     qmpPath: options.qmp,
     listen: options.listen,
+    credentials: linkCredentials(options, options.listen.host, log),
     autoFailover: options.autoFailover,
     overwriteDisks: options.overwriteDisk,
     timings: {

@@ -1,3 +1,4 @@
+import type { LinkStatus } from '../agent/link-security.ts';
 import type { Summary } from '../agent/samples.ts';
 import type { DiskStatus, Status } from '../agent/status.ts';
 
@@ -8,6 +9,7 @@ export function statusText(status: Status): string {
     ['state', `${status.state}: ${status.reason}`],
     ['if the primary died now', status.ifPrimaryDies],
     ['generation, epoch', `${status.generation}, ${status.epoch}`],
+    ['link', linkText(status.link)],
     [
       'last checkpoint',
       status.lastCheckpointAgeMs === null ? 'none' : `${status.lastCheckpointAgeMs} ms ago`,
@@ -45,6 +47,13 @@ export function statusText(status: Status): string {
   }
   const width = Math.max(...rows.map(([name]) => name.length));
   return rows.map(([name, value]) => `${name.padEnd(width)}  ${value}`).join('\n');
+}
+
+function linkText(link: LinkStatus | null): string {
+  if (!link) return 'none';
+  if (link.encryption === 'plain') return 'plain text (--insecure)';
+  const by = link.encryption === 'kernel-tls' ? ' by the kernel' : '';
+  return `${link.cipher}${by}; the peer: ${link.peer}, SHA-256 ${link.fingerprint?.slice(0, 16)}...`;
 }
 
 function diskText({ state, sizeBytes, differingBytes, loggedBytes, writes }: DiskStatus): string {

@@ -5,6 +5,7 @@ import path from 'node:path';
 import { sendCommand } from '../agent/control-client.ts';
 import type { ControlCommand } from '../agent/control-server.ts';
 import { Child, type ExitStatus, tail } from './child.ts';
+import { pairedFolders } from './credentials.ts';
 import { packageRoot } from './guest.ts';
 import { waitFor } from './wait.ts';
 
@@ -31,7 +32,10 @@ export class TestAgent {
     this.controlPath = controlPathIn(directory);
   }
 
-  /** `args` are the command's own options, without --control. Resolves when the control socket is there. */
+  /**
+   * `args` are the command's own options, without --control. With neither --tls nor --insecure among them, the agents of this run trust
+   * each other. Resolves when the control socket is there.
+   */
   static async start(
     role: 'primary' | 'secondary',
     args: string[],
@@ -39,7 +43,12 @@ export class TestAgent {
   ): Promise<TestAgent> {
     const directory = mkdtempSync(path.join(tmpdir(), 'colo-agent-'));
     const main = path.join(packageRoot, 'dist', 'cli', 'main.js');
-    const command = [process.execPath, main, role, ...args, '--control', controlPathIn(directory)];
+    const secured = args.includes('--insecure') || args.includes('--tls');
+    const security = secured ? [] : ['--tls', pairedFolders()[role]];
+    const command = [
+      ...[process.execPath, main, role, ...args],
+      ...[...security, '--control', controlPathIn(directory)],
+    ];
     const child = await Child.start(command, {
       stderrPath: path.join(directory, 'stderr'),
       env: { ...process.env, ...env },

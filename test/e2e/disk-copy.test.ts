@@ -70,8 +70,13 @@ afterAll(() => cleanup.run());
 
 test('the first copy', async () => {
   await waitSteps(primaryVm, 20);
-  ({ agent: secondary } = await startSecondary(cleanup, standbyVm, ['--auto-failover'], listen));
-  primary = await startPrimary(cleanup, primaryVm, proxy.address);
+  ({ agent: secondary } = await startSecondary(
+    cleanup,
+    standbyVm,
+    ['--insecure', '--auto-failover'],
+    listen,
+  ));
+  primary = await startPrimary(cleanup, primaryVm, proxy.address, ['--insecure']);
   await primary.waitState('PROTECTED', PROTECT_MS);
   firstCopyBytes = proxy.bulkBytes;
   expect(firstCopyBytes).toBeGreaterThan(BALLAST_BYTES);
@@ -95,7 +100,12 @@ test('a standby that was away for ten seconds gets what has changed', async () =
   expect(d2).toBe(0);
 
   const beforeBytes = proxy.bulkBytes;
-  ({ agent: secondary } = await startSecondary(cleanup, standbyVm, ['--auto-failover'], listen));
+  ({ agent: secondary } = await startSecondary(
+    cleanup,
+    standbyVm,
+    ['--insecure', '--auto-failover'],
+    listen,
+  ));
   await primary.waitState('PROTECTED', PROTECT_MS);
   // All of RAM once more, and what differed; with a tenth of the ballast it would be too much.
   const ramBytes = firstCopyBytes - BALLAST_BYTES;
@@ -121,8 +131,11 @@ test('the other direction: the dead primary’s disks are brought up to date', a
     disk.id === 'd1' ? { ...disk, path: fresh } : disk,
   );
   const returned = await startVm(cleanup, 'returned', { ...guest, disks: disks ?? [] }, true);
-  const { agent: next, listen: nextListen } = await startSecondary(cleanup, returned, ['--auto-failover']);
-  const survivor = await startPrimary(cleanup, standbyVm, nextListen);
+  const { agent: next, listen: nextListen } = await startSecondary(cleanup, returned, [
+    '--insecure',
+    '--auto-failover',
+  ]);
+  const survivor = await startPrimary(cleanup, standbyVm, nextListen, ['--insecure']);
   await survivor.waitState('PROTECTED', PROTECT_MS);
   await waitSteps(standbyVm, 10);
   await expectEqualDisks(standbyVm, returned);

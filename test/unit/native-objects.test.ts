@@ -28,7 +28,15 @@ const gateOptions = {
 };
 const newGate = (): OutputGate => closing(new native.OutputGate(gateOptions));
 const newAcceptor = (): Acceptor =>
-  closing(new native.Acceptor({ host: '127.0.0.1', port: 0, onAccepted: nothing, onRefused: nothing }));
+  closing(
+    new native.Acceptor({
+      host: '127.0.0.1',
+      port: 0,
+      credentials: null,
+      onAccepted: nothing,
+      onRefused: nothing,
+    }),
+  );
 
 async function newEngine(): Promise<PrimaryEngine> {
   const guest = await FakeGuest.start();
@@ -69,7 +77,13 @@ describe('arguments', () => {
     stagingResidentBytes: 0,
     disks: [],
   };
-  const acceptorBase = { host: '127.0.0.1', port: 0, onAccepted: nothing, onRefused: nothing };
+  const acceptorBase = {
+    host: '127.0.0.1',
+    port: 0,
+    credentials: null,
+    onAccepted: nothing,
+    onRefused: nothing,
+  };
   const cases: [string, () => unknown][] = [
     ['`options` must be an object', () => new native.OutputGate(wrong(undefined))],
     [
@@ -135,6 +149,7 @@ describe('arguments', () => {
         throw new RangeError('mine');
       },
       port: 0,
+      credentials: null,
       onAccepted: nothing,
       onRefused: nothing,
     };
@@ -208,11 +223,12 @@ describe('Acceptor', () => {
       new native.Acceptor({
         host: '127.0.0.1',
         port: 0,
-        onAccepted: (link, fd, preface, peer) => {
+        credentials: null,
+        onAccepted: (link, connection, preface, peer) => {
           expect(link).toBe('control');
           expect(Buffer.from(preface).subarray(0, 8).toString()).toBe('COLOCTL1');
           expect(peer).toMatch(/^127\.0\.0\.1:\d+$/);
-          sockets.push(new net.Socket({ fd }));
+          sockets.push(new net.Socket({ fd: connection.openSocket() }));
         },
         onRefused: (peer, reason) => refused.push(`${peer} ${reason}`),
       }),
@@ -239,7 +255,14 @@ describe('Acceptor', () => {
   test('names the address it can not listen on', () => {
     const { port } = newAcceptor();
     expect(
-      () => new native.Acceptor({ host: '127.0.0.1', port, onAccepted: nothing, onRefused: nothing }),
+      () =>
+        new native.Acceptor({
+          host: '127.0.0.1',
+          port,
+          credentials: null,
+          onAccepted: nothing,
+          onRefused: nothing,
+        }),
     ).toThrow(
       expect.objectContaining({
         code: 'ERR_COLO_LISTEN',
@@ -295,6 +318,7 @@ describe('descriptors', () => {
       pid: process.pid,
       uid: process.getuid?.(),
       gid: process.getgid?.(),
+      groups: expect.any(Array),
     });
     const file = native.makeMemoryFile('passed');
     native.sendWithFds(fd, Buffer.from('with a file'), [file.readWriteFd, file.writeOnlyFd]);
