@@ -197,12 +197,13 @@ void Acceptor::State::go_on(Pending& waiting) {
   try {
     if (!waiting.spoken && !listen_to_first_byte(waiting)) return;
     if (!waiting.shaken && !shake_hands(waiting)) return;
-    while (receive_preface(waiting)) {
-      if (waiting.preface.size() == kPrefaceBytes) return hand_over(waiting);
+    while (waiting.preface.size() < kPrefaceBytes) {
+      if (!receive_preface(waiting)) return;
     }
   } catch (const Error& error) {
-    refuse(waiting, error.what());
+    return refuse(waiting, error.what());
   }
+  hand_over(waiting);
 }
 
 // Who speaks the other language is told so in his own, before TLS makes an error of it that says less.

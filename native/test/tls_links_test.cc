@@ -193,12 +193,13 @@ TEST(TlsLinks, CutEndsAHandshakeInProgress) {
 }
 
 struct Pumped {
-  Connection peer;
-  std::optional<TlsPump> pump;
-  Connection user;
+  PairedHosts hosts;
   std::mutex mutex;
   std::condition_variable changed;
   bool ended = false;
+  Connection peer;
+  std::optional<TlsPump> pump;  // goes before what its thread tells of its end
+  Connection user;
 
   Pumped() {
     Connection ours;
@@ -221,8 +222,6 @@ struct Pumped {
     std::unique_lock lock(mutex);
     return changed.wait_for(lock, std::chrono::milliseconds(kPatienceMs), [this] { return ended; });
   }
-
-  PairedHosts hosts;
 };
 
 TEST(TlsPump, CarriesBothDirectionsAtOnce) {

@@ -151,6 +151,7 @@ export class StandbyVm {
     try {
       this.#engine.addConnection(connection, preface);
     } catch (error) {
+      connection.close();
       this.#log.warn('a bulk connection was refused', { peer, error: (error as Error).message });
     }
   }
