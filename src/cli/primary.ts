@@ -11,7 +11,7 @@ import { CliError, EXIT } from './exit-codes.ts';
 import { collect, integer, peerAddress } from './option-parsers.ts';
 import { type PeerOptions, peerTimings, withPeerOptions } from './peer-options.ts';
 import { showProgress } from './progress.ts';
-import { type SharedOptions, withSharedOptions } from './shared-options.ts';
+import { linkCredentials, type SharedOptions, withSharedOptions } from './shared-options.ts';
 import { onTerminationSignal } from './signals.ts';
 import { armWatchdog, type WatchdogOptions, withWatchdogOptions } from './watchdog-options.ts';
 import { type Witnessed, warnOfNoWitness, witnessOf } from './witness-options.ts';
@@ -150,6 +150,7 @@ function agentOptions(options: PrimaryCliOptions, witnessed: Witnessed, log: Log
     vm: options.vm,
     qmpPath: options.qmp,
     peer: options.peer,
+    credentials: linkCredentials(options, options.peer.host, log),
     mode: options.mode,
     connections: options.connections,
     timings: {

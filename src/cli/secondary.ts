@@ -10,7 +10,7 @@ import { EXIT } from './exit-codes.ts';
 import { type FenceCliOptions, fenceOptions, withFenceOptions } from './fence-options.ts';
 import { collect, listenAddress } from './option-parsers.ts';
 import { type PeerOptions, peerTimings, withPeerOptions } from './peer-options.ts';
-import { type SharedOptions, withSharedOptions } from './shared-options.ts';
+import { linkCredentials, type SharedOptions, withSharedOptions } from './shared-options.ts';
 import { onTerminationSignal } from './signals.ts';
 import { armWatchdog, type WatchdogOptions, withWatchdogOptions } from './watchdog-options.ts';
 import { warnOfNoWitness, witnessOf } from './witness-options.ts';
@@ -51,6 +51,7 @@ async function runSecondary(options: SecondaryCliOptions): Promise<void> {
     vm: options.vm,
     qmpPath: options.qmp,
     listen: options.listen,
+    credentials: linkCredentials(options, options.listen.host, log),
     overwriteDisks: options.overwriteDisk,
     timings: {
       ...DEFAULT_TIMINGS,

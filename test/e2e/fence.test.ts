@@ -33,7 +33,7 @@ test('the command is told whom to fence, and the VM runs when it has succeeded',
   const command = script(`echo "$@, $COLO_VM $COLO_HOST $COLO_GENERATION" > ${called}`);
   const { primary, secondary } = await protect(cleanup, {
     guest,
-    secondaryArgs: ['--auto-failover', '--fence-command', command],
+    secondaryArgs: ['--witness', 'none', '--fence-command', command],
   });
   const generation = (await secondary.status())['generation'] as number;
   expect(existsSync(called)).toBe(false);
@@ -47,7 +47,7 @@ test('a command that fails keeps the VM stopped, until a person has mended it', 
   const command = script('echo no answer from the power switch >&2; exit 1');
   const { primary, secondary, standbyVm } = await protect(cleanup, {
     guest,
-    secondaryArgs: ['--auto-failover', '--fence-command', command, '--fence-host', 'rack4-7'],
+    secondaryArgs: ['--witness', 'none', '--fence-command', command, '--fence-host', 'rack4-7'],
   });
   primary.kill();
   const { reason } = await secondary.waitState('BLOCKED', 60_000);

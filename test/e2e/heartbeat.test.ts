@@ -77,7 +77,7 @@ describe('a link', () => {
   });
 
   test.each(['is cut', 'goes down'])('that %s is noticed by both sides', async (how) => {
-    const { link, primary, secondary } = await pair({ secondaryArgs: ['--auto-failover'] });
+    const { link, primary, secondary } = await pair({ secondaryArgs: ['--witness', 'none'] });
     if (how === 'is cut') await link.cut();
     else await link.takeDown('primary');
     const took = await secondary.waitState('RUNNING', 60_000);
@@ -93,7 +93,7 @@ describe('an agent of the primary that stands still', () => {
   test('for less than the time-out loses nothing', async () => {
     const { primary, secondary } = await pair({
       primaryArgs: PATIENT,
-      secondaryArgs: ['--auto-failover', ...PATIENT],
+      secondaryArgs: ['--witness', 'none', ...PATIENT],
     });
     const { generation } = await primary.status();
     process.kill(primary.pid, 'SIGSTOP');
@@ -119,7 +119,7 @@ describe('an agent of the primary that stands still', () => {
   });
 
   test('for longer than the time-out is taken for dead', async () => {
-    const { primary, secondary } = await pair({ secondaryArgs: ['--auto-failover'] });
+    const { primary, secondary } = await pair({ secondaryArgs: ['--witness', 'none'] });
     process.kill(primary.pid, 'SIGSTOP');
     await secondary.waitState('RUNNING', 60_000);
     expect(secondary.log()).toMatch(/the primary has said nothing for \d+ ms/);
@@ -131,7 +131,7 @@ describe('an event loop that stands still', () => {
     const both = ['--peer-timeout', '500'];
     const agents = await pair({
       primaryArgs: both,
-      secondaryArgs: [...both, '--auto-failover'],
+      secondaryArgs: [...both, '--witness', 'none'],
       hangMs: 3000,
     });
     const { generation } = await agents.primary.status();
@@ -144,7 +144,7 @@ describe('an event loop that stands still', () => {
 
   test('on the primary, for good, is one', async () => {
     const { primary, secondary } = await pair({
-      secondaryArgs: ['--auto-failover', '--stall-timeout', '1500'],
+      secondaryArgs: ['--witness', 'none', '--stall-timeout', '1500'],
       hangMs: 3_600_000,
     });
     process.kill(primary.pid, 'SIGUSR2');

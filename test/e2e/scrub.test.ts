@@ -35,7 +35,7 @@ describe('one changed byte of the standby', () => {
     const { standbyVm, primary, secondary } = await protect(cleanup, {
       guest,
       primaryArgs: ['--interval', '50', '--scrub', '8', ...args],
-      secondaryArgs: ['--auto-failover'],
+      secondaryArgs: ['--witness', 'none'],
     });
     await moreCheckpoints(primary, 3);
     const ram = await ramOf(standbyVm);
@@ -70,7 +70,7 @@ describe('one changed byte of the standby', () => {
     const { primaryVm, standbyVm, primary, secondary } = await protect(cleanup, {
       guest: { guest: 'baremetal', append: 'pages=512 span=8' },
       primaryArgs: ['--interval', '50', '--scrub', '16'],
-      secondaryArgs: ['--auto-failover', '--peer-timeout', '2000'],
+      secondaryArgs: ['--witness', 'none', '--peer-timeout', '2000'],
     });
     const ram = await ramOf(standbyVm);
     byteAt(standbyVm, ram, ADDRESS, byteAt(standbyVm, ram, ADDRESS) ^ 0xff);
