@@ -62,7 +62,7 @@ async function failOver(cleanup, client, vm, standbyVm, killed) {
 
   const watch = cleanup.own(await PauseWatch.open(standbyVm));
   const killedAtMs = monotonicMs();
-  const killedDateMs = realTimeMs();
+  const killedDateMs = Date.now();
   (killed === 'QEMU' ? vm : primary).kill('SIGKILL');
   await secondary.waitState('RUNNING', TIMEOUT_MS);
   vm.kill('SIGKILL');
@@ -73,11 +73,6 @@ async function failOver(cleanup, client, vm, standbyVm, killed) {
   watch.destroy();
   const resumedMs = rounded(watch.resumedAtMs - killedDateMs, 1);
   return { ms: rounded(first.atMs - killedAtMs, 1), resumedMs };
-}
-
-/** The clock of QEMU's events. */
-function realTimeMs() {
-  return performance.timeOrigin + performance.now();
 }
 
 async function startAgent(cleanup, role, vm, args) {

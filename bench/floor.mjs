@@ -18,8 +18,8 @@ export async function floorPauses({ watch }, { count, intervalMs }) {
         const next = sleep(intervalMs);
         const stopping = monitor.execute('stop');
         const saving = vmstate.save(monitor);
-        await Promise.all([stopping, saving]);
-        await monitor.execute('cont');
+        await stopping;
+        await Promise.all([saving, monitor.execute('cont')]);
         await next;
       }
     });

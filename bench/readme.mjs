@@ -24,6 +24,13 @@ export function readmeFigures(run) {
     peerRow(run, 'dirty2000', '2,000 random pages / 10 ms', 10),
     peerRow(run, 'dirty2000PrivateRam', '2,000 random pages / 10 ms, private RAM'),
     [
+      "the 99th percentile of the pause beside that of QEMU's in-tree COLO, the worse of the two loads",
+      summary.pauseVsPeer.p99 === null
+        ? 'not measured'
+        : `1/${(1 / summary.pauseVsPeer.p99).toFixed(1)} of it`,
+      '1/10',
+    ],
+    [
       'the pause above `stop`, save and `cont` alone, idle; 2,000 random pages / 10 ms',
       `${ms(summary.pauseAboveFloor.idleMs)}; ${ms(summary.pauseAboveFloor.dirty2000Ms)}, where a plain copy of as many pages takes ${ms(summary.pauseAboveFloor.copyMs)}`,
       '0.5 ms + 1.2 x the copy',

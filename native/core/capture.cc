@@ -74,9 +74,14 @@ Staging::Staging(std::uint64_t capacity_bytes, std::uint64_t resident_bytes)
 
 void Staging::trim(std::uint64_t used_bytes) {
   COLO_ASSERT(used_bytes <= region_.size());
-  // Half of an unusual epoch is gone after eleven usual ones.
+  // Half of an unusual epoch is gone after eleven usual ones. Some more than was used, since no two epochs
+  // are alike; and whole huge pages, since what is cut out of one comes back as small ones.
+  const auto whole = [this](std::uint64_t bytes) {
+    return std::min<std::uint64_t>((bytes + kHugePageSize - 1) / kHugePageSize * kHugePageSize,
+                                   region_.size());
+  };
   const std::uint64_t faded_bytes = (kept_bytes_ - kept_bytes_ / 16) / kHugePageSize * kHugePageSize;
-  kept_bytes_ = std::max({resident_bytes_, used_bytes, faded_bytes});
+  kept_bytes_ = std::max({resident_bytes_, whole(used_bytes + used_bytes / 8), faded_bytes});
   if (kept_bytes_ == region_.size()) return;
   if (::madvise(region_.data() + kept_bytes_, region_.size() - kept_bytes_, MADV_DONTNEED) != 0) {
     throw_errno("ERR_COLO_MEMORY", "giving back staging memory");

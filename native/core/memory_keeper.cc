@@ -6,6 +6,7 @@
 
 #if defined(__x86_64__)
 #include <linux/prctl.h>
+#include <poll.h>
 #include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -36,13 +37,18 @@ namespace {
 }
 
 [[gnu::no_sanitize("address", "thread", "undefined")]] int keep(void* parent) {
-  raw_syscall(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL);
+  const long pid = reinterpret_cast<long>(parent);
   raw_syscall(SYS_prctl, PR_SET_NAME, reinterpret_cast<long>("colo-memory"));
   // Its copies of the descriptors would keep the connections open. A kernel without this call (before 5.9)
   // has no use for the keeper.
   const bool closed = raw_syscall(SYS_close_range, 0, ~0u) == 0;
-  const bool orphaned = raw_syscall(SYS_getppid) != reinterpret_cast<long>(parent);
-  while (closed && !orphaned) raw_syscall(SYS_ppoll);  // every signal is blocked but SIGKILL
+  // Readable when the last thread of the process has ended, and so has closed what it had open
+  // (pidfd_open(2)).
+  const long process = raw_syscall(SYS_pidfd_open, pid);
+  if (closed && process >= 0 && raw_syscall(SYS_getppid) == pid) {
+    pollfd ended = {static_cast<int>(process), POLLIN, 0};
+    raw_syscall(SYS_ppoll, reinterpret_cast<long>(&ended), 1);  // every signal is blocked but SIGKILL
+  }
   raw_syscall(SYS_exit_group);
   return 0;
 }

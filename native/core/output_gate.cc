@@ -80,6 +80,7 @@ struct OutputGate::State {
   std::deque<PortInEpoll> ports;
   bool holding = false, closed = false;
   std::uint64_t sealed_epoch = 0;
+  std::uint64_t released_epoch = 0;                       // since holding began
   std::optional<Clock::time_point> full_since;            // limit_bytes reached and no byte written since
   bool held_reported = false, pressure_reported = false;  // since the last seal
   bool held_pending = false, pressure_pending = false;    // for the gate's thread to report
@@ -280,7 +281,8 @@ void OutputGate::seal(std::uint64_t epoch) {
   State& state = *state_;
   const std::lock_guard lock(state.mutex);
   state.require_open();
-  COLO_ASSERT(!state.holding || epoch == state.sealed_epoch + 1);
+  const bool again = epoch == state.sealed_epoch && epoch > state.released_epoch;
+  COLO_ASSERT(!state.holding || epoch == state.sealed_epoch + 1 || again);
   for (auto& [port, held, release] : state.ports) state.read_some(port, SIZE_MAX);
   state.update_interest();
   state.wake();  // to report what was found here
@@ -289,6 +291,8 @@ void OutputGate::seal(std::uint64_t epoch) {
   // In pass-through read_some() has let everything go already.
   if (state.holding) {
     for (auto& [port, held, release] : state.ports) port.seal(epoch);
+  } else {
+    state.released_epoch = 0;
   }
   state.holding = true;
   state.sealed_epoch = epoch;
@@ -301,6 +305,7 @@ void OutputGate::release(std::uint64_t epoch) {
   const std::lock_guard lock(state.mutex);
   if (state.closed || !state.holding) return;
   COLO_ASSERT(epoch <= state.sealed_epoch);  // INVARIANT 1
+  state.released_epoch = std::max(state.released_epoch, epoch);
   for (auto& [port, held, release] : state.ports) port.release(epoch);
   state.update_interest();
 }

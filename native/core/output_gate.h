@@ -52,7 +52,8 @@ class OutputGate {
 
   // The VM is stopped: reads every port to EAGAIN (all that the guest sent before the stop is in the socket
   // by then) and marks the end of `epoch`. In pass-through what was drained goes out, and holding begins: the
-  // next frame belongs to epoch + 1. Epochs grow by one while the gate holds (asserted). May exceed
+  // next frame belongs to epoch + 1. Epochs grow by one while the gate holds (asserted); of a checkpoint that
+  // failed and is made again, the same epoch is sealed again, and then ends there. May exceed
   // limit_bytes by nothing: if the drain would, it throws ERR_COLO_GATE_FULL and stays as it was, unsealed.
   // Throws ERR_COLO_CLOSED.
   void seal(std::uint64_t epoch);

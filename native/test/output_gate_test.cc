@@ -94,6 +94,34 @@ TEST(OutputGate, AFrameCutByTheSealBelongsToTheNextEpoch) {
   EXPECT_EQ(nic.receive(cut.size()), cut);
 }
 
+// A checkpoint whose device state could not be saved, say: its epoch goes on until the next attempt.
+TEST(OutputGate, AnEpochSealedAgainEndsAtTheNewPlace) {
+  GateEvents events;
+  OutputGate gate({}, events.callbacks());
+  Nic nic;
+  nic.attach(gate);
+  gate.seal(1);
+  nic.send(frame("first"));
+  gate.seal(2);
+  nic.send(frame("again"));
+  gate.seal(2);
+  nic.send(frame("next"));
+  gate.release(2);
+  EXPECT_EQ(nic.receive(2 * (kHeader + 5)), frame("first") + frame("again"));
+  EXPECT_TRUE(nic.silent());
+  gate.seal(3);
+  gate.release(3);
+  EXPECT_EQ(nic.receive(kHeader + 4), frame("next"));
+}
+
+TEST(OutputGateDeathTest, WhatHasBeenReleasedIsNotSealedAgain) {
+  GateEvents events;
+  OutputGate gate({}, events.callbacks());
+  gate.seal(1);
+  gate.release(1);
+  EXPECT_DEATH(gate.seal(1), "again");
+}
+
 // INVARIANT 7: handing over keeps the order of what was held and what comes.
 TEST(OutputGate, OpenLetsEverythingGoInOrderAndAllowsANewSession) {
   GateEvents events;

@@ -242,12 +242,14 @@ class Estimator {
     try {
       const stopping = runState.stop();
       const saving = vmstate.save(qmp);
+      runState.expectSave(saving);
       try {
-        const [wasRunning] = await Promise.all([stopping, saving]);
-        if (!wasRunning) throw new EstimateError("somebody paused the VM: its pause can't be measured");
+        if (!(await stopping)) throw new EstimateError("somebody paused the VM: its pause can't be measured");
       } finally {
+        // As a checkpoint does: QEMU carries it out behind the save.
         await resume(runState);
       }
+      await saving;
       return { pauseMs: pauseMs(), vmstateBytes: fstatSync(vmstate.fd).size };
     } finally {
       await vmstate.detach(qmp);

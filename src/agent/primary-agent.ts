@@ -41,6 +41,8 @@ export interface PrimaryAgentOptions {
   witness: WitnessChoice;
   /** What this host calls itself. */
   node: string;
+  /** This very process has taken the VM over, in the newest generation that is kept; nobody can dispute it. */
+  tookOver: boolean;
   /** Where the newest generation is kept. */
   stateFolder: string;
   /** The file for a breakdown of each checkpoint, or null. */
@@ -121,6 +123,7 @@ export class PrimaryAgent {
       node,
       arbitration: witness.kind === 'etcd' ? 'witness' : 'none',
       timings: options.timings,
+      tookOver: options.tookOver,
       foundClosedGate: vm.foundClosedGate,
     });
     this.#driver = new Driver(
@@ -159,6 +162,11 @@ export class PrimaryAgent {
   /** `force`: a person says that the standby doesn't run, whatever the witness may say. */
   stop(force = false): void {
     this.#dispatch({ type: 'command', command: force ? 'force-stop' : 'stop' });
+  }
+
+  /** The last committed epoch; also of an agent that has ended. */
+  get epoch(): number {
+    return this.#machine.epoch;
   }
 
   status(): PrimaryStatus {

@@ -142,13 +142,18 @@ export class PrimaryMeters {
 
   #resumed(nowMs: number): void {
     if (!this.#capture) return;
+    if (this.#savedAtMs < this.#stoppedAtMs) {
+      this.#capture = null; // the save failed
+      return;
+    }
     this.#steps = {
       stop: microseconds(this.#stoppedAtMs - this.#stopIssuedAtMs),
       seal: this.#capture.sealUs,
       scan: this.#capture.scanUs,
       copy: this.#capture.copyUs,
       save: microseconds(this.#savedAtMs - this.#stoppedAtMs),
-      cont: microseconds(nowMs - this.#resumeIssuedAtMs),
+      // QEMU carries it out behind the save, so it may have been issued before that was answered.
+      cont: microseconds(nowMs - Math.max(this.#resumeIssuedAtMs, this.#savedAtMs)),
     };
     this.#capture = null;
   }

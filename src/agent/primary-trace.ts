@@ -59,6 +59,7 @@ export class PrimaryTrace {
   #stopIssuedMs = 0;
   #stoppedMs = 0;
   #wasRunning = true;
+  #savedMs = 0;
   #resumeIssuedMs = 0;
   #guestStoodUs = Number.NaN;
   /** Of the one that was sent last. */
@@ -113,10 +114,12 @@ export class PrimaryTrace {
         this.#trace.span('stop', event.epoch, this.#stopIssuedMs, event.nowMs);
         break;
       case 'saved':
+        this.#savedMs = event.nowMs;
         this.#trace.span('save', event.epoch, this.#stoppedMs, event.nowMs, event.vmstateBytes);
         break;
       case 'resumed':
-        this.#trace.span('cont', this.#epoch, this.#resumeIssuedMs, event.nowMs);
+        // QEMU carries it out behind the save, so it may have been issued before that was answered.
+        this.#trace.span('cont', this.#epoch, Math.max(this.#resumeIssuedMs, this.#savedMs), event.nowMs);
         this.#trace.span('pause', this.#epoch, this.#stopIssuedMs, event.nowMs, this.#guestStoodUs);
         this.#trace.letGo();
         break;

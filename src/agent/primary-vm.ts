@@ -374,7 +374,7 @@ export class PrimaryVm {
       // Both commands leave in one write: QEMU goes on to the save while we still read its answer to `stop`.
       const stopping = this.#runState.stop();
       const saving = vmstate.save(qmp);
-      saving.catch(() => {}); // reported by #saved, once `stop` has answered
+      this.#runState.expectSave(saving);
       try {
         const wasRunning = await stopping;
         this.#emit({ type: 'stopped', epoch, wasRunning });

@@ -26,6 +26,7 @@ export class RunState {
   #ours = false;
   #stopping = false;
   #resuming = false;
+  #saving = false;
   #stoppedAtMs: number | null = null;
   #lastPauseMs: number | null = null;
 
@@ -55,6 +56,18 @@ export class RunState {
     return this.#ours;
   }
 
+  /**
+   * The save that was issued behind our `stop` has no answer yet. A `cont` of ours lies behind it, so that a RESUME that comes before the answer is
+   * somebody else's. `saving`: the promise of QmpClient.execute itself, since the order of replies and events is told only through that.
+   */
+  expectSave(saving: Promise<unknown>): void {
+    this.#saving = true;
+    const answered = () => {
+      this.#saving = false;
+    };
+    saving.then(answered, answered);
+  }
+
   /** Resumes the VM if it was we who stopped it. Resolves with how long it stood, as in onPauseEnded; null when nothing was resumed. */
   async resume(): Promise<number | null> {
     if (!this.#ours) return null;
@@ -81,7 +94,7 @@ export class RunState {
   }
 
   #onResume(atMs: number): void {
-    if (this.#resuming) {
+    if (this.#resuming && !this.#saving) {
       if (this.#stoppedAtMs !== null) {
         this.#lastPauseMs = atMs - this.#stoppedAtMs;
         this.#events.onPauseEnded(this.#lastPauseMs);

@@ -4,6 +4,7 @@ import { type Acceptor, native, type PeerConnection, type TlsCredentials } from 
 import type { SecondaryEffect, SecondaryEvent, StateWord, Timings } from '../protocol/machine.ts';
 import { SecondaryMachine } from '../protocol/secondary.ts';
 import { vmIdOf } from '../protocol/vm-id.ts';
+import type { AcceptedExceptions } from '../vm/preflight.ts';
 import { type Arbitration, arbitrationOf, noWitness, type WitnessChoice } from './arbitration.ts';
 import { ControlError } from './control-server.ts';
 import { Driver, monotonicMs } from './driver.ts';
@@ -30,6 +31,8 @@ export interface SecondaryAgentOptions {
   /** Where the newest generation is kept. */
   stateFolder: string;
   overwriteDisks: readonly string[];
+  /** The VM is to be protected here after a take-over, but for these; null: it isn't. */
+  succeed: AcceptedExceptions | null;
   /** What has to succeed before a take-over lets the VM run, or null. */
   fence: FenceOptions | null;
   timings: Timings;
@@ -52,6 +55,9 @@ type EventBody = SecondaryEvent extends infer E
   : never;
 
 export class SecondaryAgent {
+  /** Resolves when the VM has been taken over; stays open if it never is. */
+  readonly tookOver: Promise<void>;
+  #tellTookOver: () => void = () => {};
   readonly #options: SecondaryAgentOptions;
   readonly #vm: StandbyVm;
   readonly #trace: SecondaryTrace | null;
@@ -72,7 +78,7 @@ export class SecondaryAgent {
   #reason = '';
   #onChange: () => void = () => {};
 
-  /** Attaches to a VM started with -S and listens. Throws NotAStandbyError, QmpError, NativeError or GenerationFileError. */
+  /** Attaches to a VM started with -S and listens. Throws NotAStandbyError, PreflightError, QmpError, NativeError or GenerationFileError. */
   static async attach(options: SecondaryAgentOptions): Promise<SecondaryAgent> {
     const { traceFile, vm: name, stateFolder, log } = options;
     const generations = new GenerationFile(stateFolder, name);
@@ -120,6 +126,9 @@ export class SecondaryAgent {
     this.#finished = new Promise((resolve) => {
       this.#finish = resolve;
     });
+    this.tookOver = new Promise((resolve) => {
+      this.#tellTookOver = resolve;
+    });
     this.#machine = new SecondaryMachine({
       vmId: vmIdOf(options.vm),
       generation: generations.highest,
@@ -145,6 +154,11 @@ export class SecondaryAgent {
     });
   }
 
+  /** The last committed epoch; also of an agent that has ended. */
+  get epoch(): number {
+    return this.#machine.epoch;
+  }
+
   get port(): number {
     return this.#acceptor.port;
   }
@@ -164,6 +178,21 @@ export class SecondaryAgent {
 
   stop(): void {
     this.#dispatch({ type: 'command', command: 'stop' });
+  }
+
+  /** Nobody else can have won the generation in which the VM runs here. */
+  get undisputed(): boolean {
+    return this.#machine.undisputed;
+  }
+
+  /**
+   * After `tookOver`, for the primary that this process becomes: takes everything off the VM and frees its monitor. What stays is the port, at which older
+   * primaries learn that the VM runs here (INVARIANT 4), and the watch for the end of its QEMU; both until run() ends.
+   */
+  async handOn(): Promise<void> {
+    this.#arbitration?.close();
+    await this.#vm.handOn();
+    await this.#trace?.close();
   }
 
   /**
@@ -298,6 +327,7 @@ export class SecondaryAgent {
     if (state !== this.#state || reason !== this.#reason) this.#options.log.info(state, { reason });
     this.#state = state;
     this.#reason = reason;
+    if (state === 'RUNNING') this.#tellTookOver();
     this.#onChange();
   }
 
@@ -325,10 +355,13 @@ export class SecondaryAgent {
       case 'STANDBY':
         return this.#succession();
       case 'RUNNING':
-      case 'TAKING-OVER':
         return 'this VM runs here';
+      case 'TAKING-OVER':
+        return `this VM is about to run at checkpoint ${this.#machine.epoch}, unless the primary goes on`;
       default:
-        return 'the VM is lost: there is no checkpoint here that may be resumed';
+        return this.#machine.epoch > 0
+          ? `checkpoint ${this.#machine.epoch} is held here, and can't be resumed yet: ${this.#reason}`
+          : 'the VM is lost: there is no checkpoint here that may be resumed';
     }
   }
 }

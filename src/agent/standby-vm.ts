@@ -14,7 +14,7 @@ import { compare, compareSections } from '../vm/compatibility.ts';
 import { describeVm, type VmDescription } from '../vm/description.ts';
 import { findOverwrittenRanges, type OverwrittenRange } from '../vm/load-overwrites.ts';
 import { Mailbox } from '../vm/mailbox.ts';
-import { assertUsableAsStandby } from '../vm/preflight.ts';
+import { assertProtectable, assertUsableAsStandby } from '../vm/preflight.ts';
 import { findRamBlocks, type RamBlock } from '../vm/ram-blocks.ts';
 import { type PrimaryOfDisks, type StandbyDisk, StandbyDisks } from '../vm/standby-disks.ts';
 import { VmstateFile } from '../vm/vmstate.ts';
@@ -52,9 +52,9 @@ export class NotAStandbyError extends Error {
   override readonly name = 'NotAStandbyError';
 }
 
-/** Attaches to a VM that was started with -S and has not run. Throws NotAStandbyError when it runs. */
+/** Attaches to a VM that was started with -S and has not run. Throws NotAStandbyError when it runs, PreflightError for what it isn't fit for. */
 export async function attachStandby(
-  { vm, qmpPath, overwriteDisks, log }: SecondaryAgentOptions,
+  { vm, qmpPath, overwriteDisks, succeed, log }: SecondaryAgentOptions,
   trace: SecondaryTrace | null,
 ): Promise<StandbyVm> {
   const qmp = await QmpClient.connect(qmpPath);
@@ -67,6 +67,8 @@ export async function attachStandby(
     }
     const pid = qmp.peer.pid;
     await assertUsableAsStandby(qmp, pid);
+    // Found out now, not when the VM runs and has no standby.
+    if (succeed !== null) await assertProtectable(qmp, pid, succeed);
     const blocks = await findRamBlocks(qmp, pid);
     const description = await describeWithSections(qmp, pid, blocks);
     const overwritten = await findOverwrittenRanges(qmp, blocks);
@@ -120,6 +122,8 @@ export class StandbyVm {
   /** The records say that the copies are whole. */
   #wholeCopy = false;
   #mailboxAttached = true;
+  /** The monitor is another's. */
+  #handedOn = false;
   #gone = false;
 
   constructor(parts: Parts, log: Log, trace: SecondaryTrace | null) {
@@ -141,7 +145,9 @@ export class StandbyVm {
 
   listen(onEvent: (event: EventBody) => void): void {
     this.#onEvent = onEvent;
-    this.#parts.qmp.onClosed((reason) => this.#lost(`the QMP connection ended: ${reason}`));
+    this.#parts.qmp.onClosed((reason) => {
+      if (!this.#handedOn) this.#lost(`the QMP connection ended: ${reason}`);
+    });
   }
 
   /** A bulk connection that the acceptor has read the preface of. */
@@ -207,6 +213,14 @@ export class StandbyVm {
     this.#gone = true;
     this.#watch.close();
     qmp.close();
+  }
+
+  /** Lets go of a VM that has been promoted: QEMU's monitor is free for its next client, and nothing of ours is left on it. Its end is still told. */
+  async handOn(): Promise<void> {
+    await this.#queue.run(async () => {
+      this.#handedOn = true;
+      this.#parts.qmp.close();
+    });
   }
 
   async #compare({ description, generation, lineage }: Effect<'compare'>): Promise<void> {

@@ -1,27 +1,38 @@
 import { Command } from 'commander';
-import { ControlServer, isForced } from '../agent/control-server.ts';
+import { ControlServer } from '../agent/control-server.ts';
 import { watchedBy } from '../agent/host-watchdog.ts';
+import type { TlsCredentials } from '../agent/link-security.ts';
 import { Log } from '../agent/log.ts';
 import type { HostPort } from '../agent/peer-address.ts';
-import { SecondaryAgent, type SecondaryOutcome } from '../agent/secondary-agent.ts';
+import type { SecondaryAgentOptions } from '../agent/secondary-agent.ts';
+import { Succession, type Successor } from '../agent/succession.ts';
 import { DEFAULT_TIMINGS } from '../protocol/machine.ts';
 import { defaultControlPath } from './control-path.ts';
-import { EXIT } from './exit-codes.ts';
 import { type FenceCliOptions, fenceOptions, withFenceOptions } from './fence-options.ts';
-import { collect, listenAddress } from './option-parsers.ts';
+import { collect, listenAddress, peerAddress } from './option-parsers.ts';
+import { report } from './outcome.ts';
 import { type PeerOptions, peerTimings, withPeerOptions } from './peer-options.ts';
+import { type ProtectionOptions, protectionOf, withProtectionOptions } from './protection-options.ts';
 import { linkCredentials, type SharedOptions, withSharedOptions } from './shared-options.ts';
 import { onTerminationSignal } from './signals.ts';
 import { armWatchdog, type WatchdogOptions, withWatchdogOptions } from './watchdog-options.ts';
 import { warnOfNoWitness, witnessOf } from './witness-options.ts';
 
-interface SecondaryCliOptions extends SharedOptions, PeerOptions, FenceCliOptions, WatchdogOptions {
+interface SecondaryCliOptions
+  extends SharedOptions,
+    PeerOptions,
+    ProtectionOptions,
+    FenceCliOptions,
+    WatchdogOptions {
   listen: HostPort;
   overwriteDisk: string[];
+  peer?: HostPort;
 }
 
 export function secondaryCommand(): Command {
-  return withWatchdogOptions(withFenceOptions(withPeerOptions(withSharedOptions(new Command('secondary')))))
+  const command = withWatchdogOptions(
+    withFenceOptions(withPeerOptions(withSharedOptions(new Command('secondary')))),
+  )
     .description('Be the standby: hold the last checkpoint in a VM started with -S, and take it over')
     .requiredOption(
       '--listen <host:port>',
@@ -34,45 +45,32 @@ export function secondaryCommand(): Command {
       collect,
       [],
     )
-    .action(runSecondary);
+    .optionsGroup('After a take-over (docs/failover.md):')
+    .option(
+      '--peer <host:port>',
+      'go on as the primary, and protect the VM again as soon as a standby listens there (default: stay alone)',
+      peerAddress,
+    );
+  return withProtectionOptions(command).action(runSecondary);
 }
 
 async function runSecondary(options: SecondaryCliOptions): Promise<void> {
-  let agent: SecondaryAgent | null = null;
+  let agent: Succession | null = null;
   const log = new Log(options.logLevel, () => ({
     vm: options.vm,
-    role: 'secondary',
-    epoch: agent?.status().epoch,
+    ...(agent?.logContext ?? { role: 'secondary', epoch: undefined }),
   }));
-  const witnessed = witnessOf(options.vm, options);
-  warnOfNoWitness(witnessed);
-  const running = await SecondaryAgent.attach({
-    ...witnessed,
-    vm: options.vm,
-    qmpPath: options.qmp,
-    listen: options.listen,
-    credentials: linkCredentials(options, options.listen.host, log),
-    overwriteDisks: options.overwriteDisk,
-    timings: {
-      ...DEFAULT_TIMINGS,
-      ...peerTimings(options),
-    },
-    fence: fenceOptions(options),
-    traceFile: options.trace ?? null,
-    log,
-  });
+  const hosts = [options.listen, ...(options.peer ? [options.peer] : [])].map(({ host }) => host);
+  const credentials = linkCredentials(options, hosts, log);
+  const standby = standbyOptions(options, credentials, log);
+  warnOfNoWitness(standby);
+  const running = await Succession.attach(standby, successorOf(options, credentials, log));
   agent = running;
   const watchdog = armWatchdog(options, log);
-  const control = await ControlServer.listen(options.control ?? defaultControlPath(options.vm, 'secondary'), {
-    status: () => running.status(),
-    failover: (force) => running.failover(isForced(force, options.vm)),
-    stop: async () => {
-      running.stop();
-      return 'the standby ends; its VM is left as it stands';
-    },
-  });
-  onTerminationSignal(() => running.stop());
-  if (options.json) process.stdout.write(`${JSON.stringify({ listen: running.status().listen })}\n`);
+  const path = options.control ?? defaultControlPath(options.vm, 'secondary');
+  const control = await ControlServer.listen(path, running);
+  onTerminationSignal(() => running.end());
+  if (options.json) process.stdout.write(`${JSON.stringify({ listen: running.listen })}\n`);
   try {
     report(options, await watchedBy(watchdog, () => running.run()));
   } finally {
@@ -80,14 +78,45 @@ async function runSecondary(options: SecondaryCliOptions): Promise<void> {
   }
 }
 
-const OUTCOME_EXIT: Record<SecondaryOutcome['outcome'], number> = {
-  stopped: EXIT.ok,
-  'guest-shutdown': EXIT.ok,
-  'vm-lost': EXIT.unavailable,
-};
+function standbyOptions(
+  options: SecondaryCliOptions,
+  credentials: TlsCredentials | null,
+  log: Log,
+): SecondaryAgentOptions {
+  const { exceptions } = protectionOf(options);
+  return {
+    ...witnessOf(options.vm, options),
+    vm: options.vm,
+    qmpPath: options.qmp,
+    listen: options.listen,
+    credentials,
+    overwriteDisks: options.overwriteDisk,
+    succeed: options.peer === undefined ? null : exceptions,
+    timings: { ...DEFAULT_TIMINGS, ...peerTimings(options) },
+    fence: fenceOptions(options),
+    traceFile: options.trace ?? null,
+    log,
+  };
+}
 
-function report(options: SecondaryCliOptions, { outcome, reason }: SecondaryOutcome): void {
-  if (options.json) process.stdout.write(`${JSON.stringify({ outcome, reason })}\n`);
-  else process.stderr.write(`colo-agent: ${options.vm}: ${outcome}: ${reason}\n`);
-  process.exitCode = OUTCOME_EXIT[outcome];
+/** What it is as a primary; each time with a connection to the witness of its own. */
+function successorOf(
+  options: SecondaryCliOptions,
+  credentials: TlsCredentials | null,
+  log: Log,
+): Successor | null {
+  const { peer } = options;
+  if (peer === undefined) return null;
+  const protection = protectionOf(options);
+  return () => ({
+    ...witnessOf(options.vm, options),
+    ...protection,
+    vm: options.vm,
+    qmpPath: options.qmp,
+    peer,
+    credentials,
+    timings: { ...DEFAULT_TIMINGS, ...protection.timings, ...peerTimings(options) },
+    traceFile: options.trace === undefined ? null : `${options.trace}.primary`,
+    log,
+  });
 }

@@ -48,17 +48,22 @@ export function withSharedOptions(command: Command): Command {
 }
 
 /**
- * What the agent's connections are secured with, `host` being the address of its own side or of the peer's; null: nothing. Throws
- * CliError, and NativeError ERR_COLO_CREDENTIALS.
+ * What the agent's connections are secured with, `hosts` being the addresses of its own side and of its peers that it knows of; null: nothing.
+ * Throws CliError, and NativeError ERR_COLO_CREDENTIALS.
  */
-export function linkCredentials(options: SharedOptions, host: string, log: Log): TlsCredentials | null {
+export function linkCredentials(
+  options: SharedOptions,
+  hosts: readonly string[],
+  log: Log,
+): TlsCredentials | null {
   forbidCoreDumps();
   if (!options.insecure)
     return openCredentials({ vm: options.vm, folder: options.tls, peerName: options.peerName }, log);
-  if (!isLoopback(host)) {
+  const reachable = hosts.find((host) => !isLoopback(host));
+  if (reachable !== undefined) {
     throw new CliError(
       EXIT.usage,
-      `--insecure is for loopback addresses (127.0.0.0/8 or ::1), not for ${host}: there anybody could read the guest's memory ` +
+      `--insecure is for loopback addresses (127.0.0.0/8 or ::1), not for ${reachable}: there anybody could read the guest's memory ` +
         'and replace it. Leave it out and run `colo-agent pair` on both hosts',
     );
   }

@@ -447,7 +447,7 @@ export interface NativeBinding {
   /** Signals every eventfd of QEMU: of a VM that runs from a loaded device state, an interrupt may be missing (native/core/eventfd_kick.h). */
   kickEventfds(pid: number): number;
   closeFd(fd: number): void;
-  /** From the main thread: a killed agent's connections close at once, however much memory it has (native/core/memory_keeper.h). */
+  /** A killed agent's connections close at once, however much memory it has (native/core/memory_keeper.h). */
   startMemoryKeeper(): boolean;
 }
 

@@ -19,11 +19,16 @@ export class Authority {
 
   constructor(context: PrimaryContext) {
     this.context = context;
-    this.standing = this.witnessed ? 'nothing' : 'alone';
+    this.standing = this.mustAsk ? 'nothing' : 'alone';
   }
 
   get witnessed(): boolean {
     return this.context.options.arbitration === 'witness';
+  }
+
+  /** Not after a take-over: what it won is `alone`, and only this side can change it (docs/arbitration.md). */
+  private get mustAsk(): boolean {
+    return this.witnessed && !this.context.options.tookOver;
   }
 
   get mayOpenGate(): boolean {
@@ -49,8 +54,9 @@ export class Authority {
   start(): [StateWord, string] {
     const { foreignGate, options } = this.context;
     // Whatever an earlier agent has left, a generation of our own tells whether anybody has taken its place.
-    if (this.witnessed) this.claimAlone(options.generation + 1);
+    if (this.mustAsk) this.claimAlone(options.generation + 1);
     if (foreignGate) return this.describeAlone('');
+    if (options.tookOver) return this.describeAlone('took over; looking for a standby');
     return ['STARTING', this.witnessed ? 'asking the witness' : 'connecting to the secondary'];
   }
 

@@ -183,6 +183,8 @@ export interface PrimaryOptions {
   node: string;
   arbitration: Arbitration;
   timings: Timings;
+  /** This agent has taken the VM over itself, and `generation` is what it won: nobody has to be asked before a standby is looked for. */
+  tookOver: boolean;
   /** A gate of an earlier agent was found: output is cut off until the witness, or without one the peer, has said that nobody took over. */
   foundClosedGate: boolean;
 }

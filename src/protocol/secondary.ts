@@ -31,6 +31,8 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
   private takeOver: TakeOver | null = null;
   /** A primary that lives has been given until then to come back, or to claim its next generation. */
   private claimAtMs: number | null = null;
+  /** A person has decided in the witness's place: what it holds may say otherwise. */
+  private overridden = false;
   private started = false;
   private finished = false;
   private word: StateWord = 'STARTING';
@@ -52,6 +54,11 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
 
   get generation(): number {
     return this.context.generation;
+  }
+
+  /** The VM runs in a generation that nobody else can have won. */
+  get undisputed(): boolean {
+    return this.life === 'running' && !this.overridden;
   }
 
   /** The last committed epoch, the one that a failover would resume; 0 while there is none. */
@@ -244,6 +251,7 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
 
   /** Without the witness's word. */
   private grant(): void {
+    this.overridden ||= this.context.options.failover === 'claimed';
     this.standby.won ??= this.context.generation + 1;
   }
 

@@ -55,6 +55,7 @@ interface Pending {
 }
 
 interface Outgoing {
+  id: number;
   text: string;
   fds: readonly number[];
 }
@@ -73,6 +74,8 @@ export class QmpClient {
   readonly #handlers = new Map<string, Set<EventHandler>>();
   readonly #closedHandlers = new Set<(reason: string) => void>();
   #lastId = 0;
+  /** The command with descriptors that has no answer yet. */
+  #withFds: number | null = null;
   #outgoing: Outgoing[] = [];
   #flushScheduled = false;
   /** Who waits for the greeting, until it has come. */
@@ -190,7 +193,7 @@ export class QmpClient {
     const id = this.#freeId();
     const text = `${stringifyJson({ execute: name, arguments: args, id })}\n`;
     this.#pending.set(id, pending);
-    this.#outgoing.push({ text, fds });
+    this.#outgoing.push({ id, text, fds });
     if (this.#flushScheduled) return;
     this.#flushScheduled = true;
     queueMicrotask(() => {
@@ -207,12 +210,15 @@ export class QmpClient {
     return this.#lastId;
   }
 
-  /** Neighbours without descriptors leave in one write. A descriptor goes past Node's socket, so it waits until nothing is queued in there. */
+  /**
+   * Neighbours without descriptors leave in one write. A descriptor goes past Node's socket, so it waits until nothing is queued in there; and for the answer to
+   * the one before, since QEMU, which reads ahead, keeps only those that came last.
+   */
   #flush(): void {
     while (!this.#closed && this.#outgoing.length > 0) {
       const withFds = this.#outgoing.findIndex((message) => message.fds.length > 0);
       if (withFds === 0) {
-        if (this.#socket.writableLength > 0) return;
+        if (this.#socket.writableLength > 0 || this.#withFds !== null) return;
         this.#sendWithFds(this.#outgoing.shift() as Outgoing);
         continue;
       }
@@ -221,7 +227,8 @@ export class QmpClient {
     }
   }
 
-  #sendWithFds({ text, fds }: Outgoing): void {
+  #sendWithFds({ id, text, fds }: Outgoing): void {
+    this.#withFds = id;
     try {
       this.#native.sendWithFds(this.#fd, Buffer.from(text), [...fds]);
     } catch (error) {
@@ -260,6 +267,10 @@ export class QmpClient {
     const pending = typeof message.id === 'number' ? this.#pending.get(message.id) : undefined;
     if (!pending) throw malformed('a reply to no command of ours', line);
     this.#pending.delete(message.id as number);
+    if (message.id === this.#withFds) {
+      this.#withFds = null;
+      this.#flush();
+    }
     if (message.kind === 'return') pending.resolve(message.value);
     else pending.reject(new QmpError(message.errorClass, message.desc, pending.command));
   }

@@ -12,7 +12,10 @@ export interface PairedFolders {
 
 let made: PairedFolders | null = null;
 
-/** The two hosts' folders, for `--tls`. They trust each other for every VM. */
+/**
+ * The two hosts' folders, for `--tls`. They trust each other for every VM, and themselves: an agent is given the folder of its command's name, and
+ * after a take-over both ends of a link may have been started as the same.
+ */
 export function pairedFolders(): PairedFolders {
   made ??= makePair();
   return made;
@@ -23,7 +26,8 @@ function makePair(): PairedFolders {
   process.once('exit', () => rmSync(folder, { recursive: true, force: true }));
   const primary = hostCredentials(path.join(folder, 'primary'), null);
   const secondary = hostCredentials(path.join(folder, 'secondary'), null);
-  trustCertificate(primary.folder, new X509Certificate(secondary.certificate));
-  trustCertificate(secondary.folder, new X509Certificate(primary.certificate));
+  for (const host of [primary, secondary])
+    for (const { certificate } of [primary, secondary])
+      trustCertificate(host.folder, new X509Certificate(certificate));
   return { primary: primary.folder, secondary: secondary.folder };
 }

@@ -68,6 +68,12 @@ describe('the command line', () => {
       64,
       /longer than --interval/,
     ],
+    [
+      'a minimum above the interval, for after a take-over',
+      [...SECONDARY, '--peer', 'host:1', '--interval', '20', '--min-interval', '30'],
+      64,
+      /longer than --interval/,
+    ],
     ['a scrub of more than may be', [...PRIMARY, '--scrub', '1025'], 64, /from 0 to/],
     ['an unknown mode', [...PRIMARY, '--mode', 'fast'], 64, /pipelined, strict/],
     [
@@ -112,6 +118,7 @@ describe('the command line', () => {
     ['trials without a witness', [...PRIMARY, '--witness', 'none'], 69, /--witness none: .*both VMs run/],
     ['plain text on a network', [...PRIMARY.slice(0, 6), '10.0.0.1:1', '--insecure'], 64, /loopback/],
     ['plain text on every address', [...SECONDARY.slice(0, 6), ':1', '--insecure'], 64, /loopback/],
+    ['plain text after a take-over', [...SECONDARY, '--peer', '10.0.0.1:1'], 64, /loopback/],
     [
       'no certificate there',
       [...PRIMARY.slice(0, 7), '--tls', '/nonexistent/tls'],

@@ -107,6 +107,10 @@ export abstract class Agent<Event extends { nowMs: number; type: string }, Effec
     this.heartbeats = heartbeats;
   }
 
+  protected get hasHeartbeats(): boolean {
+    return this.heartbeats !== null;
+  }
+
   protected endHeartbeats(): void {
     this.heartbeats?.end();
     this.heartbeats = null;

@@ -1,7 +1,7 @@
 /** src/agent/arbitration.ts as a model: an agent's claims, carried to the world's witness. */
 import type { Arbiter, ArbiterEffect, ArbiterEvent, Claim } from '../../src/protocol/arbiter.ts';
 import type { ClaimEvent } from '../../src/protocol/machine.ts';
-import { NODES, type World } from './world.ts';
+import type { World } from './world.ts';
 
 type Bare = ArbiterEvent extends infer E ? (E extends ArbiterEvent ? Omit<E, 'nowMs'> : never) : never;
 
@@ -25,7 +25,7 @@ export class Arbitration {
     this.world = world;
     this.side = side;
     this.owner = owner;
-    this.arbiter = world.options.makeArbiter(NODES[side]);
+    this.arbiter = world.options.makeArbiter(world.nodes[side]);
     if (world.witnessed) this.look();
   }
 

@@ -154,6 +154,7 @@ const stopWitness: Fault = (world) => {
 const cutLink: Fault = (world) => {
   world.trace('* the link is cut');
   world.control?.blackhole();
+  world.heartbeats?.blackhole();
   for (const channel of world.bulk) channel.blackhole();
   world.partitioned = true;
   world.clock.after(world.random.between(400, 1500), () => {

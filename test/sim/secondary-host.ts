@@ -23,6 +23,8 @@ interface Staging {
 }
 
 const TORN = Number.NaN;
+/** From READY until the primary's heartbeats have come. */
+const FIRST_HEARTBEAT_MS = 5000;
 
 export class SecondaryAgent extends Agent<SecondaryEvent, SecondaryEffect> {
   private readonly guest: Guest;
@@ -178,7 +180,19 @@ export class SecondaryAgent extends Agent<SecondaryEvent, SecondaryEffect> {
     this.staged.clear();
     const token = String(++this.tokens).padStart(32, '0');
     this.session = { token, generation, connections, opened: 0 };
+    this.expectHeartbeats(token);
     return { type: 'session-opened', bulkToken: token, lineages: [this.lineage] };
+  }
+
+  /** As PeerHeartbeat does: the primary may never have seen READY. */
+  private expectHeartbeats(token: string): void {
+    const sinceMs = this.world.clock.nowMs;
+    this.world.clock.after(FIRST_HEARTBEAT_MS, () =>
+      this.whenAwake(() => {
+        if (this.session?.token !== token || this.link === null || this.hasHeartbeats) return;
+        this.dispatch({ type: 'peer-silent', reason: 'no heartbeat connection came', heardMs: sinceMs });
+      }),
+    );
   }
 
   private onFrame(frame: BulkFrame): void {

@@ -74,8 +74,6 @@ const TIMINGS: Timings = {
   peerTimeoutMs: 300,
   reconnectMs: 60,
 };
-/** What the hosts call themselves. */
-export const NODES = ['north', 'south'] as const;
 const VM_ID = 'ab'.repeat(16);
 /** Longer than every time-out that a stopped VM may wait for. */
 const STANDING_MAX_MS = 15_000;
@@ -86,7 +84,9 @@ export class World {
   readonly options: WorldOptions;
   readonly random: Random;
   readonly clock = new Clock();
-  readonly pvm: Guest;
+  /** What the hosts call themselves: the primary's, then the standby's. */
+  readonly nodes: [string, string] = ['north', 'south'];
+  pvm: Guest;
   /** On the standby's host. */
   standbyDisk = new StandbyDisk();
   /** One that was taken out, with all that is on it, and may come back. */
@@ -129,12 +129,16 @@ export class World {
     this.etcd = new Etcd(this);
     this.pvm = new Guest(this);
     this.pvm.running = true;
-    this.pvm.onFrame = (device) =>
-      this.gate === null ? this.leaveUnprotected(device) : this.gate.frame(device);
+    this.wireFrames();
     this.svm = new Guest(this, this.standbyDisk.blocks);
     this.startSecondary();
     this.startPrimary();
     this.checkOften();
+  }
+
+  private wireFrames(): void {
+    this.pvm.onFrame = (device) =>
+      this.gate === null ? this.leaveUnprotected(device) : this.gate.frame(device);
   }
 
   /** A VM that nobody cares for causes no events. */
@@ -145,7 +149,7 @@ export class World {
 
   // --- agents ----------------------------------------------------------------------------------------------------------------------
 
-  startPrimary(): void {
+  startPrimary(tookOver = false): void {
     const { mode, connections } = this.options;
     const machine = this.options.makePrimary({
       vmId: VM_ID,
@@ -153,10 +157,11 @@ export class World {
       connections,
       description: { machine: 'model' },
       generation: Math.max(1, this.recorded[0]),
-      node: NODES[0],
+      node: this.nodes[0],
       arbitration: this.witnessed ? 'witness' : 'none',
       timings: TIMINGS,
       copiesDisks: true,
+      tookOver,
       foundClosedGate: this.gate !== null,
     });
     this.primary = new PrimaryAgent(this, this.pvm, machine);
@@ -169,12 +174,32 @@ export class World {
     const machine = this.options.makeSecondary({
       vmId: VM_ID,
       generation: this.recorded[1],
-      node: NODES[1],
+      node: this.nodes[1],
       failover,
       timings: TIMINGS,
     });
     this.secondary = new SecondaryAgent(this, this.svm, machine);
     this.secondary.dispatch({ type: 'start' });
+  }
+
+  /**
+   * After a take-over and the death of the primary's host: the survivor's agent goes on as the primary, and the other host comes back as the standby's, with
+   * the disk that it had.
+   */
+  succeed(): void {
+    this.trace('* the survivor is the primary');
+    const old = this.pvm;
+    this.secondary?.kill(false);
+    this.nodes.reverse();
+    this.recorded.reverse();
+    this.pvm = this.svm;
+    this.wireFrames();
+    this.gate = null;
+    this.standbyDisk = new StandbyDisk();
+    this.standbyDisk.blocks.splice(0, old.disk.length, ...old.disk);
+    this.svm = new Guest(this, this.standbyDisk.blocks);
+    this.startSecondary();
+    this.startPrimary(true);
   }
 
   kill(victim: Victim): void {
@@ -281,13 +306,13 @@ export class World {
   requireAlone(side: 0 | 1, what: string): void {
     if (!this.witnessed) return;
     const { record } = this.etcd.entry;
-    if (record?.mode !== 'alone' || record.primary !== NODES[side])
-      violated(4, `${NODES[side]} ${what}, the witness has ${JSON.stringify(record)}`);
+    if (record?.mode !== 'alone' || record.primary !== this.nodes[side])
+      violated(4, `${this.nodes[side]} ${what}, the witness has ${JSON.stringify(record)}`);
   }
 
   /** INVARIANT 7: nobody destroys the VM that the witness wants to run. */
   requireLost(): void {
-    if (this.witnessed && this.etcd.entry.record?.primary === NODES[0])
+    if (this.witnessed && this.etcd.entry.record?.primary === this.nodes[0])
       violated(7, `the primary is fenced, the witness has ${JSON.stringify(this.etcd.entry.record)}`);
   }
 
@@ -311,9 +336,9 @@ export class World {
     const open = this.gate === null || this.gate.passes;
     if (svm.running && pvm.running && open) violated(4, 'two VMs run with an open gate');
     const holder = this.etcd.entry.record?.primary;
-    if (this.witnessed && svm.running && holder !== NODES[1])
+    if (this.witnessed && svm.running && holder !== this.nodes[1])
       violated(4, 'the standby runs without a generation');
-    if (this.witnessed && pvm.running && open && holder === NODES[1])
+    if (this.witnessed && pvm.running && open && holder === this.nodes[1])
       violated(4, 'the primary runs with an open gate after it lost its generation');
     const standing = this.primary?.alive && pvm.alive && this.primary.stopped && !pvm.running;
     this.standingSinceMs = standing ? (this.standingSinceMs ?? clock.nowMs) : null;

@@ -1,7 +1,12 @@
 /** Both ends of a session's heartbeats, over the addon's own sockets. */
+import { X509Certificate } from 'node:crypto';
 import { once } from 'node:events';
+import { mkdtempSync, rmSync } from 'node:fs';
 import { type AddressInfo, connect, createServer, type Socket } from 'node:net';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
 import { afterEach, expect, test, vi } from 'vitest';
+import { hostCredentials, trustCertificate } from '../../src/agent/credential-files.ts';
 import { monotonicMs } from '../../src/agent/driver.ts';
 import { openCredentials } from '../../src/agent/link-security.ts';
 import { Log } from '../../src/agent/log.ts';
@@ -108,10 +113,14 @@ test('they do so through TLS, and who is not believed learns why', async () => {
   const secondary = listen({}, open(folders.secondary));
   secondary.heartbeat.expect(TOKEN, GENERATION);
   const address = { host: '127.0.0.1', port: secondary.port };
+  const folder = mkdtempSync(path.join(tmpdir(), 'colo-stranger-'));
+  cleanups.push(() => rmSync(folder, { recursive: true }));
+  hostCredentials(folder, null);
+  trustCertificate(folder, new X509Certificate(hostCredentials(folders.secondary, null).certificate));
   const stranger = end('secondary');
-  stranger.heartbeat.connect(address, TOKEN, GENERATION, open(folders.secondary));
+  stranger.heartbeat.connect(address, TOKEN, GENERATION, open(folder));
   await vi.waitFor(() => expect(stranger.told).toHaveLength(1), PATIENCE);
-  expect(stranger.told[0]?.reason).toMatch(/^the secondary breaks its heartbeats: .*certificate/);
+  expect(stranger.told[0]?.reason).toMatch(/^the secondary breaks its heartbeats: .*the peer doesn't trust our certificate/);
   const primary = end('secondary');
   primary.heartbeat.connect(address, TOKEN, GENERATION, open(folders.primary));
   await vi.waitFor(() => {
@@ -180,6 +189,7 @@ test('a primary that opens no heartbeat connection is not waited for for ever', 
     vi.advanceTimersByTime(4999);
     expect(told).toEqual([]);
     vi.advanceTimersByTime(1);
+    vi.advanceTimersToNextTimer();
     expect(told[0]?.reason).toBe('the primary has opened no heartbeat connection in 5000 ms');
   } finally {
     vi.useRealTimers();

@@ -10,6 +10,7 @@ const DEFAULTS: GoldenOptions = {
   auto: false,
   witness: false,
   foreign: false,
+  tookOver: false,
   disks: false,
   generation: 1,
   standbyGeneration: 0,

@@ -46,6 +46,8 @@ export interface GoldenOptions {
   /** Both ask a witness; the text has its answers. */
   witness: boolean;
   foreign: boolean;
+  /** The primary's agent has taken the VM over itself, in `generation`. */
+  tookOver: boolean;
   /** The VM has a disk that is copied. */
   disks: boolean;
   generation: number;
@@ -68,6 +70,7 @@ export class Conversation {
       generation: options.generation,
       node: 'north',
       arbitration: options.witness ? 'witness' : 'none',
+      tookOver: options.tookOver,
       foundClosedGate: options.foreign,
     });
     const secondary = new SecondaryMachine({

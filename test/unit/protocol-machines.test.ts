@@ -24,6 +24,7 @@ const newPrimary = (foundClosedGate = false): PrimaryMachine =>
     copiesDisks: false,
     node: 'north',
     arbitration: 'none',
+    tookOver: false,
     foundClosedGate,
   });
 const newSecondary = (): SecondaryMachine =>

@@ -5,7 +5,7 @@ import { afterEach, describe, expect, it, vi } from 'vitest';
 import { native } from '../../src/native/binding.ts';
 import { type ConnectOptions, QmpClient } from '../../src/qmp/client.ts';
 import { QmpError } from '../../src/qmp/error.ts';
-import { event, GREETING, ok, QmpServer, type Responder } from './qmp-server.ts';
+import { event, GREETING, ok, QmpServer, type Request, type Responder } from './qmp-server.ts';
 
 const cleanups: (() => unknown)[] = [];
 
@@ -175,6 +175,21 @@ describe('commands', () => {
       'add-fd',
     ]);
     expect(sent).toEqual([[fd], [fd]]);
+  });
+
+  it('with descriptors wait for the answer to the one before: QEMU keeps only the last that it has read', async () => {
+    const server = await serve((request) => (request.execute === 'getfd' ? null : ok(request)));
+    const client = await connect(server);
+    const fd = openSync('/dev/null', 'r');
+    cleanups.push(() => closeSync(fd));
+    const first = client.execute('getfd', { fdname: 'a' }, [fd]);
+    const second = client.execute('add-fd', {}, [fd]);
+    await expect.poll(() => server.requests.length).toBe(1);
+    await new Promise((resolve) => setImmediate(resolve));
+    expect(server.requests.map(({ execute }) => execute)).toEqual(['getfd']);
+    server.send(ok(server.requests[0] as Request));
+    await Promise.all([first, second]);
+    expect(server.requests.map(({ execute }) => execute)).toEqual(['getfd', 'add-fd']);
   });
 
   it('with descriptors wait for a large command before them', async () => {

@@ -1,0 +1,58 @@
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { RunState } from '../../src/agent/run-state.ts';
+import { QmpClient } from '../../src/qmp/client.ts';
+import { event, ok, QmpServer, type Request } from './qmp-server.ts';
+
+let server: QmpServer;
+let qmp: QmpClient;
+let seen: string[];
+let runState: RunState;
+/** What QEMU writes for a command. */
+let answers: Record<string, (request: Request) => string>;
+
+beforeEach(async () => {
+  answers = {
+    stop: (request) => event('STOP', {}) + ok(request),
+    cont: (request) => event('RESUME', {}) + ok(request),
+  };
+  server = await QmpServer.start((request) => answers[request.execute]?.(request) ?? ok(request));
+  qmp = await QmpClient.connect(server.path);
+  seen = [];
+  const guard = { setStopped: () => {} };
+  runState = new RunState(qmp, guard, {
+    onPaused: () => seen.push('paused by others'),
+    onResumed: () => seen.push('resumed by others'),
+    onPauseEnded: () => seen.push('pause ended'),
+    onResumedByUs: () => seen.push('resumed'),
+  });
+});
+
+afterEach(async () => {
+  qmp.close();
+  await server.stop();
+});
+
+/** As a checkpoint does: `cont` is issued before the save has its answer. */
+async function pause(): Promise<void> {
+  const stopping = runState.stop();
+  const saving = qmp.execute('xen-save-devices-state', { filename: '/dev/fdset/1', live: false });
+  runState.expectSave(saving);
+  expect(await stopping).toBe(true);
+  await Promise.all([runState.resume(), saving]);
+}
+
+describe('a RESUME while our cont is on its way', () => {
+  test('behind the save is our own', async () => {
+    await pause();
+    expect(seen).toEqual(['pause ended', 'resumed']);
+    expect(runState.stoppedByUs).toBe(false);
+  });
+
+  test("before the save's answer is somebody else's", async () => {
+    answers['xen-save-devices-state'] = (request) => event('RESUME', {}) + ok(request);
+    answers['cont'] = (request) => ok(request);
+    await pause();
+    expect(seen).toContain('resumed by others');
+    expect(seen).not.toContain('pause ended');
+  });
+});
