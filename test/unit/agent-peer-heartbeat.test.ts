@@ -120,7 +120,9 @@ test('they do so through TLS, and who is not believed learns why', async () => {
   const stranger = end('secondary');
   stranger.heartbeat.connect(address, TOKEN, GENERATION, open(folder));
   await vi.waitFor(() => expect(stranger.told).toHaveLength(1), PATIENCE);
-  expect(stranger.told[0]?.reason).toMatch(/^the secondary breaks its heartbeats: .*the peer doesn't trust our certificate/);
+  expect(stranger.told[0]?.reason).toMatch(
+    /^the secondary breaks its heartbeats: .*the peer doesn't trust our certificate/,
+  );
   const primary = end('secondary');
   primary.heartbeat.connect(address, TOKEN, GENERATION, open(folders.primary));
   await vi.waitFor(() => {
