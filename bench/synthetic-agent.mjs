@@ -36,7 +36,7 @@ async function run(cleanup) {
   });
   cleanup.add(() => engine.close());
   await engine.protect();
-  await engine.connect('127.0.0.1', plan.port, randomBytes(16), 1, 1);
+  await engine.connect('127.0.0.1', plan.port, randomBytes(16), 1, 1, null);
   await engine.sync(0, () => {});
   const captures = [];
   const pausesMs = [];

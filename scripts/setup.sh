@@ -62,6 +62,8 @@ find_missing() {
   [ -f /usr/include/benchmark/benchmark.h ] || needed libbenchmark-dev google-benchmark-devel
   has spin || needed spin spin
   [ "$purpose" != fuzz ] || has_fuzzer || needed 'clang libclang-rt-dev' 'clang compiler-rt'
+  [ -f /usr/include/openssl/ssl.h ] || needed libssl-dev openssl-devel
+  has openssl || needed openssl openssl
   [ -f /usr/include/xxhash.h ] || needed libxxhash-dev xxhash-devel
 }
 

@@ -36,7 +36,8 @@ class AcceptorHandle : public Handle<AcceptorHandle> {
       on_accepted_ = Napi::Persistent(options.property("onAccepted").function());
       on_refused_ = Napi::Persistent(options.property("onRefused").function());
       acceptor_ = std::make_unique<Acceptor>(options.property("host").text(),
-                                             options.property("port").integer_as<std::uint16_t>(), events());
+                                             options.property("port").integer_as<std::uint16_t>(), events(),
+                                             credentials_or_null(options.property("credentials")));
     });
     info.This().As<Napi::Object>().DefineProperty(Napi::PropertyDescriptor::Value(
         "port", Napi::Number::New(info.Env(), acceptor_->port()), napi_enumerable));
@@ -49,9 +50,9 @@ class AcceptorHandle : public Handle<AcceptorHandle> {
   Acceptor::Events events() const {
     const auto queue = environment_.completions();
     const std::uint64_t id = id_;
-    return {[queue, id](Acceptor::Link link, int fd, std::string preface, std::string peer) {
+    return {[queue, id](Acceptor::Link link, Connection connection, std::string preface, std::string peer) {
               // Shared because tasks are copied; a task that is dropped closes the connection.
-              auto owned = std::make_shared<UniqueFd>(fd);
+              auto owned = std::make_shared<Connection>(std::move(connection));
               post_to(queue, id, [=](AcceptorHandle& self) { self.accepted(link, *owned, preface, peer); });
             },
             [queue, id](std::string peer, std::string reason) {
@@ -62,15 +63,14 @@ class AcceptorHandle : public Handle<AcceptorHandle> {
             }};
   }
 
-  void accepted(Acceptor::Link link, UniqueFd& fd, const std::string& preface, const std::string& peer) {
+  void accepted(Acceptor::Link link, Connection& connection, const std::string& preface,
+                const std::string& peer) {
     const Napi::Env env = Env();
-    // Throws in an environment that is about to end, where the callback wouldn't be called either: `fd` must
-    // still be ours then.
     auto bytes = Napi::Uint8Array::New(env, preface.size());
     std::copy(preface.begin(), preface.end(), bytes.Data());
     const auto name = Napi::String::New(env, name_of(link));
     const auto peer_name = Napi::String::New(env, peer);
-    on_accepted_.Call({name, Napi::Number::New(env, fd.release()), bytes, peer_name});
+    on_accepted_.Call({name, new_peer_connection(env, std::move(connection)), bytes, peer_name});
   }
 
   Napi::FunctionReference on_accepted_, on_refused_;

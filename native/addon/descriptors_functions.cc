@@ -30,6 +30,9 @@ Napi::Value peer_credentials_function(const Napi::CallbackInfo& info) {
   result.Set("pid", number(info.Env(), peer.pid));
   result.Set("uid", number(info.Env(), peer.uid));
   result.Set("gid", number(info.Env(), peer.gid));
+  const Napi::Array groups = Napi::Array::New(info.Env(), peer.groups.size());
+  for (std::uint32_t i = 0; i < peer.groups.size(); ++i) groups.Set(i, number(info.Env(), peer.groups[i]));
+  result.Set("groups", groups);
   return result;
 }
 

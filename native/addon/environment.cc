@@ -23,6 +23,7 @@ void Environment::clean_up() {
   // No JavaScript can run any more, so the promises stay unsettled for ever, like everything else that the
   // environment was about to do.
   pending_.clear();
+  peer_connection_class_.Reset();
 }
 
 OpenObject* Environment::find(std::uint64_t id) const {

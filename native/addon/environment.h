@@ -49,6 +49,9 @@ class Environment {
   void closed(std::uint64_t id) { open_.erase(id); }
   OpenObject* find(std::uint64_t id) const;
 
+  // How the addon itself makes a PeerConnection (peer_connection_class.cc).
+  Napi::FunctionReference& peer_connection_class() { return peer_connection_class_; }
+
   // A promise that `settle` ends. It keeps the process alive until then. `progress` (may be empty) is called
   // by report().
   struct Operation {
@@ -76,6 +79,7 @@ class Environment {
   Napi::Env env_;
   std::shared_ptr<Completions> completions_;
   std::uint64_t next_id_ = 1;
+  Napi::FunctionReference peer_connection_class_;
   std::unordered_map<std::uint64_t, OpenObject*> open_;
   std::unordered_map<std::uint64_t, Pending> pending_;
 };

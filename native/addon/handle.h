@@ -44,6 +44,14 @@ class Handle : public Napi::ObjectWrap<T>, public OpenObject {
     open_ = true;
   }
 
+  // As JavaScript's close(); for objects whose work ends by itself. The object may be gone afterwards.
+  void end() {
+    if (!std::exchange(open_, false)) return;
+    environment_.closed(id_);
+    this->shut_down();
+    this->Unref();
+  }
+
   // A method that needs the object open.
   template <Napi::Value (T::*body)(const Napi::CallbackInfo&)>
   static Napi::ClassPropertyDescriptor<T> method(const char* name) {
@@ -102,12 +110,7 @@ class Handle : public Napi::ObjectWrap<T>, public OpenObject {
     });
   }
 
-  void close(const Napi::CallbackInfo&) {
-    if (!std::exchange(open_, false)) return;
-    environment_.closed(id_);
-    this->shut_down();
-    this->Unref();
-  }
+  void close(const Napi::CallbackInfo&) { end(); }
 
   bool open_ = false;
 };

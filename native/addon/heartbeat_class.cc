@@ -44,9 +44,9 @@ class HeartbeatHandle : public Handle<HeartbeatHandle> {
       const HeartbeatLimits limits = limits_of(options);
       const std::uint64_t generation = options.property("generation").integer();
       const Argument end = options.property("end");
-      if (end.value.IsNumber()) {
-        UniqueFd socket(end.descriptor());  // the last argument that is looked at: from here on it is ours
-        heartbeat_ = std::make_unique<Heartbeat>(limits, generation, std::move(socket), verdict());
+      if (is_peer_connection(end)) {
+        // The last argument that is looked at: from here on the connection is ours.
+        heartbeat_ = std::make_unique<Heartbeat>(limits, generation, take_peer_connection(end), verdict());
       } else {
         heartbeat_ = std::make_unique<Heartbeat>(limits, generation, target_of(end), verdict());
       }
@@ -67,7 +67,8 @@ class HeartbeatHandle : public Handle<HeartbeatHandle> {
 
   static Heartbeat::Target target_of(const Argument& end) {
     return {end.property("host").text(), end.property("port").integer_as<std::uint16_t>(1),
-            end.property("token").bytes(kHeartbeatTokenBytes)};
+            end.property("token").bytes(kHeartbeatTokenBytes),
+            credentials_or_null(end.property("credentials"))};
   }
 
   Heartbeat::OnVerdict verdict() const {

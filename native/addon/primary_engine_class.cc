@@ -96,9 +96,11 @@ class PrimaryEngineHandle : public Handle<PrimaryEngineHandle> {
     const std::uint64_t generation = argument(info, 3, "generation").integer();
     const auto connections =
         static_cast<unsigned>(argument(info, 4, "connections").integer(1, kConnectionsMax));
+    const std::shared_ptr<const TlsCredentials> credentials =
+        credentials_or_null(argument(info, 5, "credentials"));
     require_idle("connect");
     return run(info.Env(), [&](const Environment::Operation& operation) {
-      engine_->connect(host, port, token, generation, connections, done(operation));
+      engine_->connect(host, port, token, generation, connections, credentials, done(operation));
     });
   }
 

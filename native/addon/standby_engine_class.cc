@@ -81,8 +81,8 @@ class StandbyEngineHandle : public Handle<StandbyEngineHandle> {
   }
 
   Napi::Value add_connection(const Napi::CallbackInfo& info) {
-    const int fd = argument(info, 0, "fd").descriptor();
-    engine_->add_connection(fd, argument(info, 1, "preface").bytes(kPrefaceBytes));
+    const std::string preface = argument(info, 1, "preface").bytes(kPrefaceBytes);
+    engine_->add_connection(take_peer_connection(argument(info, 0, "connection")), preface);
     return info.Env().Undefined();
   }
 

@@ -37,14 +37,25 @@ constexpr auto kAcceptPause =
     std::chrono::milliseconds(100);  // after accept(2) ran out of descriptors or memory
 constexpr int kBacklog = 64;
 
-std::string describe(const sockaddr* address, socklen_t length) {
+// kMagics.end() when it is none's beginning.
+auto magic_begun_by(std::string_view preface) {
+  return std::find_if(kMagics.begin(), kMagics.end(), [&](const auto& each) {
+    return each.first.starts_with(preface.substr(0, kMagicBytes));
+  });
+}
+
+struct Peer {
+  std::string host = "unknown", name = "unknown";  // `name` is host:port
+};
+
+Peer describe(const sockaddr* address, socklen_t length) {
   char host[NI_MAXHOST], service[NI_MAXSERV];
   if (::getnameinfo(address, length, host, sizeof host, service, sizeof service,
                     NI_NUMERICHOST | NI_NUMERICSERV) != 0) {
-    return "unknown";
+    return {};
   }
   const bool v6 = address->sa_family == AF_INET6;
-  return (v6 ? "[" + std::string(host) + "]:" : std::string(host) + ":") + service;
+  return {host, (v6 ? "[" + std::string(host) + "]:" : std::string(host) + ":") + service};
 }
 
 UniqueFd listen_on(const addrinfo& address) {
@@ -80,16 +91,35 @@ UniqueFd listen_on(const std::string& host, std::uint16_t port) {
 }
 
 struct Pending {
-  UniqueFd fd;
-  std::string peer;
-  std::string preface;
+  Connection connection;
+  Peer peer;
   Clock::time_point deadline;
+  bool spoken = false;  // its first byte has been looked at
+  bool shaken = false;  // its TLS handshake has come to its end, or there is none
+  std::string preface;
 };
+
+constexpr char kTlsRecord = 0x16;  // what a TLS client's first byte is
+// A TLS alert ("protocol version"), for a peer that speaks plain text: its own log shall say why. And, for
+// one that speaks TLS, what is no TLS at all.
+constexpr std::string_view kTlsAlert("\x15\x03\x01\x00\x02\x02\x46", 7);
+constexpr std::string_view kPlainAnswer = "COLO: no TLS here\n";
+
+void send_once(int fd, std::string_view text) { ::send(fd, text.data(), text.size(), MSG_NOSIGNAL); }
+
+// A close with something unread would reset the connection, and with it what we have said last. One read: who
+// sends more than a handshake needs must not hold the thread up.
+void end_politely(int fd) {
+  std::array<char, 16384> unread;
+  ::shutdown(fd, SHUT_WR);
+  ::recv(fd, unread.data(), unread.size(), 0);
+}
 
 }  // namespace
 
 struct Acceptor::State {
   Events events;
+  std::shared_ptr<const TlsCredentials> credentials;
   unsigned preface_timeout_ms;
   unsigned pending_max;
   UniqueFd listener, end, epoll;
@@ -102,27 +132,46 @@ struct Acceptor::State {
 
   void run();
   int wait_ms() const;
-  void watch(int operation, int fd, void* token);
+  void watch(int operation, int fd, void* token, std::uint32_t events = EPOLLIN);
   void accept_all();
-  void receive(Pending& connection);
-  void refuse(const Pending& connection, const std::string& reason);
-  void forget(const Pending& connection);
+  void make_room();
+  void go_on(Pending& waiting);
+  bool listen_to_first_byte(Pending& waiting);
+  bool shake_hands(Pending& waiting);
+  bool receive_preface(Pending& waiting);
+  void hand_over(Pending& waiting);
+  void refuse(const Pending& waiting, const std::string& reason);
+  void forget(const Pending& waiting);
   void expire();
 };
 
-void Acceptor::State::watch(int operation, int fd, void* token) {
-  epoll_event event{.events = EPOLLIN, .data = {.ptr = token}};
+void Acceptor::State::watch(int operation, int fd, void* token, std::uint32_t wanted) {
+  epoll_event event{.events = wanted, .data = {.ptr = token}};
   COLO_ASSERT(::epoll_ctl(epoll.get(), operation, fd, &event) == 0);
 }
 
-void Acceptor::State::forget(const Pending& connection) {
-  pending.remove_if([&](const Pending& each) { return &each == &connection; });
+void Acceptor::State::forget(const Pending& waiting) {
+  pending.remove_if([&](const Pending& each) { return &each == &waiting; });
 }
 
-void Acceptor::State::refuse(const Pending& connection, const std::string& reason) {
-  const std::string peer = connection.peer;
-  forget(connection);
+void Acceptor::State::refuse(const Pending& waiting, const std::string& reason) {
+  const std::string peer = waiting.peer.name;
+  end_politely(waiting.connection.fd.get());
+  forget(waiting);
   events.refused(peer, reason);
+}
+
+void Acceptor::State::make_room() {
+  if (pending.size() < pending_max) return;
+  const auto waiting_of = [this](const Pending& one) {
+    return std::count_if(pending.begin(), pending.end(),
+                         [&](const Pending& other) { return other.peer.host == one.peer.host; });
+  };
+  // The first of several with the most is the oldest.
+  const auto victim =
+      std::max_element(pending.begin(), pending.end(),
+                       [&](const Pending& a, const Pending& b) { return waiting_of(a) < waiting_of(b); });
+  refuse(*victim, "too many connections wait for their preface");
 }
 
 void Acceptor::State::accept_all() {
@@ -144,43 +193,93 @@ void Acceptor::State::accept_all() {
     }
     const int on = 1;
     ::setsockopt(fd.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-    if (pending.size() >= pending_max) {
-      refuse(pending.front(), "too many connections wait for their preface");
-    }
-    pending.push_back({std::move(fd),
-                       describe(reinterpret_cast<const sockaddr*>(&address), length),
-                       {},
-                       Clock::now() + std::chrono::milliseconds(preface_timeout_ms)});
-    watch(EPOLL_CTL_ADD, pending.back().fd.get(), &pending.back());
+    make_room();
+    Pending& waiting = pending.emplace_back();
+    waiting.connection.fd = std::move(fd);
+    waiting.peer = describe(reinterpret_cast<const sockaddr*>(&address), length);
+    waiting.deadline = Clock::now() + std::chrono::milliseconds(preface_timeout_ms);
+    watch(EPOLL_CTL_ADD, waiting.connection.fd.get(), &waiting);
   }
 }
 
-// Reads not one byte more than the preface: what follows belongs to whoever takes the connection over.
-void Acceptor::State::receive(Pending& connection) {
-  std::array<char, kPrefaceBytes> buffer;
-  const ssize_t got =
-      ::recv(connection.fd.get(), buffer.data(), kPrefaceBytes - connection.preface.size(), 0);
-  if (got < 0 && (errno == EAGAIN || errno == EINTR)) return;
-  if (got <= 0) return refuse(connection, "the connection closed before its preface was whole");
-  connection.preface.append(buffer.data(), static_cast<std::size_t>(got));
+// As far as the connection lets us without waiting. It may be gone afterwards.
+void Acceptor::State::go_on(Pending& waiting) {
+  try {
+    if (!waiting.spoken && !listen_to_first_byte(waiting)) return;
+    if (!waiting.shaken && !shake_hands(waiting)) return;
+    while (waiting.preface.size() < kPrefaceBytes) {
+      if (!receive_preface(waiting)) return;
+    }
+  } catch (const Error& error) {
+    return refuse(waiting, error.what());
+  }
+  hand_over(waiting);
+}
 
-  const std::string_view magic = std::string_view(connection.preface).substr(0, kMagicBytes);
-  const auto* const known = std::find_if(kMagics.begin(), kMagics.end(),
-                                         [&](const auto& each) { return each.first.starts_with(magic); });
-  if (known == kMagics.end()) return refuse(connection, "the connection's preface is not colo-agent's");
-  if (connection.preface.size() < kPrefaceBytes) return;
-  const Link link = known->second;
-  watch(EPOLL_CTL_DEL, connection.fd.get(), nullptr);
-  const int fd = connection.fd.release();
-  const std::string peer = std::move(connection.peer), preface = std::move(connection.preface);
-  forget(connection);
-  events.accepted(link, fd, preface, peer);
+// Who speaks the other language is told so in his own, before TLS makes an error of it that says less.
+bool Acceptor::State::listen_to_first_byte(Pending& waiting) {
+  const int fd = waiting.connection.fd.get();
+  char first = 0;
+  const ssize_t got = ::recv(fd, &first, 1, MSG_PEEK);
+  if (got < 0 && (errno == EAGAIN || errno == EINTR)) return false;
+  if (got <= 0) throw Error("ERR_COLO_PEER", 0, "the connection closed before its preface was whole");
+  waiting.spoken = true;
+  if (!credentials) {
+    if (first == kTlsRecord) {
+      send_once(fd, kPlainAnswer);
+      throw Error("ERR_COLO_PEER", 0,
+                  "the peer speaks TLS, and this agent was started with --insecure: start both the same way");
+    }
+    waiting.shaken = true;
+    return true;
+  }
+  if (first != kTlsRecord) {
+    send_once(fd, kTlsAlert);
+    throw Error(
+        "ERR_COLO_PEER", 0,
+        "the peer doesn't speak TLS, without which nobody may talk to this agent (was it started with "
+        "--insecure?)");
+  }
+  waiting.connection.tls = std::make_unique<TlsSession>(*credentials, fd, TlsSession::Side::server);
+  return true;
+}
+
+bool Acceptor::State::shake_hands(Pending& waiting) {
+  const short wanted = waiting.connection.tls->handshake();
+  waiting.shaken = wanted == 0;
+  watch(EPOLL_CTL_MOD, waiting.connection.fd.get(), &waiting, wanted == POLLOUT ? EPOLLOUT : EPOLLIN);
+  return waiting.shaken;
+}
+
+// Reads not one byte more than the preface: what follows belongs to whoever takes the connection over. False
+// when nothing more is there for now.
+bool Acceptor::State::receive_preface(Pending& waiting) {
+  std::array<char, kPrefaceBytes> buffer;
+  const ssize_t got = waiting.connection.calls().recv(waiting.connection.fd.get(), buffer.data(),
+                                                      kPrefaceBytes - waiting.preface.size(), 0);
+  if (got < 0 && (errno == EAGAIN || errno == EINTR)) return false;
+  if (got <= 0) throw Error("ERR_COLO_PEER", 0, "the connection closed before its preface was whole");
+  waiting.preface.append(buffer.data(), static_cast<std::size_t>(got));
+  if (magic_begun_by(waiting.preface) == kMagics.end())
+    throw Error("ERR_COLO_PEER", 0, "the connection's preface is not colo-agent's");
+  return true;
+}
+
+void Acceptor::State::hand_over(Pending& waiting) {
+  const Link link = magic_begun_by(waiting.preface)->second;
+  watch(EPOLL_CTL_DEL, waiting.connection.fd.get(), nullptr);
+  Connection connection = std::move(waiting.connection);
+  const std::string peer = std::move(waiting.peer.name), preface = std::move(waiting.preface);
+  forget(waiting);
+  events.accepted(link, std::move(connection), preface, peer);
 }
 
 void Acceptor::State::expire() {
   const auto now = Clock::now();
   while (!pending.empty() && pending.front().deadline <= now) {
-    refuse(pending.front(), "no preface within " + std::to_string(preface_timeout_ms) + " ms");
+    const char* const missing = pending.front().shaken || !credentials ? "preface" : "TLS handshake";
+    refuse(pending.front(),
+           "no " + std::string(missing) + " within " + std::to_string(preface_timeout_ms) + " ms");
   }
   if (accept_again && *accept_again <= now) {
     accept_again.reset();
@@ -209,19 +308,21 @@ void Acceptor::State::run() {
       if (event.data.ptr == &listener) {
         accept_all();
       } else {
-        receive(*static_cast<Pending*>(event.data.ptr));
+        go_on(*static_cast<Pending*>(event.data.ptr));
       }
     }
     expire();
   }
 }
 
-Acceptor::Acceptor(const std::string& host, std::uint16_t port, Events events, unsigned preface_timeout_ms,
+Acceptor::Acceptor(const std::string& host, std::uint16_t port, Events events,
+                   std::shared_ptr<const TlsCredentials> credentials, unsigned preface_timeout_ms,
                    unsigned pending_max)
     : state_(std::make_unique<State>()) {
   COLO_ASSERT(pending_max > 0);
   State& state = *state_;
   state.events = std::move(events);
+  state.credentials = std::move(credentials);
   state.preface_timeout_ms = preface_timeout_ms;
   state.pending_max = pending_max;
   state.listener = listen_on(host, port);

@@ -6,26 +6,31 @@
 #include <memory>
 #include <string>
 
+#include "connection.h"
+
 namespace colo {
 
 // Every connection begins with a preface of 64 bytes (docs/protocol.md): bytes 0-7 "COLOCTL1", "COLOBLK1" or
-// "COLOHBT1"; the rest belongs to whoever takes the connection over. A connection that doesn't send its
-// preface within the time limit, or sends another, is closed; at most `pending_max` wait at once, the oldest
-// goes first.
+// "COLOHBT1"; the rest belongs to whoever takes the connection over. With credentials, TLS begins before it.
+// A connection that doesn't get through its handshake and send its preface within the time limit, or sends
+// another, is closed; at most `pending_max` wait at once. When one more comes, the oldest of the host that
+// has the most of them goes: nobody gets his in the way of another host's.
 inline constexpr std::size_t kPrefaceBytes = 64;
 
 class Acceptor {
  public:
   enum class Link { control, bulk, heartbeat };
   struct Events {
-    // From the acceptor's thread. The descriptor (non-blocking, TCP_NODELAY, CLOEXEC) belongs to the
-    // receiver; `peer` is "address:port".
-    std::function<void(Link, int fd, std::string preface, std::string peer)> accepted;
+    // From the acceptor's thread. The connection's descriptor is non-blocking, TCP_NODELAY, CLOEXEC; `peer`
+    // is "address:port".
+    std::function<void(Link, Connection, std::string preface, std::string peer)> accepted;
     std::function<void(std::string peer, std::string reason)> refused;
   };
 
-  // Listens on host:port (port 0: any). Throws ERR_COLO_LISTEN with the address in its text.
-  Acceptor(const std::string& host, std::uint16_t port, Events events, unsigned preface_timeout_ms = 5000,
+  // Listens on host:port (port 0: any). Throws ERR_COLO_LISTEN with the address in its text. Without
+  // `credentials` connections are plain text.
+  Acceptor(const std::string& host, std::uint16_t port, Events events,
+           std::shared_ptr<const TlsCredentials> credentials = nullptr, unsigned preface_timeout_ms = 5000,
            unsigned pending_max = 16);
   ~Acceptor();
 

@@ -50,7 +50,7 @@ BulkReceiver::~BulkReceiver() {
     const std::lock_guard lock(mutex_);
     silent_ = true;
     for (const auto& lane : lanes_) {
-      if (lane) ::shutdown(lane->fd.get(), SHUT_RDWR);
+      if (lane) ::shutdown(lane->connection.fd.get(), SHUT_RDWR);
     }
   }
   for (const auto& lane : lanes_) {
@@ -58,7 +58,7 @@ BulkReceiver::~BulkReceiver() {
   }
 }
 
-void BulkReceiver::add_connection(UniqueFd fd, const BulkPreface& preface) {
+void BulkReceiver::add_connection(Connection connection, const BulkPreface& preface) {
   const auto refuse = [](const char* what) {
     throw Error("ERR_COLO_PEER", 0, std::string("bulk connection refused: ") + what);
   };
@@ -69,8 +69,9 @@ void BulkReceiver::add_connection(UniqueFd fd, const BulkPreface& preface) {
   if (lanes_[preface.index]) refuse("its index has been taken");
   auto lane = std::make_unique<Lane>(destination_.memory);
   lane->index = preface.index;
-  lane->fd = std::move(fd);
-  if (silent_) ::shutdown(lane->fd.get(), SHUT_RDWR);  // the session has failed on another connection
+  lane->connection = std::move(connection);
+  if (silent_)
+    ::shutdown(lane->connection.fd.get(), SHUT_RDWR);  // the session has failed on another connection
   lane->thread = std::thread([this, served = lane.get()] { serve(*served); });
   lanes_[preface.index] = std::move(lane);
 }
@@ -98,7 +99,7 @@ void BulkReceiver::fail(const Error& error) {
     const std::lock_guard lock(mutex_);
     if (std::exchange(silent_, true)) return;
     for (const auto& lane : lanes_) {
-      if (lane) ::shutdown(lane->fd.get(), SHUT_RDWR);
+      if (lane) ::shutdown(lane->connection.fd.get(), SHUT_RDWR);
     }
   }
   events_.failed(error);
@@ -106,7 +107,8 @@ void BulkReceiver::fail(const Error& error) {
 
 void BulkReceiver::receive_frame(Lane& lane) {
   try {
-    const FrameHeader header = receive_frame_header(system_socket_calls(), lane.fd.get(), generation_);
+    const FrameHeader header =
+        receive_frame_header(lane.connection.calls(), lane.connection.fd.get(), generation_);
     enter_epoch(lane, header.epoch);
     lane.wire_bytes += kFrameHeaderBytes + header.length;
     switch (header.type) {
@@ -128,6 +130,10 @@ void BulkReceiver::receive_frame(Lane& lane) {
   } catch (const Error& error) {
     refuse_frame(error, lane.index);
   }
+}
+
+void BulkReceiver::receive(Lane& lane, std::span<std::byte> into) {
+  receive_all(lane.connection.calls(), lane.connection.fd.get(), into);
 }
 
 void BulkReceiver::enter_epoch(Lane& lane, std::uint64_t epoch) {
@@ -160,7 +166,7 @@ std::span<std::byte> BulkReceiver::receive_payload(Lane& lane, std::size_t lengt
     if (!lane.first_copy) lane.first_copy = std::make_unique_for_overwrite<std::byte[]>(kFirstCopyBytesMax);
     payload = {lane.first_copy.get(), length};
   }
-  receive_all(system_socket_calls(), lane.fd.get(), payload);
+  receive(lane, payload);
   return payload;
 }
 
@@ -204,7 +210,7 @@ void BulkReceiver::answer_disk_hashes(Lane& lane, std::size_t length) {
   auto header = encode_frame_header(
       {FrameType::disk_differs, generation_, 0, static_cast<std::uint32_t>(differs.size())});
   std::array<iovec, 2> pieces = {iovec{header.data(), header.size()}, {differs.data(), differs.size()}};
-  send_all(system_socket_calls(), lane.fd.get(), pieces);
+  send_all(lane.connection.calls(), lane.connection.fd.get(), pieces);
 }
 
 // Without this, sixteen bytes could ask for the clearing of a whole block, again and again.
@@ -246,7 +252,7 @@ void BulkReceiver::receive_scrub(Lane& lane, std::size_t length) {
 
 void BulkReceiver::receive_end(Lane& lane) {
   std::array<std::byte, kEndBytes> bytes;
-  receive_all(system_socket_calls(), lane.fd.get(), bytes);
+  receive(lane, bytes);
   const EpochSummary announced = parse_end(bytes), counted = lane.digest.summary();
   if (announced.pages != counted.pages || announced.payload_bytes != counted.payload_bytes) {
     throw stream_error("epoch " + std::to_string(lane.epoch) +

@@ -10,11 +10,11 @@
 #include <vector>
 
 #include "checkpoint_stream.h"
+#include "connection.h"
 #include "error.h"
 #include "ram_cache.h"
 #include "standby_disks.h"
 #include "standby_engine.h"
-#include "unique_fd.h"
 #include "vmstate_mailbox.h"
 
 namespace colo {
@@ -38,8 +38,8 @@ class BulkReceiver {
                std::uint64_t generation, unsigned connections);
   ~BulkReceiver();
 
-  // Takes `fd` over. Throws ERR_COLO_PEER.
-  void add_connection(UniqueFd fd, const BulkPreface& preface);
+  // Throws ERR_COLO_PEER; the connection is closed then.
+  void add_connection(Connection connection, const BulkPreface& preface);
 
   // The epoch before must be complete (asserted).
   void open_epoch(std::uint64_t epoch);
@@ -49,7 +49,7 @@ class BulkReceiver {
     explicit Lane(const GuestMemory& memory) : applier(memory) {}
 
     unsigned index = 0;
-    UniqueFd fd;
+    Connection connection;
     std::thread thread;
     // Of its thread alone:
     std::uint64_t epoch = 0, wire_bytes = 0;
@@ -62,6 +62,7 @@ class BulkReceiver {
 
   void serve(Lane& lane);
   void receive_frame(Lane& lane);
+  static void receive(Lane& lane, std::span<std::byte> into);
   void enter_epoch(Lane& lane, std::uint64_t epoch);
   std::span<std::byte> receive_payload(Lane& lane, std::size_t length);
   void receive_pages(Lane& lane, std::size_t length);

@@ -50,8 +50,8 @@ std::uint64_t elapsed_us(Clock::time_point begin) {
 }  // namespace
 
 struct BulkSender::Lane {
-  Lane(unsigned number, int fd, std::uint64_t generation)
-      : index(number), stream(system_socket_calls(), fd, generation) {}
+  Lane(unsigned number, const Connection& connection, std::uint64_t generation)
+      : index(number), stream(connection.calls(), connection.fd.get(), generation) {}
 
   const unsigned index;
   StreamWriter stream;
@@ -131,12 +131,13 @@ BulkSender::~BulkSender() = default;
 void BulkSender::connect() {
   COLO_ASSERT(lanes_.empty());
   for (unsigned index = 0; index < target_.connections; ++index) {
-    const int fd = sockets_.connect(target_.host, target_.port, kConnectTimeoutMs);
+    const Connection& connection =
+        sockets_.connect(target_.host, target_.port, kConnectTimeoutMs, target_.credentials.get());
     auto preface = encode_preface({target_.token, target_.generation, static_cast<std::uint16_t>(index),
                                    static_cast<std::uint16_t>(target_.connections)});
     iovec piece = {preface.data(), preface.size()};
-    send_all(system_socket_calls(), fd, {&piece, 1});
-    lanes_.push_back(std::make_unique<Lane>(index, fd, target_.generation));
+    send_all(connection.calls(), connection.fd.get(), {&piece, 1});
+    lanes_.push_back(std::make_unique<Lane>(index, connection, target_.generation));
   }
 }
 

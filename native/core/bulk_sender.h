@@ -31,6 +31,7 @@ class BulkSender {
     std::string token;  // kTokenBytes long
     std::uint64_t generation = 0;
     unsigned connections = 1;
+    std::shared_ptr<const TlsCredentials> credentials;  // null: plain text
   };
 
   // `shadow` may be nullptr: pages are sent whole then. Both must outlive the sender.

@@ -76,13 +76,21 @@ UniqueFd connect_unix(const std::string& path) {
   return fd;
 }
 
+// The kernel's limit, NGROUPS_MAX.
+constexpr std::size_t kGroupsMax = 65536;
+
 PeerCredentials peer_credentials(int fd) {
   ucred credentials{};
   socklen_t length = sizeof credentials;
   if (::getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &credentials, &length) < 0) {
     throw_errno("ERR_COLO_SOCKET", "can't tell the process at the socket's other end");
   }
-  return {credentials.pid, credentials.uid, credentials.gid};
+  std::vector<gid_t> groups(kGroupsMax);
+  length = static_cast<socklen_t>(groups.size() * sizeof(gid_t));
+  if (::getsockopt(fd, SOL_SOCKET, SO_PEERGROUPS, groups.data(), &length) < 0)
+    throw_errno("ERR_COLO_SOCKET", "can't tell the groups of the process at the socket's other end");
+  groups.resize(length / sizeof(gid_t));
+  return {credentials.pid, credentials.uid, credentials.gid, std::move(groups)};
 }
 
 void send_with_fds(int socket, std::span<const std::uint8_t> bytes, std::span<const int> fds) {

@@ -7,6 +7,7 @@
 #include <span>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "unique_fd.h"
 
@@ -27,6 +28,7 @@ struct PeerCredentials {
   pid_t pid;
   uid_t uid;
   gid_t gid;
+  std::vector<gid_t> groups;  // the supplementary ones
 };
 PeerCredentials peer_credentials(int fd);
 

@@ -23,6 +23,7 @@
 #include "heartbeat_frame.h"
 #include "link_sockets.h"
 #include "socket_io.h"
+#include "unique_fd.h"
 
 namespace colo {
 namespace {
@@ -77,6 +78,13 @@ bool become_real_time() {
   return ::sched_setscheduler(0, SCHED_RR | SCHED_RESET_ON_FORK, &parameters) == 0;
 }
 
+bool is_link_error(const Error& error) { return std::strcmp(error.code(), "ERR_COLO_LINK") == 0; }
+
+// After a call that couldn't go on; a plain one waits for what its name says.
+short waits_for(const Connection& connection, short plain) {
+  return connection.tls ? connection.tls->waits_for() : plain;
+}
+
 }  // namespace
 
 struct Heartbeat::State {
@@ -90,8 +98,8 @@ struct Heartbeat::State {
   const std::uint64_t generation;
   const OnVerdict on_verdict;
   Target target;
-  LinkSockets sockets;  // holds the socket of the primary's end
-  UniqueFd accepted;    // that of the secondary's
+  LinkSockets sockets;  // holds the connection of the primary's end
+  Connection accepted;  // that of the secondary's
   UniqueFd end;
   std::atomic<std::uint64_t> own_progress = 0;
   std::thread thread;
@@ -102,7 +110,9 @@ struct Heartbeat::State {
   bool real_time = false;
 
   // The thread's own.
-  int fd = -1;  // -1 once the connection has ended
+  Connection* connection = nullptr;  // null once it has ended
+  short reading_waits_for = POLLIN;
+  short writing_waits_for = 0;  // 0: nothing is to be written
   std::array<std::byte, kHeartbeatBytes> incoming;
   std::size_t incoming_bytes = 0;
   std::vector<std::byte> outgoing;  // not yet taken by the kernel
@@ -112,10 +122,12 @@ struct Heartbeat::State {
   void run();
   void connect();
   std::optional<HeartbeatVerdict> live();
+  template <typename Step>
+  void while_open(HeartbeatJudge& judge, Clock::time_point now, const Step& step);
   void receive(HeartbeatJudge& judge, Clock::time_point now);
   void take(HeartbeatJudge& judge, Clock::time_point now);
   void queue_beat(Clock::time_point now);
-  std::string flush();
+  void flush();
   bool wait_until(Clock::time_point at) const;
   bool ended() const { return !wait_until(Clock::time_point::min()); }
 };
@@ -127,7 +139,7 @@ void Heartbeat::State::run() {
     real_time = raised;
   }
   try {
-    if (!accepted) connect();
+    if (connection == nullptr) connect();
     if (const auto verdict = live(); verdict && !ended()) on_verdict(*verdict);
   } catch (const Error& error) {
     const Kind kind = std::strcmp(error.code(), "ERR_COLO_PEER") == 0 ? Kind::malformed : Kind::closed;
@@ -137,10 +149,10 @@ void Heartbeat::State::run() {
 
 // Throws ERR_COLO_LINK.
 void Heartbeat::State::connect() {
-  fd = sockets.connect(target.host, target.port, kConnectTimeoutMs);
+  connection = &sockets.connect(target.host, target.port, kConnectTimeoutMs, target.credentials.get());
   auto preface = encode_heartbeat_preface(target.token, generation);
   iovec piece = {preface.data(), preface.size()};
-  send_all(system_socket_calls(), fd, {&piece, 1}, "the heartbeat connection");
+  send_all(connection->calls(), connection->fd.get(), {&piece, 1}, "the heartbeat connection");
 }
 
 // Until there is a verdict, or none because the object ends. Throws ERR_COLO_PEER.
@@ -151,37 +163,47 @@ std::optional<HeartbeatVerdict> Heartbeat::State::live() {
   Clock::time_point beat_due = now;
   for (;;) {
     judge.observe(now);
-    if (fd >= 0) receive(judge, now);
+    while_open(judge, now, [&] { receive(judge, now); });
     if (auto verdict = judge.verdict(now)) return verdict;
-    if (fd >= 0 && now >= beat_due) {
-      queue_beat(now);
-      beat_due = now + limits.interval;
-    }
-    if (const std::string failure = flush(); !failure.empty()) {
-      fd = -1;
-      judge.closed(now, failure);
-    }
-    // At least once an interval, so that the judge can tell our own stand-stills.
-    if (fd < 0 && now >= beat_due) beat_due = now + limits.interval;
+    const bool is_due = now >= beat_due;
+    // Without a connection, too: the judge tells our own stand-stills by it.
+    if (is_due) beat_due = now + limits.interval;
+    while_open(judge, now, [&] {
+      if (is_due) queue_beat(now);
+      flush();
+    });
     if (!wait_until(std::min(beat_due, judge.due()))) return {};
     now = Clock::now();
   }
 }
 
+// What TLS finds wrong ends the connection like everything else that somebody in between can do to it.
+template <typename Step>
+void Heartbeat::State::while_open(HeartbeatJudge& judge, Clock::time_point now, const Step& step) {
+  if (connection == nullptr) return;
+  try {
+    step();
+  } catch (const Error& error) {
+    if (!is_link_error(error)) throw;
+    connection = nullptr;
+    judge.closed(now, error.what());
+  }
+}
+
+// All that has come: what TLS has read from the socket and not yet given us would wake nobody. Throws
+// ERR_COLO_LINK when the connection has ended, ERR_COLO_PEER.
 void Heartbeat::State::receive(HeartbeatJudge& judge, Clock::time_point now) {
   for (;;) {
-    const ssize_t got =
-        ::recv(fd, incoming.data() + incoming_bytes, incoming.size() - incoming_bytes, MSG_DONTWAIT);
+    const ssize_t got = connection->calls().recv(connection->fd.get(), incoming.data() + incoming_bytes,
+                                                 incoming.size() - incoming_bytes, MSG_DONTWAIT);
     if (got < 0 && errno == EINTR) continue;
-    if (got < 0 && errno == EAGAIN) return;
-    if (got <= 0) {
-      judge.closed(now, got == 0 ? "the connection was closed" : std::strerror(errno));
-      fd = -1;
-      return;
-    }
+    if (got < 0 && errno == EAGAIN) break;
+    if (got == 0) throw Error("ERR_COLO_LINK", 0, "the connection was closed");
+    if (got < 0) throw Error("ERR_COLO_LINK", errno, std::strerror(errno));
     incoming_bytes += static_cast<std::size_t>(got);
     if (incoming_bytes == incoming.size()) take(judge, now);
   }
+  reading_waits_for = waits_for(*connection, POLLIN);
 }
 
 void Heartbeat::State::take(HeartbeatJudge& judge, Clock::time_point now) {
@@ -239,22 +261,31 @@ void Heartbeat::State::queue_beat(Clock::time_point now) {
   outgoing.assign(bytes.begin(), bytes.end());
 }
 
-// Empty unless the connection has ended.
-std::string Heartbeat::State::flush() {
-  while (fd >= 0 && !outgoing.empty()) {
-    const ssize_t took = ::send(fd, outgoing.data(), outgoing.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
+// As far as the kernel takes it. Throws ERR_COLO_LINK when the connection has ended.
+void Heartbeat::State::flush() {
+  writing_waits_for = 0;
+  while (!outgoing.empty()) {
+    iovec piece = {outgoing.data(), outgoing.size()};
+    msghdr message = {};
+    message.msg_iov = &piece;
+    message.msg_iovlen = 1;
+    const ssize_t took =
+        connection->calls().sendmsg(connection->fd.get(), &message, MSG_DONTWAIT | MSG_NOSIGNAL);
     if (took < 0 && errno == EINTR) continue;
-    if (took < 0 && errno == EAGAIN) return {};
-    if (took < 0) return std::strerror(errno);
+    if (took < 0 && errno == EAGAIN) {
+      writing_waits_for = waits_for(*connection, POLLOUT);
+      return;
+    }
+    if (took < 0) throw Error("ERR_COLO_LINK", errno, std::strerror(errno));
     outgoing.erase(outgoing.begin(), outgoing.begin() + took);
   }
-  return {};
 }
 
 // Until then, or until something can be read or written. False when the object ends.
 bool Heartbeat::State::wait_until(Clock::time_point at) const {
-  const auto events = static_cast<short>(POLLIN | (outgoing.empty() ? 0 : POLLOUT));
-  std::array<pollfd, 2> waits = {pollfd{end.get(), POLLIN, 0}, pollfd{fd, events, 0}};  // fd -1 is ignored
+  const int fd = connection == nullptr ? -1 : connection->fd.get();  // -1 is ignored
+  const auto events = static_cast<short>(reading_waits_for | writing_waits_for);
+  std::array<pollfd, 2> waits = {pollfd{end.get(), POLLIN, 0}, pollfd{fd, events, 0}};
   const Clock::duration left = std::max(
       Clock::duration::zero(), at == Clock::time_point::min() ? Clock::duration::zero() : at - Clock::now());
   const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(left);
@@ -273,12 +304,12 @@ Heartbeat::Heartbeat(const HeartbeatLimits& limits, std::uint64_t generation, Ta
   state_->thread = std::thread([state = state_.get()] { state->run(); });
 }
 
-Heartbeat::Heartbeat(const HeartbeatLimits& limits, std::uint64_t generation, UniqueFd socket,
+Heartbeat::Heartbeat(const HeartbeatLimits& limits, std::uint64_t generation, Connection accepted,
                      OnVerdict on_verdict)
     : state_(std::make_unique<State>(limits, generation, std::move(on_verdict))) {
-  COLO_ASSERT(static_cast<bool>(socket));
-  state_->accepted = std::move(socket);
-  state_->fd = state_->accepted.get();
+  COLO_ASSERT(static_cast<bool>(accepted.fd));
+  state_->accepted = std::move(accepted);
+  state_->connection = &state_->accepted;
   state_->thread = std::thread([state = state_.get()] { state->run(); });
 }
 

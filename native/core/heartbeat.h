@@ -7,8 +7,8 @@
 #include <memory>
 #include <string>
 
+#include "connection.h"
 #include "heartbeat_judge.h"
-#include "unique_fd.h"
 
 namespace colo {
 
@@ -37,13 +37,17 @@ class Heartbeat {
   struct Target {
     std::string host;
     std::uint16_t port = 0;
-    std::string token;  // kHeartbeatTokenBytes long (asserted)
+    std::string token;                                            // kHeartbeatTokenBytes long (asserted)
+    std::shared_ptr<const TlsCredentials> credentials = nullptr;  // null: plain text
   };
 
-  // The primary's end: connects in the thread. Failing that is a verdict, `closed`, without any grace.
+  // The primary's end: connects in the thread, for which the peer gets five seconds, and for a TLS handshake
+  // as much again. Failing that is a verdict, `closed`, without any grace.
   Heartbeat(const HeartbeatLimits& limits, std::uint64_t generation, Target target, OnVerdict on_verdict);
-  // The secondary's end: a connected non-blocking socket, whose preface has been read.
-  Heartbeat(const HeartbeatLimits& limits, std::uint64_t generation, UniqueFd socket, OnVerdict on_verdict);
+  // The secondary's end: a connection on a non-blocking socket, whose handshake is done and whose preface has
+  // been read.
+  Heartbeat(const HeartbeatLimits& limits, std::uint64_t generation, Connection accepted,
+            OnVerdict on_verdict);
   ~Heartbeat();  // no call begins after it; not from the callback
 
   // To be called again and again by what the peer is to believe in. From any thread, as is stats().

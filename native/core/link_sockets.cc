@@ -47,38 +47,52 @@ int wait_until_connected(int fd, int timeout_ms) {
   return failure;
 }
 
+void begin_tls(Connection& connection, const TlsCredentials& credentials, int timeout_ms) {
+  connection.tls = std::make_unique<TlsSession>(credentials, connection.fd.get(), TlsSession::Side::client);
+  connection.tls->handshake_within(timeout_ms);
+}
+
 }  // namespace
 
-int LinkSockets::begin_connect(const addrinfo& address) {
+// nullptr, with errno, when the attempt fails at once.
+Connection* LinkSockets::begin_connect(const addrinfo& address) {
   UniqueFd fd(::socket(address.ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
   const int on = 1;
-  if (!fd || ::setsockopt(fd.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on) != 0) return -1;
+  if (!fd || ::setsockopt(fd.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on) != 0) return nullptr;
   // Together with the look at `cut_`, since shutdown(2) has no effect on a socket that hasn't begun to
   // connect.
   const std::lock_guard lock(mutex_);
   if (cut_) throw cut_error();
-  if (::connect(fd.get(), address.ai_addr, address.ai_addrlen) != 0 && errno != EINPROGRESS) return -1;
-  sockets_.push_back(std::move(fd));
-  return sockets_.back().get();
+  if (::connect(fd.get(), address.ai_addr, address.ai_addrlen) != 0 && errno != EINPROGRESS) return nullptr;
+  return &connections_.emplace_back(std::move(fd));
 }
 
-int LinkSockets::connect(const std::string& host, std::uint16_t port, int timeout_ms) {
+Connection& LinkSockets::connect(const std::string& host, std::uint16_t port, int timeout_ms,
+                                 const TlsCredentials* credentials) {
   const Addresses addresses = resolve(host, port);
   int failure = 0;
   for (const addrinfo* address = addresses.get(); address != nullptr; address = address->ai_next) {
-    const int fd = begin_connect(*address);
-    failure = fd < 0 ? errno : wait_until_connected(fd, timeout_ms);
-    if (failure == 0) return fd;
+    Connection* const connection = begin_connect(*address);
+    failure = connection == nullptr ? errno : wait_until_connected(connection->fd.get(), timeout_ms);
+    if (failure != 0) continue;
+    // Not with the next address when this one fails: who isn't believed here isn't more so there.
+    if (credentials != nullptr) begin_tls(*connection, *credentials, timeout_ms);
+    return *connection;
   }
   throw Error("ERR_COLO_LINK", failure,
               "connecting to " + host + ":" + std::to_string(port) + ": " + std::strerror(failure));
+}
+
+Connection LinkSockets::release(Connection& connection) {
+  const std::lock_guard lock(mutex_);
+  return std::move(connection);
 }
 
 void LinkSockets::cut() {
   {
     const std::lock_guard lock(mutex_);
     cut_ = true;
-    for (const UniqueFd& socket : sockets_) ::shutdown(socket.get(), SHUT_RDWR);
+    for (const Connection& each : connections_) ::shutdown(each.fd.get(), SHUT_RDWR);
   }
   cut_changed_.notify_all();
 }

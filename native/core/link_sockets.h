@@ -4,11 +4,11 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
+#include <list>
 #include <mutex>
 #include <string>
-#include <vector>
 
-#include "unique_fd.h"
+#include "connection.h"
 
 struct addrinfo;
 
@@ -19,9 +19,14 @@ namespace colo {
 class LinkSockets {
  public:
   // Connects to host:port, trying the name's addresses in turn, each for at most `timeout_ms`, and keeps the
-  // socket (non-blocking, TCP_NODELAY, CLOEXEC). Throws ERR_COLO_LINK with the address in its text. Resolving
-  // a name can't be interrupted.
-  int connect(const std::string& host, std::uint16_t port, int timeout_ms);
+  // connection (non-blocking, TCP_NODELAY, CLOEXEC) where it is. With `credentials` (else nullptr) TLS begins
+  // on it, for which the peer gets as much time again. Throws ERR_COLO_LINK with the address in its text.
+  // Resolving a name can't be interrupted.
+  Connection& connect(const std::string& host, std::uint16_t port, int timeout_ms,
+                      const TlsCredentials* credentials);
+
+  // Gives a connection away: it won't be cut any more.
+  Connection release(Connection& connection);
 
   // From any thread, any number of times.
   void cut();
@@ -30,11 +35,11 @@ class LinkSockets {
   void sleep_until(std::chrono::steady_clock::time_point deadline);
 
  private:
-  int begin_connect(const addrinfo& address);
+  Connection* begin_connect(const addrinfo& address);
 
   std::mutex mutex_;
   std::condition_variable cut_changed_;
-  std::vector<UniqueFd> sockets_;  // those of failed attempts, too
+  std::list<Connection> connections_;  // those of failed attempts, too
   bool cut_ = false;
 };
 

@@ -260,9 +260,11 @@ void PrimaryEngine::protect(Done done) {
 }
 
 void PrimaryEngine::connect(const std::string& host, std::uint16_t port, const std::string& token,
-                            std::uint64_t generation, unsigned connections, Done done) {
+                            std::uint64_t generation, unsigned connections,
+                            std::shared_ptr<const TlsCredentials> credentials, Done done) {
   const auto sender = std::make_shared<BulkSender>(
-      state_->memory, state_->shadow.get(), BulkSender::Target{host, port, token, generation, connections});
+      state_->memory, state_->shadow.get(),
+      BulkSender::Target{host, port, token, generation, connections, std::move(credentials)});
   std::shared_ptr<BulkSender> replaced;
   state_->jobs.require_idle();
   {

@@ -13,6 +13,7 @@
 #include "error.h"
 #include "guest_memory.h"
 #include "output_gate.h"
+#include "tls_credentials.h"
 #include "unique_fd.h"
 
 namespace colo {
@@ -74,8 +75,10 @@ class PrimaryEngine {
   void protect(Done done);
 
   // Opens `connections` bulk connections and sends each one's preface with the session's token (16 bytes).
+  // `credentials` null: plain text.
   void connect(const std::string& host, std::uint16_t port, const std::string& token,
-               std::uint64_t generation, unsigned connections, Done done);
+               std::uint64_t generation, unsigned connections,
+               std::shared_ptr<const TlsCredentials> credentials, Done done);
 
   // Shuts the bulk connections down; a running sync or transmit fails with ERR_COLO_LINK. Ends the disks'
   // sessions, too: what the standby hasn't confirmed differs again (invariant 3). From any thread.

@@ -158,10 +158,9 @@ void StandbyEngine::open_session(const std::string& token, std::uint64_t generat
       state_->events, token, generation, connections);
 }
 
-void StandbyEngine::add_connection(int fd, const std::string& preface) {
-  UniqueFd owned(fd);
+void StandbyEngine::add_connection(Connection connection, const std::string& preface) {
   if (!state_->receiver) throw Error("ERR_COLO_PEER", 0, "bulk connection refused: no session is open");
-  state_->receiver->add_connection(std::move(owned), parse_preface(std::as_bytes(std::span(preface))));
+  state_->receiver->add_connection(std::move(connection), parse_preface(std::as_bytes(std::span(preface))));
 }
 
 void StandbyEngine::open_epoch(std::uint64_t epoch) {

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "connection.h"
 #include "error.h"
 #include "guest_memory.h"
 #include "standby_disks.h"
@@ -72,8 +73,8 @@ class StandbyEngine {
   void open_session(const std::string& token, std::uint64_t generation, unsigned connections);
 
   // Takes over a bulk connection whose preface the acceptor has read (acceptor.h). Throws ERR_COLO_PEER for a
-  // wrong token, generation or a connection too many; the descriptor is closed then.
-  void add_connection(int fd, const std::string& preface);
+  // wrong token, generation or a connection too many; the connection is closed then.
+  void add_connection(Connection connection, const std::string& preface);
 
   // Frames of `epoch` may come from now on; they are staged. The epoch before has been reported as staged
   // (asserted).

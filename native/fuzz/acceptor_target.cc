@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <array>
 #include <condition_variable>
+#include <map>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -21,6 +22,10 @@
 namespace colo::fuzz {
 namespace {
 
+const std::map<std::string, Acceptor::Link> kLinks = {{"COLOCTL1", Acceptor::Link::control},
+                                                      {"COLOBLK1", Acceptor::Link::bulk},
+                                                      {"COLOHBT1", Acceptor::Link::heartbeat}};
+
 struct Outcome {
   bool accepted = false;
   Acceptor::Link link = Acceptor::Link::control;
@@ -30,7 +35,8 @@ struct Outcome {
 
 class Listener {
  public:
-  Listener() : acceptor_("127.0.0.1", 0, events(), 60'000) {}
+  // Plain text: a byte that TLS has let through is what is looked at here.
+  Listener() : acceptor_("127.0.0.1", 0, events(), nullptr, 60'000) {}
 
   UniqueFd connect() const {
     UniqueFd fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
@@ -55,8 +61,8 @@ class Listener {
 
  private:
   Acceptor::Events events() {
-    return {[this](Acceptor::Link link, int fd, std::string preface, std::string) {
-              tell({true, link, UniqueFd(fd), std::move(preface)});
+    return {[this](Acceptor::Link link, Connection connection, std::string preface, std::string) {
+              tell({true, link, std::move(connection.fd), std::move(preface)});
             },
             [this](std::string, std::string) { tell({}); }};
   }
@@ -101,10 +107,11 @@ Verdict acceptor(Input input) {
   const Outcome outcome = listener.wait();
 
   const std::string magic = text.substr(0, 8);
-  const bool ours = text.size() >= kPrefaceBytes && (magic == "COLOCTL1" || magic == "COLOBLK1");
+  const auto known = kLinks.find(magic);
+  const bool ours = text.size() >= kPrefaceBytes && known != kLinks.end();
   COLO_ASSERT(outcome.accepted == ours);
   if (!ours) return Verdict::refused;
-  COLO_ASSERT((outcome.link == Acceptor::Link::control) == (magic == "COLOCTL1"));
+  COLO_ASSERT(outcome.link == known->second);
   COLO_ASSERT(outcome.preface == text.substr(0, kPrefaceBytes));
   // Not one byte more was taken than the preface.
   COLO_ASSERT(read_to_end(outcome.fd.get()) == text.substr(kPrefaceBytes));

@@ -89,7 +89,8 @@ class World {
     engine->open_session(kToken, kGeneration, 1);
     auto [ours, theirs] = stream_socket_pair();
     const auto preface = encode_preface({kToken, kGeneration, 0, 1});
-    engine->add_connection(theirs.release(), {reinterpret_cast<const char*>(preface.data()), preface.size()});
+    engine->add_connection(Connection(std::move(theirs)),
+                           {reinterpret_cast<const char*>(preface.data()), preface.size()});
     return std::move(ours);
   }
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "../core/checkpoint_stream.h"
+#include "../core/heartbeat_frame.h"
 #include "../core/nbd_protocol.h"
 #include "naive_decoders.h"
 
@@ -89,6 +90,7 @@ void seed_stream() {
   std::string control = "COLOCTL1" + std::string(56, '\0');
   seed("acceptor", "control", byte(63) + control + "what follows");
   seed("acceptor", "bulk-in-pieces", byte(6) + preface + "what follows");
+  seed("acceptor", "heartbeat", byte(40) + encode_heartbeat_preface(kToken, kGeneration) + "what follows");
   seed("acceptor", "cut-off", byte(9) + control.substr(0, 40));
 
   seed("bulk_receiver", "first-copy", first_copy(false));

@@ -24,16 +24,16 @@ constexpr auto kPatience = std::chrono::seconds(10);
 
 struct Accepted {
   Acceptor::Link link;
-  UniqueFd fd;
+  Connection connection;
   std::string preface, peer;
 };
 
 class Log {
  public:
   Acceptor::Events events() {
-    return {[this](Acceptor::Link link, int fd, std::string preface, std::string peer) {
+    return {[this](Acceptor::Link link, Connection connection, std::string preface, std::string peer) {
               const std::lock_guard lock(mutex_);
-              accepted.push_back({link, UniqueFd(fd), std::move(preface), std::move(peer)});
+              accepted.push_back({link, std::move(connection), std::move(preface), std::move(peer)});
               changed_.notify_all();
             },
             [this](const std::string&, std::string reason) {
@@ -99,7 +99,7 @@ TEST(Acceptor, TellsControlFromBulkAndReadsNothingPastThePreface) {
   EXPECT_EQ(log.accepted[1].preface, preface("COLOBLK1"));
 
   char rest[16];
-  const int fd = log.accepted[0].fd.get();
+  const int fd = log.accepted[0].connection.fd.get();
   ASSERT_EQ(::recv(fd, rest, sizeof rest, 0), 4);
   EXPECT_EQ(std::string(rest, 4), "rest");
   EXPECT_NE(::fcntl(fd, F_GETFL) & O_NONBLOCK, 0);
@@ -132,7 +132,7 @@ TEST(Acceptor, RefusesAPrefaceThatIsCutOff) {
 
 TEST(Acceptor, RefusesSilenceAfterTheTimeLimit) {
   Log log;
-  Acceptor acceptor("127.0.0.1", 0, log.events(), 30);
+  Acceptor acceptor("127.0.0.1", 0, log.events(), nullptr, 30);
   const UniqueFd silent = connect_to(acceptor.port());
   ASSERT_TRUE(log.wait(0, 1));
   EXPECT_EQ(log.refused[0], "no preface within 30 ms");
@@ -141,7 +141,7 @@ TEST(Acceptor, RefusesSilenceAfterTheTimeLimit) {
 
 TEST(Acceptor, TheOldestMakesRoomWhenTooManyWait) {
   Log log;
-  Acceptor acceptor("127.0.0.1", 0, log.events(), 60000, 2);
+  Acceptor acceptor("127.0.0.1", 0, log.events(), nullptr, 60000, 2);
   const UniqueFd first = connect_to(acceptor.port());
   const UniqueFd second = connect_to(acceptor.port());
   const UniqueFd third = connect_to(acceptor.port());
@@ -193,7 +193,7 @@ TEST(Acceptor, NamesTheAddressItCannotListenOn) {
 
 TEST(Acceptor, CloseEndsListeningAndWaitingConnections) {
   Log log;
-  Acceptor acceptor("127.0.0.1", 0, log.events(), 60000);
+  Acceptor acceptor("127.0.0.1", 0, log.events(), nullptr, 60000);
   const UniqueFd waiting = connect_to(acceptor.port());
   send_all(waiting, "COLO");
   acceptor.close();

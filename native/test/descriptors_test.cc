@@ -77,6 +77,9 @@ TEST(ConnectUnix, ConnectsAndKnowsThePeer) {
   EXPECT_EQ(peer.pid, ::getpid());
   EXPECT_EQ(peer.uid, ::getuid());
   EXPECT_EQ(peer.gid, ::getgid());
+  std::vector<gid_t> groups(65536);
+  groups.resize(static_cast<std::size_t>(::getgroups(static_cast<int>(groups.size()), groups.data())));
+  EXPECT_EQ(peer.groups, groups);
 }
 
 TEST(ConnectUnix, NeverWaitsAndNamesThePath) {

@@ -106,7 +106,7 @@ class WorldWithDisks {
       const std::lock_guard lock(standby_mutex_);
       ++accepted_;
       try {
-        standby_->engine->add_connection(fd.release(), preface);
+        standby_->engine->add_connection(Connection(std::move(fd)), preface);
       } catch (const Error& error) {
         EXPECT_STREQ(error.code(), "ERR_COLO_PEER");  // its session has ended meanwhile
       }

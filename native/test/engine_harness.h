@@ -288,7 +288,8 @@ class TestConnection {
     if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, fds) != 0) std::abort();
     fd_.reset(fds[0]);
     const auto preface = encode_preface({token, generation, index, connections});
-    engine.add_connection(fds[1], {reinterpret_cast<const char*>(preface.data()), preface.size()});
+    engine.add_connection(Connection(UniqueFd(fds[1])),
+                          {reinterpret_cast<const char*>(preface.data()), preface.size()});
   }
 
   // Whole, or as far as the engine reads.

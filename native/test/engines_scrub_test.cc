@@ -108,8 +108,9 @@ class EnginesScrubTest : public ::testing::TestWithParam<Variant> {
   ModelledGuest primary_guest_{{{600, true}, {250, false}, {1, false}}};
   ModelledGuest standby_guest_{{{600, false}, {250, true}, {1, true}}};
   TestStandby standby_{standby_guest_};
-  Listener listener_{
-      [this](UniqueFd fd, std::string preface) { standby_.engine->add_connection(fd.release(), preface); }};
+  Listener listener_{[this](UniqueFd fd, std::string preface) {
+    standby_.engine->add_connection(Connection(std::move(fd)), preface);
+  }};
   std::uint64_t epoch_ = 0, pages_ = 0;
   TransmitResult sent_;
   std::string finding_;
@@ -204,8 +205,9 @@ TEST(EnginesScrub, OffMeansOff) {
   ModelledGuest guest({{50, false}});
   const ModelledGuest standby_guest({{50, false}});
   TestStandby standby(standby_guest);
-  const Listener listener(
-      [&](UniqueFd fd, std::string preface) { standby.engine->add_connection(fd.release(), preface); });
+  const Listener listener([&](UniqueFd fd, std::string preface) {
+    standby.engine->add_connection(Connection(std::move(fd)), preface);
+  });
   PrimaryEngine engine(options_for(guest));
   standby.engine->open_session(kTestToken, kGeneration, 1);
   ASSERT_EQ(protect(engine), "");

@@ -43,8 +43,9 @@ class EnginesTest : public ::testing::TestWithParam<Variant> {
   ModelledGuest primary_guest_{{{700, true}, {300, false}, {1, false}}};
   ModelledGuest standby_guest_{{{700, false}, {300, true}, {1, true}}};
   TestStandby standby_{standby_guest_};
-  Listener listener_{
-      [this](UniqueFd fd, std::string preface) { standby_.engine->add_connection(fd.release(), preface); }};
+  Listener listener_{[this](UniqueFd fd, std::string preface) {
+    standby_.engine->add_connection(Connection(std::move(fd)), preface);
+  }};
 };
 
 TEST_P(EnginesTest, StandbyIsAlwaysExactlyAtTheLastCommittedCheckpoint) {
@@ -146,8 +147,9 @@ class EngineFailuresTest : public ::testing::TestWithParam<Tracker> {
   ModelledGuest primary_guest_{{{400, true}, {100, false}}};
   ModelledGuest standby_guest_{{{400, true}, {100, false}}};
   TestStandby standby_{standby_guest_};
-  Listener listener_{
-      [this](UniqueFd fd, std::string preface) { standby_.engine->add_connection(fd.release(), preface); }};
+  Listener listener_{[this](UniqueFd fd, std::string preface) {
+    standby_.engine->add_connection(Connection(std::move(fd)), preface);
+  }};
 };
 
 // INVARIANT 3, both ways in which a captured checkpoint comes to nothing without the link being lost.
@@ -284,7 +286,7 @@ TEST(PrimaryEngine, DisconnectEndsAConnectThatGetsNoAnswer) {
   const Listener full({}, 0);  // it never accepts, and its queue takes one or two
   PrimaryEngine engine(options_for(guest));
   Outcome<> connected;
-  engine.connect("127.0.0.1", full.port, kTestToken, 1, 8, connected.plain_done());
+  engine.connect("127.0.0.1", full.port, kTestToken, 1, 8, nullptr, connected.plain_done());
   ASSERT_TRUE(testing::wait_until([&] { return connection_waits(full.port); }));
   engine.disconnect();
   EXPECT_EQ(connected.wait(), "ERR_COLO_LINK");
@@ -309,8 +311,9 @@ TEST(PrimaryEngine, FirstCopyKeepsToItsRate) {
   const ModelledGuest standby_guest({{512, false}});
   TestStandby standby(standby_guest);
   standby.engine->open_session(kTestToken, kGeneration, 2);
-  const Listener listener(
-      [&](UniqueFd fd, std::string preface) { standby.engine->add_connection(fd.release(), preface); });
+  const Listener listener([&](UniqueFd fd, std::string preface) {
+    standby.engine->add_connection(Connection(std::move(fd)), preface);
+  });
   PrimaryEngine engine(options_for(guest));
   ASSERT_EQ(connect(engine, listener.port, 2), "");
   const auto begin = std::chrono::steady_clock::now();

@@ -9,12 +9,20 @@
 
 #include <cerrno>
 #include <future>
+#include <mutex>
 #include <optional>
+#include <stdexcept>
 #include <thread>
+#include <tuple>
 #include <utility>
+#include <vector>
 
+#include "../core/acceptor.h"
 #include "../core/heartbeat_frame.h"
+#include "../core/link_sockets.h"
 #include "child_process.h"
+#include "primary_harness.h"
+#include "tls_harness.h"
 
 namespace colo {
 namespace {
@@ -22,9 +30,11 @@ namespace {
 using Kind = HeartbeatVerdict::Kind;
 using std::chrono::milliseconds;
 using testing::ChildProcess;
+using testing::PairedHosts;
 using testing::wait_until;
 
 constexpr std::uint64_t kGeneration = 7;
+constexpr char kToken[] = "0123456789abcdef";
 // Long on any machine: what a test doesn't provoke must not happen.
 constexpr auto kLong = std::chrono::minutes(2);
 constexpr HeartbeatLimits kPatient = {milliseconds(10), kLong, kLong, kLong, kLong};
@@ -43,8 +53,9 @@ struct Ends {
 // A heartbeat and its verdict.
 class Watched {
  public:
-  Watched(const HeartbeatLimits& limits, UniqueFd socket)
-      : heartbeat_(std::in_place, limits, kGeneration, std::move(socket), callback()) {}
+  Watched(const HeartbeatLimits& limits, UniqueFd socket) : Watched(limits, Connection(std::move(socket))) {}
+  Watched(const HeartbeatLimits& limits, Connection connection)
+      : heartbeat_(std::in_place, limits, kGeneration, std::move(connection), callback()) {}
   Watched(const HeartbeatLimits& limits, Heartbeat::Target target)
       : heartbeat_(std::in_place, limits, kGeneration, std::move(target), callback()) {}
 
@@ -83,6 +94,10 @@ void send_frame(const UniqueFd& socket, const HeartbeatFrame& frame) {
             static_cast<ssize_t>(bytes.size()));
 }
 
+Heartbeat::Target target_of(std::uint16_t port, std::shared_ptr<const TlsCredentials> credentials) {
+  return {"127.0.0.1", port, kToken, std::move(credentials)};
+}
+
 TEST(Heartbeat, TwoEndsHearEachOther) {
   Ends ends;
   Watched one(kPatient, std::move(ends.ours)), other(kPatient, std::move(ends.peers));
@@ -107,13 +122,13 @@ TEST(Heartbeat, ConnectsAndSaysWhoItIs) {
   ASSERT_EQ(::listen(listener.get(), 1), 0);
   ASSERT_EQ(::getsockname(listener.get(), reinterpret_cast<sockaddr*>(&address), &length), 0);
 
-  Watched primary(kPatient, Heartbeat::Target{"127.0.0.1", ntohs(address.sin_port), "0123456789abcdef"});
+  Watched primary(kPatient, target_of(ntohs(address.sin_port), nullptr));
   UniqueFd accepted(::accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC));
   ASSERT_TRUE(accepted);
   std::array<std::byte, kHeartbeatPrefaceBytes> preface;
   ASSERT_EQ(::recv(accepted.get(), preface.data(), preface.size(), MSG_WAITALL),
             static_cast<ssize_t>(preface.size()));
-  EXPECT_EQ(preface, encode_heartbeat_preface("0123456789abcdef", kGeneration));
+  EXPECT_EQ(preface, encode_heartbeat_preface(kToken, kGeneration));
   Watched secondary(kPatient, std::move(accepted));
   EXPECT_TRUE(wait_until([&] { return primary->stats().received > 1 && secondary->stats().received > 1; }));
 }
@@ -126,7 +141,7 @@ TEST(Heartbeat, APeerThatCannotBeReachedIsTold) {
   socklen_t length = sizeof address;
   ASSERT_EQ(::bind(bound.get(), reinterpret_cast<sockaddr*>(&address), length), 0);
   ASSERT_EQ(::getsockname(bound.get(), reinterpret_cast<sockaddr*>(&address), &length), 0);
-  Watched primary(kPatient, Heartbeat::Target{"127.0.0.1", ntohs(address.sin_port), "0123456789abcdef"});
+  Watched primary(kPatient, target_of(ntohs(address.sin_port), nullptr));
   const HeartbeatVerdict verdict = primary.verdict();
   EXPECT_EQ(verdict.kind, Kind::closed);
   EXPECT_NE(verdict.reason.find("Connection refused"), std::string::npos) << verdict.reason;
@@ -247,10 +262,11 @@ ChildProcess beating_child(Ends& ends) {
   return ChildProcess([fd = std::exchange(ends.peers, {}).release(), other = ends.ours.get()](int socket) {
     ::close(other);
     auto limits = with([](HeartbeatLimits& changed) { changed.timeout = milliseconds(300); });
-    Heartbeat heartbeat(limits, kGeneration, UniqueFd(fd), [socket](const HeartbeatVerdict& verdict) {
-      const char kind = static_cast<char>(verdict.kind);
-      [[maybe_unused]] const auto sent = ::send(socket, &kind, 1, MSG_NOSIGNAL);
-    });
+    Heartbeat heartbeat(limits, kGeneration, Connection(UniqueFd(fd)),
+                        [socket](const HeartbeatVerdict& verdict) {
+                          const char kind = static_cast<char>(verdict.kind);
+                          [[maybe_unused]] const auto sent = ::send(socket, &kind, 1, MSG_NOSIGNAL);
+                        });
     char byte;
     return ::recv(socket, &byte, 1, 0) == 0 ? 0 : 1;  // until the test ends
   });
@@ -282,10 +298,147 @@ TEST(Heartbeat, AProcessThatStandsStillIsTakenForDead) {
   EXPECT_EQ(watched.verdict().kind, Kind::silent);
 }
 
+// A secondary's port with TLS, which makes a heartbeat of the connection that comes.
+class TlsSecondary {
+ public:
+  explicit TlsSecondary(const PairedHosts& hosts, const HeartbeatLimits& limits = kPatient)
+      : acceptor_("127.0.0.1", 0, events(limits), hosts.server) {}
+
+  std::uint16_t port() const { return acceptor_.port(); }
+  Watched& end() {
+    EXPECT_TRUE(wait_until([&] {
+      const std::lock_guard lock(mutex_);
+      return end_.has_value() || !refused_.empty();
+    }));
+    const std::lock_guard lock(mutex_);
+    if (!end_) throw std::runtime_error("the connection was refused: " + refused_);
+    return *end_;
+  }
+
+ private:
+  Acceptor::Events events(const HeartbeatLimits& limits) {
+    return {[this, limits](Acceptor::Link link, Connection connection, std::string, std::string) {
+              EXPECT_EQ(link, Acceptor::Link::heartbeat);
+              EXPECT_TRUE(connection.tls);
+              const std::lock_guard lock(mutex_);
+              end_.emplace(limits, std::move(connection));
+            },
+            [this](std::string, std::string reason) {
+              const std::lock_guard lock(mutex_);
+              refused_ = std::move(reason);
+            }};
+  }
+
+  std::mutex mutex_;  // guards the following two
+  std::optional<Watched> end_;
+  std::string refused_;
+  Acceptor acceptor_;  // after what its events touch
+};
+
+TEST(Heartbeat, TwoEndsHearEachOtherThroughTls) {
+  const PairedHosts hosts;
+  TlsSecondary secondary(hosts);
+  Watched primary(kPatient, target_of(secondary.port(), hosts.client));
+  Watched& other = secondary.end();
+  EXPECT_TRUE(wait_until([&] { return primary->stats().received >= 20 && other->stats().received >= 20; }));
+  EXPECT_TRUE(primary.silent_so_far() && other.silent_so_far());
+  primary.end();
+}
+
+TEST(Heartbeat, ARefusedCertificateIsToldWithItsReason) {
+  const PairedHosts hosts, strangers;
+  TlsSecondary secondary(hosts);
+  Watched primary(kPatient,
+                  target_of(secondary.port(), testing::credentials(strangers.a, hosts.b.certificate_pem)));
+  const HeartbeatVerdict verdict = primary.verdict();
+  EXPECT_EQ(verdict.kind, Kind::closed);
+  EXPECT_NE(verdict.reason.find("doesn't trust our certificate"), std::string::npos) << verdict.reason;
+}
+
+// All in one record.
+void send_through_tls(const Connection& connection, std::vector<std::byte> bytes) {
+  iovec piece = {bytes.data(), bytes.size()};
+  send_all(connection.calls(), connection.fd.get(), {&piece, 1});
+}
+
+TEST(Heartbeat, WhatTlsHoldsBackIsHeardThoughTheSocketIsSilent) {
+  const PairedHosts hosts;
+  TlsSecondary secondary(hosts);
+  LinkSockets sockets;
+  const Connection& primary = sockets.connect("127.0.0.1", secondary.port(), 10'000, hosts.client.get());
+  const auto preface = encode_heartbeat_preface(kToken, kGeneration);
+  std::vector<std::byte> bytes(preface.begin(), preface.end());
+  for (std::uint64_t sequence = 1; sequence <= 100; ++sequence) {
+    const auto frame = encode_heartbeat({kGeneration, sequence, 1, 0, 0, 10, 1});
+    bytes.insert(bytes.end(), frame.begin(), frame.end());
+  }
+  // The acceptor's part and the heartbeats', behind which nothing comes.
+  send_through_tls(primary, bytes);
+  EXPECT_TRUE(wait_until([&] { return secondary.end()->stats().received == 100; }));
+}
+
+// Two ends that have shaken hands, over a socket with small buffers.
+struct TlsEnds {
+  explicit TlsEnds(const PairedHosts& hosts) {
+    std::tie(ours.fd, peers.fd) = testing::narrow_socket_pair();
+    ours.tls = std::make_unique<TlsSession>(*hosts.server, ours.fd.get(), TlsSession::Side::server);
+    peers.tls = std::make_unique<TlsSession>(*hosts.client, peers.fd.get(), TlsSession::Side::client);
+    std::thread other([this] { ours.tls->handshake_within(10'000); });
+    peers.tls->handshake_within(10'000);
+    other.join();
+  }
+
+  Connection ours, peers;
+};
+
+TEST(Heartbeat, AForgedRecordEndsTheConnectionAndAccusesNobody) {
+  const PairedHosts hosts;
+  TlsEnds ends(hosts);
+  Watched watched(with([](HeartbeatLimits& limits) { limits.closed_grace = milliseconds(1); }),
+                  std::move(ends.ours));
+  const std::string forged = std::string("\x17\x03\x03\x00\x20", 5) + std::string(32, 'x');
+  ASSERT_EQ(::send(ends.peers.fd.get(), forged.data(), forged.size(), MSG_NOSIGNAL),
+            static_cast<ssize_t>(forged.size()));
+  const HeartbeatVerdict verdict = watched.verdict();
+  EXPECT_EQ(verdict.kind, Kind::closed);
+  EXPECT_NE(verdict.reason.find("TLS: "), std::string::npos) << verdict.reason;
+}
+
+TEST(Heartbeat, ATlsPeerThatDoesNotReadIsStillHeardAndJudged) {
+  const PairedHosts hosts;
+  TlsEnds ends(hosts);
+  Watched watched(with([](HeartbeatLimits& limits) {
+                    limits.interval = milliseconds(1);
+                    limits.timeout = milliseconds(500);
+                  }),
+                  std::move(ends.ours));
+  std::uint64_t sent = 0;
+  int unchanged = 0;
+  ASSERT_TRUE(wait_until([&] {
+    std::this_thread::sleep_for(milliseconds(20));
+    unchanged = std::exchange(sent, watched->stats().sent) == sent && sent > 1 ? unchanged + 1 : 0;
+    return unchanged == 5;
+  })) << "it goes on queueing";
+  EXPECT_TRUE(watched.silent_so_far());
+  const auto frame = encode_heartbeat({kGeneration, 1, 1, 0, 0, 1, 1});
+  send_through_tls(ends.peers, {frame.begin(), frame.end()});
+  EXPECT_TRUE(wait_until([&] { return watched->stats().received == 1; }));
+  EXPECT_EQ(watched.verdict().kind, Kind::silent);
+}
+
+TEST(Heartbeat, EndsWhileItShakesHands) {
+  const PairedHosts hosts;
+  const testing::Listener mute;  // connections lie in its backlog
+  Watched primary(kPatient, target_of(mute.port, hosts.client));
+  std::this_thread::sleep_for(milliseconds(50));  // into the handshake, as a rule: nothing tells
+  primary.end();
+  EXPECT_TRUE(primary.silent_so_far());
+}
+
 TEST(Heartbeat, EndsWhileItConnects) {
   // An address that answers nothing: packets to it go nowhere, or are refused at once where there is no
   // route.
-  Watched watched(kPatient, Heartbeat::Target{"192.0.2.1", 9, "0123456789abcdef"});
+  Watched watched(kPatient, Heartbeat::Target{"192.0.2.1", 9, kToken});
   watched.end();
 }
 

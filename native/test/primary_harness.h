@@ -81,7 +81,7 @@ inline std::string protect(PrimaryEngine& engine) {
 }
 inline std::string connect(PrimaryEngine& engine, std::uint16_t port, unsigned connections) {
   Outcome<> outcome;
-  engine.connect("127.0.0.1", port, kTestToken, kGeneration, connections, outcome.plain_done());
+  engine.connect("127.0.0.1", port, kTestToken, kGeneration, connections, nullptr, outcome.plain_done());
   return outcome.wait();
 }
 inline std::string sync(PrimaryEngine& engine) {

@@ -340,7 +340,7 @@ TEST_F(StandbyEngineTest, ConnectionsAreHeldAgainstTheSession) {
   EXPECT_NE(refused(0, 3, kGeneration, kTestToken).find("wrong number"), std::string::npos);
   Connection first(engine, 1, 2);
   EXPECT_NE(refused(1, 2, kGeneration, kTestToken).find("taken"), std::string::npos);
-  EXPECT_THROW(engine.add_connection(-1, "short"), Error);
+  EXPECT_THROW(engine.add_connection({}, "short"), Error);
   Connection second(engine, 0, 2);
   first.send(first_copy_without_pages());
   second.send(epoch_bytes(0, 1));

@@ -5,9 +5,10 @@
  *     {"command":"failover","force":"web1"}  ->  {"ok":true,"result":"took over"}
  *     {"command":"x"}       ->  {"ok":false,"error":{"code":"unknown-command","message":"..."}}
  */
-import { chmodSync, mkdirSync, renameSync, rmSync } from 'node:fs';
+import { chmodSync, mkdirSync, renameSync, rmSync, statSync } from 'node:fs';
 import { createConnection, createServer, type Server, type Socket } from 'node:net';
 import path from 'node:path';
+import { native } from '../native/binding.ts';
 import type { Status } from './status.ts';
 
 export type ControlCommand = 'status' | 'failover' | 'stop';
@@ -78,7 +79,28 @@ export class ControlServer {
     rmSync(this.#path, { force: true });
   }
 
+  /**
+   * Why the process at the other end may not command this agent; null when it may. The socket's mode says the same, as long as nobody has
+   * changed it, or the folder's.
+   */
+  #objection(socket: Socket): string | null {
+    try {
+      const { uid, gid, groups } = native.peerCredentials(descriptorOf(socket));
+      if (uid === 0 || uid === process.geteuid?.()) return null;
+      if ([gid, ...groups].includes(statSync(this.#path).gid)) return null;
+      return `user ${uid} is neither root nor of the group of ${this.#path}`;
+    } catch (error) {
+      return (error as Error).message; // it has gone already, perhaps
+    }
+  }
+
   #serve(socket: Socket): void {
+    const objection = this.#objection(socket);
+    if (objection !== null) {
+      socket.on('error', () => socket.destroy());
+      socket.end(`${JSON.stringify({ ok: false, error: { code: 'not-permitted', message: objection } })}\n`);
+      return;
+    }
     this.#connections.add(socket);
     socket.on('close', () => this.#connections.delete(socket));
     socket.on('error', () => socket.destroy());
@@ -119,6 +141,11 @@ export class ControlServer {
 interface ControlRequest {
   command: ControlCommand;
   force: string | null;
+}
+
+/** Node.js has no public way to it. */
+function descriptorOf(socket: Socket): number {
+  return (socket as unknown as { _handle?: { fd?: number } })._handle?.fd ?? -1;
 }
 
 function parseRequest(line: string): ControlRequest {

@@ -1,6 +1,9 @@
-import { createConnection } from 'node:net';
+import { lookup } from 'node:dns/promises';
+import { Socket } from 'node:net';
+import { native, type PeerConnection, type TlsCredentials } from '../native/binding.ts';
 import type { Message } from '../protocol/messages.ts';
 import { encodePreface } from '../protocol/preface.ts';
+import { type LinkStatus, linkStatus } from './link-security.ts';
 import { PeerLink } from './peer-link.ts';
 
 export interface HostPort {
@@ -25,40 +28,79 @@ export function formatHostPort({ host, port }: HostPort): string {
   return host.includes(':') ? `[${host}]:${port}` : `${host}:${port}`;
 }
 
-/** A host that swallows packets must not hold an attempt for the kernel's two minutes. */
+/** A host that swallows packets must not hold an attempt for the kernel's two minutes. TLS gets as long again. */
 const CONNECT_TIMEOUT_MS = 5000;
 
 export interface PeerConnectEvents {
-  onConnected(link: PeerLink): void;
+  onConnected(link: PeerLink, security: LinkStatus): void;
   onMessage(message: Message): void;
   /** Couldn't be reached, or was lost later: once. */
   onLost(reason: string): void;
 }
 
-/** Opens the control connection to a secondary. Returns a function that gives the attempt up without a report. */
-export function connectPeer(peer: HostPort, events: PeerConnectEvents): () => void {
-  const socket = createConnection({ host: peer.host, port: peer.port, noDelay: true });
-  const fail = (reason: string) => {
-    clearTimeout(timer);
-    socket.off('error', onError);
-    socket.on('error', () => {}); // already reported below
-    socket.destroy();
-    events.onLost(`can't reach the standby at ${formatHostPort(peer)}: ${reason}`);
-  };
-  const onError = (error: Error) => fail(error.message);
-  const timer = setTimeout(() => fail(`no answer within ${CONNECT_TIMEOUT_MS / 1000} s`), CONNECT_TIMEOUT_MS);
-  socket.once('error', onError);
-  socket.once('connect', () => {
-    clearTimeout(timer);
-    socket.off('error', onError);
-    socket.write(encodePreface({ link: 'control' }));
-    events.onConnected(new PeerLink(socket, { onMessage: events.onMessage, onLost: events.onLost }));
-  });
-  return () => {
-    if (!socket.connecting) return;
-    clearTimeout(timer);
-    socket.off('error', onError);
-    socket.on('error', () => {});
-    socket.destroy();
-  };
+/**
+ * Opens the control connection to a secondary; without `credentials`, in plain text. Returns a function that gives the attempt up
+ * without a report.
+ */
+export function connectPeer(
+  peer: HostPort,
+  credentials: TlsCredentials | null,
+  events: PeerConnectEvents,
+): () => void {
+  const attempt = new ConnectAttempt(peer, credentials);
+  attempt.run().then(
+    (connection) => {
+      if (attempt.givenUp) return connection.close();
+      const security = linkStatus(connection.security());
+      const socket = new Socket({ fd: connection.openSocket(), readable: true, writable: true });
+      socket.write(encodePreface({ link: 'control' }));
+      events.onConnected(
+        new PeerLink(socket, { onMessage: events.onMessage, onLost: events.onLost }),
+        security,
+      );
+    },
+    (error: Error) => {
+      if (!attempt.givenUp)
+        events.onLost(`can't reach the standby at ${formatHostPort(peer)}: ${error.message}`);
+    },
+  );
+  return () => attempt.giveUp();
+}
+
+class ConnectAttempt {
+  givenUp = false;
+  readonly #peer: HostPort;
+  readonly #credentials: TlsCredentials | null;
+  #connection: PeerConnection | null = null;
+
+  constructor(peer: HostPort, credentials: TlsCredentials | null) {
+    this.#peer = peer;
+    this.#credentials = credentials;
+  }
+
+  /** Tries the name's addresses in turn. Rejects with the last one's reason. */
+  async run(): Promise<PeerConnection> {
+    // Here and not in native code, where a name that nobody answers for would hold a thread.
+    const addresses = await lookup(this.#peer.host, { all: true });
+    let failure = new Error(`the name ${this.#peer.host} has no address`);
+    for (const { address } of addresses) {
+      if (this.givenUp) break;
+      const connection = new native.PeerConnection();
+      this.#connection = connection;
+      try {
+        await connection.connect(address, this.#peer.port, CONNECT_TIMEOUT_MS, this.#credentials);
+        this.#connection = null;
+        return connection;
+      } catch (error) {
+        connection.close();
+        failure = error as Error;
+      }
+    }
+    throw failure;
+  }
+
+  giveUp(): void {
+    this.givenUp = true;
+    this.#connection?.close();
+  }
 }

@@ -8,6 +8,8 @@ import {
   type HeartbeatStats,
   type HeartbeatVerdict,
   native,
+  type PeerConnection,
+  type TlsCredentials,
 } from '../native/binding.ts';
 import type { Timings } from '../protocol/machine.ts';
 import { decodePreface } from '../protocol/preface.ts';
@@ -41,10 +43,15 @@ export class PeerHeartbeat {
     this.#options = options;
   }
 
-  /** The primary's end of a new session. `token`: 32 hex digits, from READY. */
-  connect({ host, port }: HostPort, token: string, generation: number): void {
+  /** The primary's end of a new session. `token`: 32 hex digits, from READY. Without `credentials`, in plain text. */
+  connect(
+    { host, port }: HostPort,
+    token: string,
+    generation: number,
+    credentials: TlsCredentials | null,
+  ): void {
     this.end();
-    this.#begin({ host, port, token: Buffer.from(token, 'hex') }, generation);
+    this.#begin({ host, port, token: Buffer.from(token, 'hex'), credentials }, generation);
   }
 
   /** The secondary's: the primary's connection has to come soon. */
@@ -62,17 +69,17 @@ export class PeerHeartbeat {
     }, FIRST_HEARTBEAT_MS);
   }
 
-  /** A connection whose preface the acceptor has read; `fd` is taken over, or closed. */
-  accept(fd: number, preface: Uint8Array, from: string): void {
+  /** A connection whose preface the acceptor has read; it is taken over, or closed. */
+  accept(connection: PeerConnection, preface: Uint8Array, from: string): void {
     const reason = this.#refusal(preface);
     if (reason !== null) {
       this.#options.log.warn('a heartbeat connection was refused', { peer: from, reason });
-      native.closeFd(fd);
+      connection.close();
       return;
     }
     const { generation } = this.#expected as { generation: number };
     this.#stopWaiting();
-    this.#begin(fd, generation);
+    this.#begin(connection, generation);
   }
 
   /** With the session; what it would still have told isn't told any more. */

@@ -11,12 +11,16 @@ export interface PeerLinkEvents {
 /** How long a closing link may take to get its last message (ERROR or BYE) out. */
 const LINGER_MS = 1000;
 
+/** The first byte of a TLS alert, by which an agent answers one that speaks plain text. */
+const TLS_ALERT = 0x15;
+
 /** The control connection between two agents. Takes over a connected socket whose preface has been sent or read. */
 export class PeerLink {
   readonly #socket: Socket;
   readonly #decoder = new MessageDecoder();
   readonly #events: PeerLinkEvents;
   #lost = false;
+  #heard = false;
 
   constructor(socket: Socket, events: PeerLinkEvents) {
     this.#socket = socket;
@@ -41,6 +45,11 @@ export class PeerLink {
 
   #receive(chunk: Uint8Array): void {
     if (this.#lost) return;
+    if (!this.#heard && chunk[0] === TLS_ALERT) {
+      this.#lose('the peer speaks TLS, and this agent was started with --insecure: start both the same way');
+      return;
+    }
+    this.#heard = true;
     let messages: Message[];
     try {
       messages = this.#decoder.push(chunk);

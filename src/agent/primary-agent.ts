@@ -1,6 +1,7 @@
 /** The primary's shell: one protected VM, its QMP connection, the native parts and the link to the standby, run as the machine says. */
 
 import { randomBytes } from 'node:crypto';
+import type { TlsCredentials } from '../native/binding.ts';
 import type { PrimaryEffect, PrimaryEvent, StateWord, Timings } from '../protocol/machine.ts';
 import type { Mode } from '../protocol/messages.ts';
 import { PrimaryMachine } from '../protocol/primary.ts';
@@ -9,6 +10,7 @@ import type { AcceptedExceptions } from '../vm/preflight.ts';
 import { type Arbitration, arbitrationOf, noWitness, type WitnessChoice } from './arbitration.ts';
 import { Driver, monotonicMs } from './driver.ts';
 import { GenerationFile } from './generation-file.ts';
+import type { LinkStatus } from './link-security.ts';
 import type { Log } from './log.ts';
 import { connectPeer, type HostPort } from './peer-address.ts';
 import { PeerHeartbeat } from './peer-heartbeat.ts';
@@ -22,6 +24,8 @@ export interface PrimaryAgentOptions {
   vm: string;
   qmpPath: string;
   peer: HostPort;
+  /** Null: plain text. */
+  credentials: TlsCredentials | null;
   mode: Mode;
   connections: number;
   timings: Timings;
@@ -66,6 +70,7 @@ export class PrimaryAgent {
   #finish: (outcome: AgentOutcome) => void = () => {};
   readonly #heartbeat: PeerHeartbeat;
   #link: PeerLink | null = null;
+  #linkStatus: LinkStatus | null = null;
   #cancelConnect: (() => void) | null = null;
   #state: StateWord = 'STARTING';
   #reason = '';
@@ -177,6 +182,7 @@ export class PrimaryAgent {
       generation: this.#machine.generation,
       epoch: this.#machine.epoch,
       lastCheckpointAgeMs: age(this.#machine.lastCommittedAtMs),
+      link: this.#link && this.#linkStatus,
       agentPid: process.pid,
       qemuPid: this.#vm.pid,
       mode: this.#options.mode,
@@ -225,14 +231,15 @@ export class PrimaryAgent {
         break;
       default:
         this.#watchPeer(effect);
-        this.#vm.perform(effect, this.#options.peer, this.#machine.generation, this.#meters);
+        this.#vm.perform(effect, this.#options, this.#machine.generation, this.#meters);
     }
   }
 
   /** Heartbeats go with the bulk connections: from READY to the session's end. */
   #watchPeer(effect: PrimaryEffect): void {
+    const { peer, credentials } = this.#options;
     if (effect.type === 'connect-bulk')
-      this.#heartbeat.connect(this.#options.peer, effect.bulkToken, this.#machine.generation);
+      this.#heartbeat.connect(peer, effect.bulkToken, this.#machine.generation, credentials);
     else if (effect.type === 'disconnect-bulk') this.#heartbeat.end();
   }
 
@@ -250,9 +257,10 @@ export class PrimaryAgent {
   }
 
   #connectPeer(): void {
-    this.#cancelConnect = connectPeer(this.#options.peer, {
-      onConnected: (link) => {
+    this.#cancelConnect = connectPeer(this.#options.peer, this.#options.credentials, {
+      onConnected: (link, security) => {
         this.#link = link;
+        this.#linkStatus = security;
         this.#dispatch({ type: 'peer-connected', lineage: randomBytes(16).toString('hex') });
       },
       onMessage: (message) => this.#dispatch({ type: 'message', message }),

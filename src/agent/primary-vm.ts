@@ -11,7 +11,6 @@ import { findRamBlocks } from '../vm/ram-blocks.ts';
 import { ShutdownAction } from '../vm/shutdown-action.ts';
 import { VmstateFile } from '../vm/vmstate.ts';
 import { PauseGuard } from './pause-guard.ts';
-import type { HostPort } from './peer-address.ts';
 import type { PrimaryAgentOptions } from './primary-agent.ts';
 import { PrimaryDisks } from './primary-disks.ts';
 import type { PrimaryMeters } from './primary-meters.ts';
@@ -171,7 +170,7 @@ export class PrimaryVm {
       PrimaryEffect,
       { type: 'claim' | 'connect' | 'disconnect' | 'send' | 'state' | 'finished' }
     >,
-    peer: HostPort,
+    { peer, credentials }: Pick<PrimaryAgentOptions, 'peer' | 'credentials'>,
     generation: number,
     meters: PrimaryMeters,
   ): void {
@@ -211,6 +210,7 @@ export class PrimaryVm {
               Buffer.from(effect.bulkToken, 'hex'),
               generation,
               effect.connections,
+              credentials,
             ),
           ),
           () => ({ type: 'bulk-connected' }),

@@ -1,6 +1,6 @@
 /** The secondary's shell: one standby VM, the port that its primary connects to, run as the machine says. */
 import { Socket } from 'node:net';
-import { type Acceptor, native } from '../native/binding.ts';
+import { type Acceptor, native, type PeerConnection, type TlsCredentials } from '../native/binding.ts';
 import type { SecondaryEffect, SecondaryEvent, StateWord, Timings } from '../protocol/machine.ts';
 import { SecondaryMachine } from '../protocol/secondary.ts';
 import { vmIdOf } from '../protocol/vm-id.ts';
@@ -10,6 +10,7 @@ import { ControlError } from './control-server.ts';
 import { Driver, monotonicMs } from './driver.ts';
 import { type FenceOptions, fence } from './fence.ts';
 import { GenerationFile } from './generation-file.ts';
+import { type LinkStatus, linkStatus } from './link-security.ts';
 import type { Log } from './log.ts';
 import { formatHostPort, type HostPort, parseHostPort } from './peer-address.ts';
 import { PeerHeartbeat } from './peer-heartbeat.ts';
@@ -22,6 +23,8 @@ export interface SecondaryAgentOptions {
   vm: string;
   qmpPath: string;
   listen: HostPort;
+  /** Null: plain text. */
+  credentials: TlsCredentials | null;
   witness: WitnessChoice;
   /** What this host calls itself. */
   node: string;
@@ -67,6 +70,7 @@ export class SecondaryAgent {
   #finish: (outcome: SecondaryOutcome) => void = () => {};
   readonly #heartbeat: PeerHeartbeat;
   #link: PeerLink | null = null;
+  #linkStatus: LinkStatus | null = null;
   /** The addresses of who is connected, and of the last primary that had a session here. */
   #peerHost = '';
   #primaryHost = '';
@@ -111,10 +115,11 @@ export class SecondaryAgent {
     this.#acceptor = new native.Acceptor({
       host: options.listen.host,
       port: options.listen.port,
-      onAccepted: (link, fd, preface, peer) => {
-        if (link === 'bulk') vm.addBulkConnection(fd, preface, peer);
-        else if (link === 'heartbeat') this.#heartbeat.accept(fd, preface, peer);
-        else this.#accept(fd, peer);
+      credentials: options.credentials,
+      onAccepted: (link, connection, preface, peer) => {
+        if (link === 'bulk') vm.addBulkConnection(connection, preface, peer);
+        else if (link === 'heartbeat') this.#heartbeat.accept(connection, preface, peer);
+        else this.#accept(connection, peer);
       },
       onRefused: (peer, reason) => options.log.warn('a connection was refused', { peer, reason }),
     });
@@ -213,6 +218,7 @@ export class SecondaryAgent {
       generation: this.#machine.generation,
       epoch: this.#machine.epoch,
       lastCheckpointAgeMs: lastCommittedAtMs === null ? null : Math.round(monotonicMs() - lastCommittedAtMs),
+      link: this.#link && this.#linkStatus,
       agentPid: process.pid,
       qemuPid: this.#vm.pid,
       listen: formatHostPort({ host: this.#options.listen.host, port: this.port }),
@@ -235,15 +241,16 @@ export class SecondaryAgent {
     this.#driver.dispatch({ ...body, nowMs: monotonicMs() } as SecondaryEvent);
   }
 
-  #accept(fd: number, peer: string): void {
-    const socket = new Socket({ fd, readable: true, writable: true });
+  #accept(connection: PeerConnection, peer: string): void {
     if (this.#link) {
       // A primary that came back finds its old connection here until that has timed out; it tries again.
       this.#options.log.warn('a second primary was refused', { peer });
-      socket.destroy();
+      connection.close();
       return;
     }
-    this.#options.log.info('a primary connected', { peer });
+    this.#linkStatus = linkStatus(connection.security());
+    const socket = new Socket({ fd: connection.openSocket(), readable: true, writable: true });
+    this.#options.log.info('a primary connected', { peer, certificate: this.#linkStatus.peer });
     this.#peerHost = parseHostPort(peer).host;
     this.#link = new PeerLink(socket, {
       onMessage: (message) => this.#dispatch({ type: 'message', message }),

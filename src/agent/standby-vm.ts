@@ -1,6 +1,12 @@
 /** The standby VM as the secondary's effects need it: QMP, the native engine that stages and flushes, and the vmstate mailbox. */
 import { randomBytes } from 'node:crypto';
-import { type NativeError, native, type ProcessWatch, type StandbyEngine } from '../native/binding.ts';
+import {
+  type NativeError,
+  native,
+  type PeerConnection,
+  type ProcessWatch,
+  type StandbyEngine,
+} from '../native/binding.ts';
 import type { SecondaryEffect, SecondaryEvent } from '../protocol/machine.ts';
 import type { Lineage } from '../protocol/messages.ts';
 import { QmpClient } from '../qmp/client.ts';
@@ -145,15 +151,16 @@ export class StandbyVm {
   }
 
   /** A bulk connection that the acceptor has read the preface of. */
-  addBulkConnection(fd: number, preface: Uint8Array, peer: string): void {
+  addBulkConnection(connection: PeerConnection, preface: Uint8Array, peer: string): void {
     if (!this.#engine) {
       this.#log.warn('a bulk connection came without a session', { peer });
-      native.closeFd(fd);
+      connection.close();
       return;
     }
     try {
-      this.#engine.addConnection(fd, preface);
+      this.#engine.addConnection(connection, preface);
     } catch (error) {
+      connection.close();
       this.#log.warn('a bulk connection was refused', { peer, error: (error as Error).message });
     }
   }

@@ -3,6 +3,7 @@ import type { HeartbeatStats } from '../native/binding.ts';
 import type { StateWord } from '../protocol/machine.ts';
 import type { Mode } from '../protocol/messages.ts';
 import type { WitnessStatus } from './arbitration.ts';
+import type { LinkStatus } from './link-security.ts';
 import type { Summary } from './samples.ts';
 
 export interface CommonStatus {
@@ -16,6 +17,8 @@ export interface CommonStatus {
   /** The last committed epoch of this session. */
   epoch: number;
   lastCheckpointAgeMs: number | null;
+  /** How the control connection is secured; null while there is none. */
+  link: LinkStatus | null;
   /** How long heartbeats take there and back, and how far apart the peer's come; null without a session. */
   heartbeat: HeartbeatStats | null;
   agentPid: number;

@@ -19,7 +19,7 @@ export class CliError extends Error {
   }
 }
 
-const PERMISSION_CODES = new Set(['EPERM', 'EACCES', 'ERR_COLO_UFFD_DENIED']);
+const PERMISSION_CODES = new Set(['EPERM', 'EACCES', 'ERR_COLO_UFFD_DENIED', 'not-permitted']);
 const UNAVAILABLE_CODES = new Set([
   'ENOENT',
   'ECONNREFUSED',
@@ -40,8 +40,9 @@ export function exitCodeOf(error: unknown): number {
   if (error instanceof CliError) return error.exitCode;
   if (!(error instanceof Error)) return EXIT.internal;
   if (CONFIGURATION_ERRORS.has(error.name)) return EXIT.configuration;
-  if (error.name === 'QmpError') return EXIT.unavailable;
+  if (error.name === 'QmpError' || error.name === 'PairingError') return EXIT.unavailable;
   const code = (error as { code?: unknown }).code;
+  if (code === 'ERR_COLO_CREDENTIALS') return EXIT.configuration;
   if (typeof code !== 'string') return EXIT.internal;
   if (PERMISSION_CODES.has(code)) return EXIT.notPermitted;
   if (UNAVAILABLE_CODES.has(code)) return EXIT.unavailable;

@@ -5,6 +5,7 @@ import { failoverCommand, statusCommand, stopCommand } from './control.ts';
 import { demoCommand } from './demo.ts';
 import { estimateCommand } from './estimate.ts';
 import { EXIT, exitCodeOf } from './exit-codes.ts';
+import { pairCommand } from './pair.ts';
 import { primaryCommand } from './primary.ts';
 import { secondaryCommand } from './secondary.ts';
 
@@ -21,6 +22,7 @@ const program = new Command('colo-agent')
   .addCommand(statusCommand())
   .addCommand(failoverCommand())
   .addCommand(stopCommand())
+  .addCommand(pairCommand())
   .addCommand(estimateCommand())
   .addCommand(demoCommand());
 

@@ -20,6 +20,13 @@ export function listenAddress(text: string): HostPort {
   return hostPort(text, true);
 }
 
+/** Goes into the code for the other host: an address, no "every address". */
+export function pairingAddress(text: string): HostPort {
+  const address = hostPort(text, true);
+  if (address.host === '::') throw new InvalidArgumentError(`'${text}' names no host`);
+  return address;
+}
+
 function hostPort(text: string, portZero: boolean): HostPort {
   try {
     return parseHostPort(text, { portZero });

@@ -12,7 +12,7 @@ import { report } from './outcome.ts';
 import { type PeerOptions, peerTimings, withPeerOptions } from './peer-options.ts';
 import { showProgress } from './progress.ts';
 import { type ProtectionOptions, protectionOf, withProtectionOptions } from './protection-options.ts';
-import { type SharedOptions, withSharedOptions } from './shared-options.ts';
+import { linkCredentials, type SharedOptions, withSharedOptions } from './shared-options.ts';
 import { onTerminationSignal } from './signals.ts';
 import { armWatchdog, type WatchdogOptions, withWatchdogOptions } from './watchdog-options.ts';
 import { type Witnessed, warnOfNoWitness, witnessOf } from './witness-options.ts';
@@ -73,6 +73,7 @@ function agentOptions(
     vm: options.vm,
     qmpPath: options.qmp,
     peer: options.peer,
+    credentials: linkCredentials(options, [options.peer.host], log),
     timings: { ...DEFAULT_TIMINGS, ...protection.timings, ...peerTimings(options) },
     tookOver: false,
     traceFile: options.trace ?? null,

@@ -1,6 +1,7 @@
 import { Command } from 'commander';
 import { ControlServer } from '../agent/control-server.ts';
 import { watchedBy } from '../agent/host-watchdog.ts';
+import type { TlsCredentials } from '../agent/link-security.ts';
 import { Log } from '../agent/log.ts';
 import type { HostPort } from '../agent/peer-address.ts';
 import type { SecondaryAgentOptions } from '../agent/secondary-agent.ts';
@@ -12,7 +13,7 @@ import { collect, listenAddress, peerAddress } from './option-parsers.ts';
 import { report } from './outcome.ts';
 import { type PeerOptions, peerTimings, withPeerOptions } from './peer-options.ts';
 import { type ProtectionOptions, protectionOf, withProtectionOptions } from './protection-options.ts';
-import { type SharedOptions, withSharedOptions } from './shared-options.ts';
+import { linkCredentials, type SharedOptions, withSharedOptions } from './shared-options.ts';
 import { onTerminationSignal } from './signals.ts';
 import { armWatchdog, type WatchdogOptions, withWatchdogOptions } from './watchdog-options.ts';
 import { warnOfNoWitness, witnessOf } from './witness-options.ts';
@@ -59,9 +60,11 @@ async function runSecondary(options: SecondaryCliOptions): Promise<void> {
     vm: options.vm,
     ...(agent?.logContext ?? { role: 'secondary', epoch: undefined }),
   }));
-  const standby = standbyOptions(options, log);
+  const hosts = [options.listen, ...(options.peer ? [options.peer] : [])].map(({ host }) => host);
+  const credentials = linkCredentials(options, hosts, log);
+  const standby = standbyOptions(options, credentials, log);
   warnOfNoWitness(standby);
-  const running = await Succession.attach(standby, successorOf(options, log));
+  const running = await Succession.attach(standby, successorOf(options, credentials, log));
   agent = running;
   const watchdog = armWatchdog(options, log);
   const path = options.control ?? defaultControlPath(options.vm, 'secondary');
@@ -75,13 +78,18 @@ async function runSecondary(options: SecondaryCliOptions): Promise<void> {
   }
 }
 
-function standbyOptions(options: SecondaryCliOptions, log: Log): SecondaryAgentOptions {
+function standbyOptions(
+  options: SecondaryCliOptions,
+  credentials: TlsCredentials | null,
+  log: Log,
+): SecondaryAgentOptions {
   const { exceptions } = protectionOf(options);
   return {
     ...witnessOf(options.vm, options),
     vm: options.vm,
     qmpPath: options.qmp,
     listen: options.listen,
+    credentials,
     overwriteDisks: options.overwriteDisk,
     succeed: options.peer === undefined ? null : exceptions,
     timings: { ...DEFAULT_TIMINGS, ...peerTimings(options) },
@@ -92,7 +100,11 @@ function standbyOptions(options: SecondaryCliOptions, log: Log): SecondaryAgentO
 }
 
 /** What it is as a primary; each time with a connection to the witness of its own. */
-function successorOf(options: SecondaryCliOptions, log: Log): Successor | null {
+function successorOf(
+  options: SecondaryCliOptions,
+  credentials: TlsCredentials | null,
+  log: Log,
+): Successor | null {
   const { peer } = options;
   if (peer === undefined) return null;
   const protection = protectionOf(options);
@@ -102,6 +114,7 @@ function successorOf(options: SecondaryCliOptions, log: Log): Successor | null {
     vm: options.vm,
     qmpPath: options.qmp,
     peer,
+    credentials,
     timings: { ...DEFAULT_TIMINGS, ...protection.timings, ...peerTimings(options) },
     traceFile: options.trace === undefined ? null : `${options.trace}.primary`,
     log,

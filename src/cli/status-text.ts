@@ -1,4 +1,5 @@
 import type { WitnessStatus } from '../agent/arbitration.ts';
+import type { LinkStatus } from '../agent/link-security.ts';
 import type { Summary } from '../agent/samples.ts';
 import type { DiskStatus, ScrubStatus, Status } from '../agent/status.ts';
 
@@ -10,6 +11,7 @@ export function statusText(status: Status): string {
     ['if the primary died now', status.ifPrimaryDies],
     ['witness', witnessText(status.witness)],
     ['generation, epoch', `${status.generation}, ${status.epoch}`],
+    ['link', linkText(status.link)],
     [
       'last checkpoint',
       status.lastCheckpointAgeMs === null ? 'none' : `${status.lastCheckpointAgeMs} ms ago`,
@@ -58,6 +60,13 @@ function witnessText({ kind, node, answers, reason }: WitnessStatus): string {
   if (kind === 'none') return 'none: a cut link makes both VMs run';
   if (kind === 'manual') return 'none: a person decides';
   return `etcd, ${answers === false ? `doesn't answer: ${reason}` : 'answers'}; this host is ${node}`;
+}
+
+function linkText(link: LinkStatus | null): string {
+  if (!link) return 'none';
+  if (link.encryption === 'plain') return 'plain text (--insecure)';
+  const by = link.encryption === 'kernel-tls' ? ' by the kernel' : '';
+  return `${link.cipher}${by}; the peer: ${link.peer}, SHA-256 ${link.fingerprint?.slice(0, 16)}...`;
 }
 
 function diskText({ state, sizeBytes, differingBytes, loggedBytes, writes }: DiskStatus): string {

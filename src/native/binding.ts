@@ -88,6 +88,7 @@ export interface PrimaryEngine {
     token: Uint8Array,
     generation: number,
     connections: number,
+    credentials: TlsCredentials | null,
   ): Promise<void>;
   /** Also ends the disks' sessions: what the standby hasn't confirmed differs again. */
   disconnect(): void;
@@ -229,7 +230,8 @@ export interface CommitResult {
 
 export interface StandbyEngine {
   openSession(token: Uint8Array, generation: number, connections: number): void;
-  addConnection(fd: number, preface: Uint8Array): void;
+  /** The connection is taken over, and closed when it is refused. */
+  addConnection(connection: PeerConnection, preface: Uint8Array): void;
   openEpoch(epoch: number): void;
   /** Fails with ERR_COLO_SCRUB when everything is done, but a page that was hashed isn't the primary's. */
   commit(epoch: number): Promise<CommitResult>;
@@ -274,8 +276,8 @@ export interface OutputGate {
 export type HeartbeatVerdict = 'silent' | 'closed' | 'stalled' | 'malformed';
 
 export interface HeartbeatOptions {
-  /** A connected socket whose preface has been read, which is taken over; or where to connect to, with READY's token of 16 bytes. */
-  end: number | { host: string; port: number; token: Uint8Array };
+  /** A connection whose preface has been read, which is taken over; or where to connect to, with READY's token of 16 bytes. */
+  end: PeerConnection | { host: string; port: number; token: Uint8Array; credentials: TlsCredentials | null };
   generation: number;
   intervalMs: number;
   timeoutMs: number;
@@ -324,11 +326,69 @@ export interface Watchdog {
   close(): void;
 }
 
+export interface TlsCredentialsOptions {
+  /** PEM files; the key's may be readable by its owner alone. `trustedFile`: the peers' certificates, or CAs. */
+  certificateFile: string;
+  keyFile: string;
+  trustedFile: string;
+  /** A peer's certificate must be for this VM, or, when `peerName` isn't empty, for this host. */
+  vm: string;
+  peerName: string;
+}
+
+/** Who this agent is to its peers, and whom it believes. Throws ERR_COLO_CREDENTIALS when its files are of no use. */
+export interface TlsCredentials {
+  /** Of our own certificate: what it is for, SHA-256 in hex digits, the end of its time in seconds since 1970. */
+  own(): { names: string; fingerprint: string; expiresS: number };
+  close(): void;
+}
+
+export interface TlsInfo {
+  /** "TLSv1.3, TLS_AES_128_GCM_SHA256" */
+  cipher: string;
+  /** Whether kernel TLS encrypts what is sent, and decrypts what is received. */
+  kernelSends: boolean;
+  kernelReceives: boolean;
+  /** What the peer's certificate is for, and its SHA-256. */
+  peer: string;
+  fingerprint: string;
+}
+
+/** One connection to a peer: connected here, or given by an Acceptor. */
+export interface PeerConnection {
+  /**
+   * `host` is an address. Rejects with ERR_COLO_LINK, which says whether nobody was there or who refused whom and why. `close` gives
+   * it up at once.
+   */
+  connect(host: string, port: number, timeoutMs: number, credentials: TlsCredentials | null): Promise<void>;
+  /** Null: plain text. */
+  security(): TlsInfo | null;
+  /** Once, instead of handing it to an engine or a heartbeat: a descriptor for `new net.Socket({ fd })`, which owns the connection from here on. */
+  openSocket(): number;
+  close(): void;
+}
+
+export interface CertificateRequest {
+  commonName: string;
+  /** VM names, or '*' for all. */
+  vms: string[];
+  /** Seconds since 1970. */
+  validFromS: number;
+  validUntilS: number;
+}
+
 export interface AcceptorOptions {
   host: string;
   port: number;
-  /** The descriptor belongs to the callee: hand it to `new net.Socket({ fd })`, a StandbyEngine or a Heartbeat, or close it. */
-  onAccepted(link: 'control' | 'bulk' | 'heartbeat', fd: number, preface: Uint8Array, peer: string): void;
+  /** Null: plain text. */
+  credentials: TlsCredentials | null;
+  /** The connection belongs to the callee: it calls openSocket(), hands it to a StandbyEngine or a Heartbeat, or closes it. */
+  onAccepted(
+    link: 'control' | 'bulk' | 'heartbeat',
+    connection: PeerConnection,
+    preface: Uint8Array,
+    peer: string,
+  ): void;
   onRefused(peer: string, reason: string): void;
 }
 
@@ -360,6 +420,12 @@ export interface NativeBinding {
     timeoutS: number,
   ) => Watchdog;
   Acceptor: new (options: AcceptorOptions) => Acceptor;
+  TlsCredentials: new (options: TlsCredentialsOptions) => TlsCredentials;
+  PeerConnection: new () => PeerConnection;
+  /** A new key and a certificate that it has signed itself, both PEM. */
+  makeCertificate(request: CertificateRequest): { key: string; certificate: string };
+  /** From here on neither a core dump nor a debugger without privileges gets at this process's memory. */
+  forbidCoreDumps(): void;
   /** `onDying`: it runs no more, but may hold its memory and descriptors still; `onEnded`: it has gone (native/core/process_watch.h). */
   ProcessWatch: new (
     pid: number,
@@ -369,7 +435,8 @@ export interface NativeBinding {
   connectUnix(path: string): number;
   /** A socket that listens at `path`, for QEMU to accept on. */
   listenUnix(path: string): number;
-  peerCredentials(fd: number): { pid: number; uid: number; gid: number };
+  /** `groups`: the supplementary ones. */
+  peerCredentials(fd: number): { pid: number; uid: number; gid: number; groups: number[] };
   sendWithFds(socket: number, bytes: Uint8Array, fds: number[]): void;
   streamSocketPair(): [number, number];
   makeMemoryFile(name: string): MemoryFile;

@@ -5,6 +5,7 @@ import path from 'node:path';
 import { sendCommand } from '../agent/control-client.ts';
 import type { ControlCommand } from '../agent/control-server.ts';
 import { Child, type ExitStatus, tail } from './child.ts';
+import { pairedFolders } from './credentials.ts';
 import { packageRoot } from './guest.ts';
 import { waitFor } from './wait.ts';
 
@@ -32,7 +33,8 @@ export class TestAgent {
   }
 
   /**
-   * `args` are the command's own options, without --control; `prefix`: a command that sets the scene, see Child. Resolves when the control socket is there.
+   * `args` are the command's own options, without --control; `prefix`: a command that sets the scene, see Child. With neither --tls nor
+   * --insecure among them, the agents of this run trust each other. Resolves when the control socket is there.
    */
   static async start(
     role: 'primary' | 'secondary',
@@ -44,7 +46,9 @@ export class TestAgent {
     const main = path.join(packageRoot, 'dist', 'cli', 'main.js');
     // What one test's agents have seen of a name is none of another's business.
     const state = args.includes('--state-dir') ? [] : ['--state-dir', path.join(directory, 'state')];
-    const own = [...state, '--control', controlPathIn(directory)];
+    const secured = args.includes('--insecure') || args.includes('--tls');
+    const security = secured ? [] : ['--tls', pairedFolders()[role]];
+    const own = [...state, ...security, '--control', controlPathIn(directory)];
     const command = [process.execPath, main, role, ...args, ...own];
     const child = await Child.start(command, {
       stderrPath: path.join(directory, 'stderr'),

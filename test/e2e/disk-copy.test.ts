@@ -70,8 +70,9 @@ afterAll(() => cleanup.run());
 
 test('the first copy', async () => {
   await waitSteps(primaryVm, 20);
-  ({ agent: secondary } = await startSecondary(cleanup, standbyVm, ['--witness', 'none'], listen));
-  primary = await startPrimary(cleanup, primaryVm, proxy.address);
+  const args = ['--insecure', '--witness', 'none'];
+  ({ agent: secondary } = await startSecondary(cleanup, standbyVm, args, listen));
+  primary = await startPrimary(cleanup, primaryVm, proxy.address, ['--insecure']);
   await primary.waitState('PROTECTED', PROTECT_MS);
   firstCopyBytes = proxy.bulkBytes;
   expect(firstCopyBytes).toBeGreaterThan(BALLAST_BYTES);
@@ -95,7 +96,8 @@ test('a standby that was away for ten seconds gets what has changed', async () =
   expect(d2).toBe(0);
 
   const beforeBytes = proxy.bulkBytes;
-  ({ agent: secondary } = await startSecondary(cleanup, standbyVm, ['--witness', 'none'], listen));
+  const args = ['--insecure', '--witness', 'none'];
+  ({ agent: secondary } = await startSecondary(cleanup, standbyVm, args, listen));
   await primary.waitState('PROTECTED', PROTECT_MS);
   // All of RAM once more, and what differed; with a tenth of the ballast it would be too much.
   const ramBytes = firstCopyBytes - BALLAST_BYTES;
@@ -121,8 +123,12 @@ test('the other direction: the dead primary’s disks are brought up to date', a
     disk.id === 'd1' ? { ...disk, path: fresh } : disk,
   );
   const returned = await startVm(cleanup, 'returned', { ...guest, disks: disks ?? [] }, true);
-  const { agent: next, listen: nextListen } = await startSecondary(cleanup, returned, ['--witness', 'none']);
-  const survivor = await startPrimary(cleanup, standbyVm, nextListen);
+  const { agent: next, listen: nextListen } = await startSecondary(cleanup, returned, [
+    '--insecure',
+    '--witness',
+    'none',
+  ]);
+  const survivor = await startPrimary(cleanup, standbyVm, nextListen, ['--insecure']);
   await survivor.waitState('PROTECTED', PROTECT_MS);
   await waitSteps(standbyVm, 10);
   await expectEqualDisks(standbyVm, returned);

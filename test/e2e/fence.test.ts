@@ -62,7 +62,7 @@ test('a command that fails keeps the VM stopped, until a person has mended it', 
 });
 
 test('a command that cannot be run is refused at the start', async () => {
-  const args = ['--vm', VM_NAME, '--qmp', '/nonexistent', '--listen', '127.0.0.1:0'];
+  const args = ['--vm', VM_NAME, '--qmp', '/nonexistent', '--listen', '127.0.0.1:0', '--insecure'];
   const missing = await colo('secondary', ...args, '--fence-command', path.join(folder, 'nothing'));
   expect(missing).toMatchObject({ code: 64 });
   expect(missing.stderr).toMatch(/--fence-command.*can't be run: ENOENT/);

@@ -38,8 +38,17 @@ async function expectRunning(vm: TestVm): Promise<void> {
   monitor.close();
 }
 
-const PRIMARY = ['primary', '--vm', 'a', '--qmp', '/nonexistent/qmp', '--peer', '127.0.0.1:1'];
-const SECONDARY = ['secondary', '--vm', 'a', '--qmp', '/nonexistent/qmp', '--listen', '127.0.0.1:0'];
+const PRIMARY = ['primary', '--vm', 'a', '--qmp', '/nonexistent/qmp', '--peer', '127.0.0.1:1', '--insecure'];
+const SECONDARY = [
+  'secondary',
+  '--vm',
+  'a',
+  '--qmp',
+  '/nonexistent/qmp',
+  '--listen',
+  '127.0.0.1:0',
+  '--insecure',
+];
 
 describe('the command line', () => {
   test.each<[string, string[], number, RegExp]>([
@@ -107,6 +116,15 @@ describe('the command line', () => {
     ],
     ['a node with a path in its name', [...PRIMARY, '--node', '../a'], 64, /a node name is 1-63/],
     ['trials without a witness', [...PRIMARY, '--witness', 'none'], 69, /--witness none: .*both VMs run/],
+    ['plain text on a network', [...PRIMARY.slice(0, 6), '10.0.0.1:1', '--insecure'], 64, /loopback/],
+    ['plain text on every address', [...SECONDARY.slice(0, 6), ':1', '--insecure'], 64, /loopback/],
+    ['plain text after a take-over', [...SECONDARY, '--peer', '10.0.0.1:1'], 64, /loopback/],
+    [
+      'no certificate there',
+      [...PRIMARY.slice(0, 7), '--tls', '/nonexistent/tls'],
+      78,
+      /\/nonexistent\/tls\/certificate\.pem.*colo-agent pair/,
+    ],
     ['no QMP socket there', PRIMARY, 69, /\/nonexistent\/qmp/],
     ['no QMP socket there, secondary', SECONDARY, 69, /\/nonexistent\/qmp/],
     ['status without an agent', ['status', '--control', '/nonexistent/control'], 69, /no colo-agent answers/],
@@ -133,7 +151,7 @@ describe('the command line', () => {
     cleanup.add(() => rmSync(folder, { recursive: true }));
     const file = path.join(folder, 'file');
     writeFileSync(file, 'no socket');
-    const ended = await colo('primary', '--vm', 'a', '--qmp', file, '--peer', '127.0.0.1:1');
+    const ended = await colo('primary', '--vm', 'a', '--qmp', file, '--peer', '127.0.0.1:1', '--insecure');
     expect(ended.code).toBe(69);
     expect(ended.stderr).toContain(file);
   });
@@ -145,7 +163,8 @@ describe('a VM that cannot be protected', () => {
     await waitBooted(vm, GUEST);
     for (const option of ['--ungated-disk', '--shared-disk']) {
       const refused = await colo(
-        ...['primary', '--vm', 'a', '--qmp', vm.qmpPath, '--peer', '127.0.0.1:1', option, 'vdz'],
+        ...['primary', '--vm', 'a', '--qmp', vm.qmpPath, '--peer', '127.0.0.1:1', '--insecure'],
+        ...[option, 'vdz'],
       );
       expect(refused.code).toBe(78);
       expect(refused.stderr).toMatch(/disk vdz: the VM has none of this name/);
@@ -156,7 +175,9 @@ describe('a VM that cannot be protected', () => {
   test('a standby that runs', async () => {
     const vm = await startVm(cleanup, 'running', GUEST, false);
     await waitBooted(vm, GUEST);
-    const refused = await colo('secondary', '--vm', 'a', '--qmp', vm.qmpPath, '--listen', '127.0.0.1:0');
+    const refused = await colo(
+      ...['secondary', '--vm', 'a', '--qmp', vm.qmpPath, '--listen', '127.0.0.1:0', '--insecure'],
+    );
     expect(refused.code).toBe(78);
     expect(refused.stderr).toMatch(/-S/);
     await expectRunning(vm);
@@ -174,6 +195,7 @@ describe('a VM that cannot be protected', () => {
       other.qmpPath,
       '--listen',
       listen,
+      '--insecure',
       '--control',
       `${other.qmpPath}.ctl`,
     );
@@ -243,7 +265,7 @@ describe('a peer that misbehaves', () => {
     ],
   ])('%s: the standby goes on', async (_name, chunks) => {
     const standbyVm = await startVm(cleanup, 'standby', GUEST, true);
-    const { agent, listen } = await startSecondary(cleanup, standbyVm);
+    const { agent, listen } = await startSecondary(cleanup, standbyVm, ['--insecure']);
     const [host = '', port] = listen.split(':');
     const socket = connect({ host, port: Number(port) });
     cleanup.add(() => void socket.destroy());
@@ -255,7 +277,7 @@ describe('a peer that misbehaves', () => {
     // It still takes a primary.
     const primaryVm = await startVm(cleanup, 'primary', GUEST, false);
     await waitBooted(primaryVm, GUEST);
-    const primary = await startPrimary(cleanup, primaryVm, listen);
+    const primary = await startPrimary(cleanup, primaryVm, listen, ['--insecure']);
     await moreCheckpoints(primary, 2);
     expect((await agent.status()).state).toBe('STANDBY');
   });

@@ -225,7 +225,7 @@ describe('without a witness', () => {
 
 test('a VM that could not be protected after a take-over is no standby of one that is to be', async () => {
   const vm = await startVm(cleanup, 'standby', { guest: 'baremetal' }, true);
-  const standby = ['secondary', '--vm', 'a', '--qmp', vm.qmpPath, '--listen', '127.0.0.1:0'];
+  const standby = ['secondary', '--vm', 'a', '--qmp', vm.qmpPath, '--listen', '127.0.0.1:0', '--insecure'];
   const refused = await colo(...standby, '--peer', '127.0.0.1:1', '--ungated-disk', 'vdz');
   expect(refused.stderr).toMatch(/disk vdz: the VM has none of this name/);
   expect(refused.code).toBe(78);

@@ -74,8 +74,9 @@ async function crashAt(
   let proxy: MessageProxy | undefined;
   const protection = await protect(cleanup, {
     guest: GUEST,
-    primaryArgs: ['--peer-timeout', '2000'],
-    secondaryArgs: ['--witness', 'none', '--peer-timeout', '2000'],
+    // The proxy reads along.
+    primaryArgs: ['--insecure', '--peer-timeout', '2000'],
+    secondaryArgs: ['--insecure', '--witness', 'none', '--peer-timeout', '2000'],
     via: async (listen) => {
       proxy = await MessageProxy.open(listen);
       cleanup.own(proxy);

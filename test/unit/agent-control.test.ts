@@ -1,4 +1,6 @@
-import { mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { chmodSync, chownSync, mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { createConnection } from 'node:net';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
@@ -18,6 +20,22 @@ const handler = {
   },
   stop: async () => 'stopping',
 };
+
+const STRANGER = 65534;
+const GROUP = 54321;
+
+/** What the socket answers to a process of that user. */
+async function askAs(who: { uid?: number; gid?: number }): Promise<unknown> {
+  const program = `
+    const socket = require('node:net').connect(process.argv[1]);
+    socket.on('data', (text) => { process.stdout.write(text); socket.destroy(); });
+    socket.write('{"command":"stop"}\\n');
+    socket.on('error', () => {});
+  `;
+  const child = spawn(process.execPath, ['-e', program, socketPath], { ...who, cwd: '/' });
+  const [answer] = await once(child.stdout, 'data');
+  return JSON.parse(String(answer));
+}
 
 beforeEach(() => {
   folder = mkdtempSync(path.join(tmpdir(), 'colo-control-'));
@@ -40,6 +58,21 @@ describe('the control socket', () => {
       message: 'the primary lives',
     });
     expect(statSync(socketPath).mode & 0o777).toBe(0o660);
+  });
+
+  test('serves root, its owner and its group, whatever mode somebody gave it', async () => {
+    server = await ControlServer.listen(socketPath, handler);
+    for (const each of [folder, path.dirname(socketPath)]) chmodSync(each, 0o755);
+    chmodSync(socketPath, 0o666);
+    chownSync(socketPath, 0, GROUP);
+    expect(await askAs({ uid: STRANGER, gid: STRANGER })).toMatchObject({
+      error: {
+        code: 'not-permitted',
+        message: `user ${STRANGER} is neither root nor of the group of ${socketPath}`,
+      },
+    });
+    expect(await askAs({ uid: STRANGER, gid: GROUP })).toMatchObject({ ok: true });
+    expect(await askAs({})).toMatchObject({ ok: true });
   });
 
   test('a second agent at the same path is refused; a dead agent’s socket is not', async () => {

@@ -1,13 +1,20 @@
 /** Both ends of a session's heartbeats, over the addon's own sockets. */
+import { X509Certificate } from 'node:crypto';
 import { once } from 'node:events';
+import { mkdtempSync, rmSync } from 'node:fs';
 import { type AddressInfo, connect, createServer, type Socket } from 'node:net';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
 import { afterEach, expect, test, vi } from 'vitest';
+import { hostCredentials, trustCertificate } from '../../src/agent/credential-files.ts';
 import { monotonicMs } from '../../src/agent/driver.ts';
+import { openCredentials } from '../../src/agent/link-security.ts';
 import { Log } from '../../src/agent/log.ts';
 import { PeerHeartbeat } from '../../src/agent/peer-heartbeat.ts';
-import { native } from '../../src/native/binding.ts';
+import { native, type TlsCredentials } from '../../src/native/binding.ts';
 import { DEFAULT_TIMINGS, type Timings } from '../../src/protocol/machine.ts';
 import { encodePreface } from '../../src/protocol/preface.ts';
+import { pairedFolders } from '../../src/testbed/credentials.ts';
 
 const TOKEN = '00112233445566778899aabbccddeeff';
 const GENERATION = 3;
@@ -44,14 +51,18 @@ function end(peer: 'primary' | 'secondary', timings: Partial<Timings> = {}): End
 }
 
 /** The secondary's end behind a port of its own. */
-function listen(timings: Partial<Timings> = {}): End & { port: number } {
+function listen(
+  timings: Partial<Timings> = {},
+  credentials: TlsCredentials | null = null,
+): End & { port: number } {
   const secondary = end('primary', timings);
   const acceptor = new native.Acceptor({
     host: '127.0.0.1',
     port: 0,
-    onAccepted: (link, fd, preface, peer) => {
+    credentials,
+    onAccepted: (link, connection, preface, peer) => {
       expect(link).toBe('heartbeat');
-      secondary.heartbeat.accept(fd, preface, peer);
+      secondary.heartbeat.accept(connection, preface, peer);
     },
     onRefused: () => {},
   });
@@ -66,7 +77,7 @@ async function pair(
   const secondary = listen(timings);
   secondary.heartbeat.expect(TOKEN, GENERATION);
   const primary = end('secondary', primaryTimings);
-  primary.heartbeat.connect({ host: '127.0.0.1', port: secondary.port }, TOKEN, GENERATION);
+  primary.heartbeat.connect({ host: '127.0.0.1', port: secondary.port }, TOKEN, GENERATION, null);
   await vi.waitFor(() => {
     for (const { heartbeat } of [primary, secondary]) expect(heartbeat.stats()?.received).toBeGreaterThan(5);
   }, PATIENCE);
@@ -89,6 +100,34 @@ test('both ends hear each other, as long as there is a session', async () => {
   expect(primary.heartbeat.stats()?.rttUs.max).toBeGreaterThan(0);
   primary.heartbeat.end();
   expect(primary.heartbeat.stats()).toBeNull();
+  expect([...primary.told, ...secondary.told]).toEqual([]);
+});
+
+test('they do so through TLS, and who is not believed learns why', async () => {
+  const folders = pairedFolders();
+  const open = (folder: string): TlsCredentials => {
+    const credentials = openCredentials({ vm: 'web1', folder, peerName: '' }, log);
+    cleanups.push(() => credentials.close());
+    return credentials;
+  };
+  const secondary = listen({}, open(folders.secondary));
+  secondary.heartbeat.expect(TOKEN, GENERATION);
+  const address = { host: '127.0.0.1', port: secondary.port };
+  const folder = mkdtempSync(path.join(tmpdir(), 'colo-stranger-'));
+  cleanups.push(() => rmSync(folder, { recursive: true }));
+  hostCredentials(folder, null);
+  trustCertificate(folder, new X509Certificate(hostCredentials(folders.secondary, null).certificate));
+  const stranger = end('secondary');
+  stranger.heartbeat.connect(address, TOKEN, GENERATION, open(folder));
+  await vi.waitFor(() => expect(stranger.told).toHaveLength(1), PATIENCE);
+  expect(stranger.told[0]?.reason).toMatch(
+    /^the secondary breaks its heartbeats: .*the peer doesn't trust our certificate/,
+  );
+  const primary = end('secondary');
+  primary.heartbeat.connect(address, TOKEN, GENERATION, open(folders.primary));
+  await vi.waitFor(() => {
+    for (const { heartbeat } of [primary, secondary]) expect(heartbeat.stats()?.received).toBeGreaterThan(5);
+  }, PATIENCE);
   expect([...primary.told, ...secondary.told]).toEqual([]);
 });
 
@@ -119,7 +158,7 @@ test('settings that contradict each other end the session with advice', async ()
   const secondary = listen({ peerTimeoutMs: 200 });
   secondary.heartbeat.expect(TOKEN, GENERATION);
   const primary = end('secondary', { heartbeatMs: 1000 });
-  primary.heartbeat.connect({ host: '127.0.0.1', port: secondary.port }, TOKEN, GENERATION);
+  primary.heartbeat.connect({ host: '127.0.0.1', port: secondary.port }, TOKEN, GENERATION, null);
   await vi.waitFor(() => expect(secondary.told).toHaveLength(1), PATIENCE);
   expect(secondary.told[0]).toMatchObject({ what: 'malformed' });
   expect(secondary.told[0]?.reason).toMatch(/raise --peer-timeout here or lower --heartbeat there/);

@@ -196,7 +196,8 @@ async function engines(disk: DiskExport) {
     new native.Acceptor({
       host: '127.0.0.1',
       port: 0,
-      onAccepted: (_link, fd, preface) => standby.addConnection(fd, preface),
+      credentials: null,
+      onAccepted: (_link, connection, preface) => standby.addConnection(connection, preface),
       onRefused: nothing,
     }),
   );
@@ -204,7 +205,7 @@ async function engines(disk: DiskExport) {
   const connect = async (): Promise<void> => {
     staged.length = 0;
     standby.openSession(token, GENERATION, 1);
-    await primary.connect('127.0.0.1', acceptor.port, token, GENERATION, 1);
+    await primary.connect('127.0.0.1', acceptor.port, token, GENERATION, 1, null);
   };
   const checkpoint = async (epoch: number) => {
     const captured = await primary.capture(epoch, null);

@@ -66,10 +66,11 @@ class World {
     this.acceptor = new native.Acceptor({
       host: '127.0.0.1',
       port: 0,
-      onAccepted: (link, fd, preface) => {
+      credentials: null,
+      onAccepted: (link, connection, preface) => {
         expect(link).toBe('bulk');
         try {
-          this.standby.addConnection(fd, preface);
+          this.standby.addConnection(connection, preface);
         } catch (error) {
           this.refused.push(error as NativeError);
         }
@@ -90,7 +91,7 @@ class World {
   async openSession(connections: number): Promise<void> {
     this.standby.openSession(this.token, GENERATION, connections);
     await this.primary.protect();
-    await this.primary.connect('127.0.0.1', this.acceptor.port, this.token, GENERATION, connections);
+    await this.primary.connect('127.0.0.1', this.acceptor.port, this.token, GENERATION, connections, null);
     await this.primary.sync(0, nothing);
     await until(() => this.staged.some((checkpoint) => checkpoint.epoch === 0));
   }
@@ -198,7 +199,7 @@ test('a sync reports progress and fails with the link', async () => {
   await world.start('compare');
   world.standby.openSession(world.token, GENERATION, 1);
   await world.primary.protect();
-  await world.primary.connect('127.0.0.1', world.acceptor.port, world.token, GENERATION, 1);
+  await world.primary.connect('127.0.0.1', world.acceptor.port, world.token, GENERATION, 1, null);
   const totals: number[] = [];
   const sync = world.primary.sync(64 * 1024, ({ totalBytes }) => totals.push(totalBytes));
   sync.catch(nothing);
@@ -213,7 +214,7 @@ test('close() fails the operation in progress, and a closed object says so', asy
   await world.start('compare');
   world.standby.openSession(world.token, GENERATION, 1);
   await world.primary.protect();
-  await world.primary.connect('127.0.0.1', world.acceptor.port, world.token, GENERATION, 1);
+  await world.primary.connect('127.0.0.1', world.acceptor.port, world.token, GENERATION, 1, null);
   const sync = world.primary.sync(1024, nothing);
   world.primary.close();
   world.primary.close();
@@ -225,7 +226,7 @@ test('a bulk connection with a wrong token is refused', async () => {
   await world.start('compare');
   world.standby.openSession(world.token, GENERATION, 1);
   await world.primary.protect();
-  await world.primary.connect('127.0.0.1', world.acceptor.port, randomBytes(16), GENERATION, 1);
+  await world.primary.connect('127.0.0.1', world.acceptor.port, randomBytes(16), GENERATION, 1, null);
   await until(() => world.refused.length === 1);
   expect(world.refused[0]).toMatchObject({ code: 'ERR_COLO_PEER' });
 });

@@ -26,7 +26,7 @@ const BUSY = `
     const standby = new native.StandbyEngine({ ...options, mailboxFd: mailbox.readWriteFd, mailboxStateOffset: 0, mailboxStateBytes: 65536, machine: 'pc', preserved: [], disks: [], stagingLimitBytes: 0, onStaged: nothing, onFailed: nothing });
     const token = new Uint8Array(16);
     standby.openSession(token, 1, 1);
-    const acceptor = new native.Acceptor({ host: '127.0.0.1', port: 0, onAccepted: (link, fd, preface) => standby.addConnection(fd, preface), onRefused: nothing });
+    const acceptor = new native.Acceptor({ host: '127.0.0.1', port: 0, credentials: null, onAccepted: (link, connection, preface) => standby.addConnection(connection, preface), onRefused: nothing });
     new native.ProcessWatch(process.ppid, nothing, nothing);
     const disk = new native.DiskExport({ id: 'disk', sizeBytes: 1 << 20, limitBytes: 1 << 23, pressureBytes: 1 << 22, onPressure: nothing, onFailed: nothing });
     const [mirror, served] = native.streamSocketPair();
@@ -37,7 +37,7 @@ const BUSY = `
     new native.PrimaryEngine({ ...options, threads: 1, shadow: true, tracker: 'compare', stagingResidentBytes: 0, scrubSliceBytes: 0, disks: [disk] });
     const fds = [theirs, reader, mirror, silent, mailbox.readWriteFd, mailbox.writeOnlyFd];
     const syncing = primary.protect()
-      .then(() => primary.connect('127.0.0.1', acceptor.port, token, 1, 1))
+      .then(() => primary.connect('127.0.0.1', acceptor.port, token, 1, 1, null))
       .then(() => primary.sync(4096, () => {}));
     return { fds, syncing, gate, primary };
   }
@@ -115,7 +115,7 @@ describe('a process', () => {
     const native = require(${JSON.stringify(addon)});
     const nothing = () => {};
     const gateOptions = { limitBytes: 1 << 20, pressureBytes: 1 << 19, onOutputHeld: nothing, onPressure: nothing, onBroken: nothing };
-    const acceptorOptions = { host: '127.0.0.1', port: 0, onAccepted: nothing, onRefused: nothing };
+    const acceptorOptions = { host: '127.0.0.1', port: 0, credentials: null, onAccepted: nothing, onRefused: nothing };
   `;
 
   test('is not kept alive by idle objects', () => {
@@ -123,7 +123,7 @@ describe('a process', () => {
       new native.OutputGate(gateOptions);
       new native.Acceptor(acceptorOptions);
       new native.ProcessWatch(process.ppid, nothing, nothing);
-      new native.Heartbeat({ end: { host: '127.0.0.1', port: 1, token: new Uint8Array(16) }, generation: 1, intervalMs: 50, timeoutMs: 800,
+      new native.Heartbeat({ end: { host: '127.0.0.1', port: 1, token: new Uint8Array(16), credentials: null }, generation: 1, intervalMs: 50, timeoutMs: 800,
         firstTimeoutMs: 5000, stallTimeoutMs: 10000, closedGraceMs: 0, onVerdict: nothing });
     `);
     expect(result).toMatchObject({ status: 0, stderr: '' });

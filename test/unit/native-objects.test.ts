@@ -28,7 +28,15 @@ const gateOptions = {
 };
 const newGate = (): OutputGate => closing(new native.OutputGate(gateOptions));
 const newAcceptor = (): Acceptor =>
-  closing(new native.Acceptor({ host: '127.0.0.1', port: 0, onAccepted: nothing, onRefused: nothing }));
+  closing(
+    new native.Acceptor({
+      host: '127.0.0.1',
+      port: 0,
+      credentials: null,
+      onAccepted: nothing,
+      onRefused: nothing,
+    }),
+  );
 
 async function newEngine(): Promise<PrimaryEngine> {
   const guest = await FakeGuest.start();
@@ -72,7 +80,7 @@ describe('arguments', () => {
     disks: [],
   };
   const heartbeat = {
-    end: 0,
+    end: { host: 'a', port: 1, token: new Uint8Array(16), credentials: null },
     generation: 1,
     intervalMs: 50,
     timeoutMs: 800,
@@ -81,7 +89,13 @@ describe('arguments', () => {
     closedGraceMs: 0,
     onVerdict: nothing,
   };
-  const acceptorBase = { host: '127.0.0.1', port: 0, onAccepted: nothing, onRefused: nothing };
+  const acceptorBase = {
+    host: '127.0.0.1',
+    port: 0,
+    credentials: null,
+    onAccepted: nothing,
+    onRefused: nothing,
+  };
   const cases: [string, () => unknown][] = [
     ['`options` must be an object', () => new native.OutputGate(wrong(undefined))],
     [
@@ -142,7 +156,11 @@ describe('arguments', () => {
     ['`options.end.host` must be a string', () => new native.Heartbeat({ ...heartbeat, end: wrong({}) })],
     [
       '`options.end.token` must be a Uint8Array of 16 bytes',
-      () => new native.Heartbeat({ ...heartbeat, end: { host: 'a', port: 1, token: new Uint8Array(15) } }),
+      () => new native.Heartbeat({ ...heartbeat, end: { ...heartbeat.end, token: new Uint8Array(15) } }),
+    ],
+    [
+      '`options.end.credentials` must be TlsCredentials or null',
+      () => new native.Heartbeat({ ...heartbeat, end: { ...heartbeat.end, credentials: wrong({}) } }),
     ],
     ['`timeoutS` must be an integer from 1 to 3600', () => new native.Watchdog('/dev/null', 0)],
   ];
@@ -157,6 +175,7 @@ describe('arguments', () => {
         throw new RangeError('mine');
       },
       port: 0,
+      credentials: null,
       onAccepted: nothing,
       onRefused: nothing,
     };
@@ -230,11 +249,12 @@ describe('Acceptor', () => {
       new native.Acceptor({
         host: '127.0.0.1',
         port: 0,
-        onAccepted: (link, fd, preface, peer) => {
+        credentials: null,
+        onAccepted: (link, connection, preface, peer) => {
           expect(link).toBe('control');
           expect(Buffer.from(preface).subarray(0, 8).toString()).toBe('COLOCTL1');
           expect(peer).toMatch(/^127\.0\.0\.1:\d+$/);
-          sockets.push(new net.Socket({ fd }));
+          sockets.push(new net.Socket({ fd: connection.openSocket() }));
         },
         onRefused: (peer, reason) => refused.push(`${peer} ${reason}`),
       }),
@@ -261,7 +281,14 @@ describe('Acceptor', () => {
   test('names the address it can not listen on', () => {
     const { port } = newAcceptor();
     expect(
-      () => new native.Acceptor({ host: '127.0.0.1', port, onAccepted: nothing, onRefused: nothing }),
+      () =>
+        new native.Acceptor({
+          host: '127.0.0.1',
+          port,
+          credentials: null,
+          onAccepted: nothing,
+          onRefused: nothing,
+        }),
     ).toThrow(
       expect.objectContaining({
         code: 'ERR_COLO_LISTEN',
@@ -317,6 +344,7 @@ describe('descriptors', () => {
       pid: process.pid,
       uid: process.getuid?.(),
       gid: process.getgid?.(),
+      groups: expect.any(Array),
     });
     const file = native.makeMemoryFile('passed');
     native.sendWithFds(fd, Buffer.from('with a file'), [file.readWriteFd, file.writeOnlyFd]);

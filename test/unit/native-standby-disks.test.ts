@@ -5,8 +5,10 @@ import os from 'node:os';
 import path from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import {
+  type Acceptor,
   type NativeError,
   native,
+  type PeerConnection,
   type StagedCheckpoint,
   type StandbyEngine,
 } from '../../src/native/binding.ts';
@@ -58,6 +60,8 @@ let folder: string;
 let diskPath: string;
 let guest: FakeGuest;
 let standby: StandbyEngine;
+let acceptor: Acceptor;
+let acceptConnection: (connection: PeerConnection, preface: Uint8Array) => void;
 let link: net.Socket;
 const mailboxes: { readWriteFd: number; writeOnlyFd: number }[] = [];
 let staged: StagedCheckpoint[];
@@ -83,20 +87,26 @@ function newStandby(disks: { id: string; fd: number; sizeBytes: number }[]): Sta
 }
 
 /** A session on one bulk connection, of which the test holds the other end. */
-function openSession(): void {
+async function openSession(): Promise<void> {
   standby.openSession(TOKEN, GENERATION, 1);
   const preface = Buffer.alloc(64);
   preface.write('COLOBLK1', 'latin1');
   TOKEN.copy(preface, 8);
   preface.writeBigUInt64BE(BigInt(GENERATION), 24);
   preface.writeUInt16BE(1, 34);
-  const [ours, theirs] = native.streamSocketPair();
-  standby.addConnection(theirs, preface);
-  link = new net.Socket({ fd: ours });
+  const accepted = new Promise<void>((resolve) => {
+    acceptConnection = (connection, sent) => {
+      standby.addConnection(connection, sent);
+      resolve();
+    };
+  });
+  link = net.connect(acceptor.port, '127.0.0.1');
+  link.write(preface);
   link.on('error', () => {}); // the engine may close it first
   link.on('data', (bytes) => {
     received = Buffer.concat([received, bytes]);
   });
+  await accepted;
 }
 
 const disk = (): Buffer => fs.readFileSync(diskPath);
@@ -111,11 +121,19 @@ beforeEach(async () => {
   const fd = fs.openSync(diskPath, 'r+');
   standby = newStandby([{ id: 'sda', fd, sizeBytes: DISK_BYTES }]);
   fs.closeSync(fd); // the engine has its own
-  openSession();
+  acceptor = new native.Acceptor({
+    host: '127.0.0.1',
+    port: 0,
+    credentials: null,
+    onAccepted: (_link, connection, preface) => acceptConnection(connection, preface),
+    onRefused: () => {},
+  });
+  await openSession();
 });
 
 afterEach(async () => {
   standby.close();
+  acceptor.close();
   link.destroy();
   for (const mailbox of mailboxes.splice(0)) {
     native.closeFd(mailbox.readWriteFd);
@@ -132,7 +150,7 @@ test('a checkpoint reaches the disk when it is committed', async () => {
   standby.closeSession();
   link.destroy();
 
-  openSession();
+  await openSession();
   link.write(frame(FRAME.end, 0, end(0, HASH_OF_NOTHING)));
   await until(() => staged.length === 1);
   standby.openEpoch(1);

@@ -1,0 +1,69 @@
+/** How the two agents know each other: the files that `colo-agent pair` makes, or an own CA's, and what `status` says of a link. */
+import { isIPv4 } from 'node:net';
+import path from 'node:path';
+import { native, type TlsCredentials, type TlsInfo } from '../native/binding.ts';
+import type { Log } from './log.ts';
+
+export type { TlsCredentials };
+
+export const CREDENTIAL_FILES = {
+  certificate: 'certificate.pem',
+  key: 'key.pem',
+  trusted: 'trusted.pem',
+} as const;
+
+export interface LinkSecurityOptions {
+  vm: string;
+  /** The folder with the three files. */
+  folder: string;
+  /** With an own CA: the peer's host name or address. Empty: its certificate must be for the VM. */
+  peerName: string;
+}
+
+const EXPIRES_SOON_S = 30 * 86_400;
+
+/** Throws NativeError ERR_COLO_CREDENTIALS, which names the file and what to do. Warns of a certificate that ends soon. */
+export function openCredentials({ vm, folder, peerName }: LinkSecurityOptions, log: Log): TlsCredentials {
+  const credentials = new native.TlsCredentials({
+    certificateFile: path.join(folder, CREDENTIAL_FILES.certificate),
+    keyFile: path.join(folder, CREDENTIAL_FILES.key),
+    trustedFile: path.join(folder, CREDENTIAL_FILES.trusted),
+    vm,
+    peerName,
+  });
+  const { names, expiresS } = credentials.own();
+  if (expiresS - Date.now() / 1000 < EXPIRES_SOON_S) {
+    const expires = new Date(expiresS * 1000).toISOString();
+    log.warn('our certificate ends soon, or has ended: pair the hosts again, or renew it', {
+      names,
+      expires,
+    });
+  }
+  return credentials;
+}
+
+/** What is dumped would hold the key, and the guest's memory. */
+export function forbidCoreDumps(): void {
+  native.forbidCoreDumps();
+}
+
+/** 127.0.0.0/8 or ::1, as an address: a name could mean anything. */
+export function isLoopback(host: string): boolean {
+  return host === '::1' || (isIPv4(host) && host.startsWith('127.'));
+}
+
+/** What `status` says of the control connection; the bulk connections are made the same way. */
+export interface LinkStatus {
+  encryption: 'plain' | 'tls' | 'kernel-tls';
+  /** "TLSv1.3, TLS_AES_128_GCM_SHA256"; null without TLS, as what follows. */
+  cipher: string | null;
+  /** What the peer's certificate is for. */
+  peer: string | null;
+  fingerprint: string | null;
+}
+
+export function linkStatus(tls: TlsInfo | null): LinkStatus {
+  if (!tls) return { encryption: 'plain', cipher: null, peer: null, fingerprint: null };
+  const { cipher, kernelSends, peer, fingerprint } = tls;
+  return { encryption: kernelSends ? 'kernel-tls' : 'tls', cipher, peer, fingerprint };
+}

@@ -1,0 +1,122 @@
+/** Pairing over real TLS sockets, and who can get into it. */
+import { mkdtempSync, readFileSync, rmSync, statSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { hostCredentials } from '../../src/agent/credential-files.ts';
+import { isLoopback } from '../../src/agent/link-security.ts';
+import { decodeCode, encodeCode, joinPairing, PairingOffer } from '../../src/agent/pairing.ts';
+
+let folder: string;
+let offer: PairingOffer | null = null;
+
+beforeEach(() => {
+  folder = mkdtempSync(path.join(tmpdir(), 'colo-pairing-'));
+});
+afterEach(() => {
+  offer?.close('the test is over');
+  offer = null;
+  rmSync(folder, { recursive: true });
+});
+
+const host = (name: string, vms: string[] | null = null) => hostCredentials(path.join(folder, name), vms);
+const trusted = (name: string) => readFileSync(path.join(folder, name, 'trusted.pem'), 'utf8');
+
+async function offerOf(name: string, vms: string[] | null = null, timeoutMs = 60_000): Promise<PairingOffer> {
+  offer = await PairingOffer.open(host(name, vms), { host: '127.0.0.1', port: 0 }, timeoutMs);
+  return offer;
+}
+
+describe('pairing', () => {
+  test('each host has the certificate of the other, and the code is used up', async () => {
+    const { code, paired } = await offerOf('a');
+    const joined = await joinPairing(host('b'), decodeCode(code));
+    expect(joined.fingerprint).toBe(host('a').fingerprint);
+    expect((await paired).fingerprint).toBe(host('b').fingerprint);
+    expect(trusted('a')).toBe(host('b').certificate);
+    expect(trusted('b')).toBe(host('a').certificate);
+    expect(statSync(path.join(folder, 'b', 'key.pem')).mode & 0o777).toBe(0o600);
+    await expect(joinPairing(host('c'), decodeCode(code))).rejects.toThrow(
+      /pairing with 127\.0\.0\.1:\d+ failed/,
+    );
+  });
+
+  test('a second pairing adds a host and forgets none', async () => {
+    for (const name of ['b', 'c']) {
+      const { code, paired } = await offerOf('a');
+      await joinPairing(host(name), decodeCode(code));
+      await paired;
+    }
+    expect(trusted('a')).toBe(host('b').certificate + host('c').certificate);
+  });
+
+  test('who stands in between is noticed before the secret is said', async () => {
+    const between = await offerOf('mallory');
+    const stolen = { ...decodeCode(between.code), fingerprint: host('a').fingerprint };
+    await expect(joinPairing(host('b'), stolen)).rejects.toThrow(/not the host that printed the code/);
+    expect(() => trusted('b')).toThrow(/ENOENT/);
+  });
+
+  test('a wrong secret is refused, and some of them end the offer', async () => {
+    const { code, paired } = await offerOf('a');
+    const guess = { ...decodeCode(code), secret: Buffer.alloc(16) };
+    for (let i = 0; i < 5; ++i)
+      await expect(joinPairing(host('b'), guess)).rejects.toThrow(/the code is wrong, or was used before/);
+    await expect(paired).rejects.toThrow(/5 wrong codes came/);
+    expect(() => trusted('a')).toThrow(/ENOENT/);
+  });
+
+  test('both certificates are for the VMs of the offer', async () => {
+    const { code, paired } = await offerOf('a', ['web1', 'web2']);
+    const { vms } = decodeCode(code);
+    expect(vms).toEqual(['web1', 'web2']);
+    await expect(joinPairing(host('wide'), decodeCode(code))).rejects.toThrow(/is for other VMs \(\*\)/);
+    await joinPairing(host('b', vms), decodeCode(code));
+    await paired;
+    expect(() => host('b', ['db1'])).toThrow(/is for web1, web2, not for db1: choose another folder/);
+  });
+
+  test('nobody comes: the offer ends', async () => {
+    const { paired } = await offerOf('a', null, 1);
+    await expect(paired).rejects.toThrow(/nobody used the code/);
+  });
+
+  test.each([
+    ['', /it begins with colo1-/],
+    ['colo1-', /not a pairing code/],
+    ['colo1-bm9uc2Vuc2U', /not a pairing code/],
+    [
+      encodeCode({
+        address: { host: 'h', port: 1 },
+        fingerprint: 'a'.repeat(63),
+        secret: Buffer.alloc(16),
+        vms: ['*'],
+      }),
+      /it is cut/,
+    ],
+    [
+      encodeCode({
+        address: { host: 'h', port: 1 },
+        fingerprint: 'a'.repeat(64),
+        secret: Buffer.alloc(16),
+        vms: ['../x'],
+      }),
+      /its VMs are no names/,
+    ],
+  ])('%j is no code', (code, reason) => {
+    expect(() => decodeCode(code)).toThrow(reason);
+  });
+});
+
+test.each([
+  ['127.0.0.1', true],
+  ['127.255.0.9', true],
+  ['::1', true],
+  ['::', false],
+  ['0.0.0.0', false],
+  ['127.evil.example', false],
+  ['localhost', false],
+  ['10.0.0.1', false],
+])('%s is a loopback address: %s', (address, loopback) => {
+  expect(isLoopback(address)).toBe(loopback);
+});
