@@ -12,7 +12,6 @@ export type Role = 'primary' | 'secondary';
 const DOCUMENTED_EXITS: Record<Role, readonly number[]> = { primary: [0, 69, 75, 78], secondary: [0, 69] };
 
 export const EXIT_FENCED = 75;
-export const EXIT_REFUSED = 78;
 
 /** What no agent may ever write. */
 const BUGS =
@@ -68,6 +67,11 @@ export class AgentProcess {
 
   async stop(): Promise<void> {
     await sendCommand(this.#controlPath, 'stop');
+  }
+
+  /** The witness names another host: this one's VM is none. Other things that are wrong here, a full disk say, have the same exit code. */
+  get refused(): boolean {
+    return /: refused: by the witness it runs on /.test(this.log());
   }
 
   async end(): Promise<void> {

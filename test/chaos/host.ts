@@ -9,7 +9,7 @@ import type { AgentStatus } from '../../src/testbed/agents.ts';
 import type { TestNetwork } from '../../src/testbed/network.ts';
 import { TestVm } from '../../src/testbed/vm.ts';
 import { monotonicMs } from '../../src/testbed/wait.ts';
-import { AgentProcess, EXIT_FENCED, EXIT_REFUSED, type Role, within } from './agent-process.ts';
+import { AgentProcess, EXIT_FENCED, type Role, within } from './agent-process.ts';
 import type { Journal } from './journal.ts';
 import type { VmHost } from './plan.ts';
 import type { Storage } from './storage.ts';
@@ -158,7 +158,9 @@ export class ChaosHost {
 
   async #afterAgent(agent: AgentProcess): Promise<void> {
     const exit = await agent.exited;
-    this.#note(`${agent.role} ended (${exit.signal ?? exit.code})`);
+    this.#note(
+      `${agent.role} ended (${exit.signal ?? exit.code}): ${agent.log().trimEnd().split('\n').at(-1)}`,
+    );
     this.agent = null;
     this.status = null;
     this.checkpointOf = null;
@@ -166,8 +168,7 @@ export class ChaosHost {
     if (fault !== null) this.#options.journal.violate(fault);
     if (this.vm === null) return;
     if (agent.role === 'primary' && exit.code === EXIT_FENCED) await this.#expectGone(this.vm);
-    const keeps =
-      this.vm.running && exit.code !== EXIT_REFUSED && (await this.#holdsGuest(this.vm, agent.role));
+    const keeps = this.vm.running && !agent.refused && (await this.#holdsGuest(this.vm, agent.role));
     if (keeps) this.role = 'primary';
     else await this.#clear();
   }

@@ -3,7 +3,7 @@
  * host that the witness names, and clients connect again.
  */
 import { monotonicMs } from '../../src/testbed/wait.ts';
-import type { ChaosHost } from './host.ts';
+import { judgeLoss, type LastSeen } from './loss.ts';
 import type { VmHost } from './plan.ts';
 import type { World } from './world.ts';
 
@@ -11,15 +11,6 @@ import type { World } from './world.ts';
 const CERTAIN_MS = 3000;
 
 const BOOTS_MAX = 3;
-
-/** What was there when the running VM was last seen. */
-interface LastSeen {
-  runner: VmHost;
-  standby: ChaosHost;
-  incarnation: number;
-  /** Of the checkpoint that the standby held. */
-  checkpointOf: number | null;
-}
 
 export class GuestLife {
   /** Guests that were lost, with the reason why no standby could have it. */
@@ -47,8 +38,7 @@ export class GuestLife {
     const { north, south } = this.#world;
     const runner = [north, south].find(({ runsGuest }) => runsGuest);
     if (runner !== undefined) {
-      const standby = this.#world.other(runner.name);
-      const { incarnation, checkpointOf } = standby;
+      const { name: standby, incarnation, checkpointOf } = this.#world.other(runner.name);
       this.#lastSeen = { runner: runner.name, standby, incarnation, checkpointOf };
     }
     if (runner !== undefined || [north, south].some(({ mayTakeOver }) => mayTakeOver !== false)) {
@@ -61,7 +51,8 @@ export class GuestLife {
 
   async #lost(): Promise<void> {
     const { records, journal } = this.#world;
-    const [why, rightly] = this.#judge();
+    const standby = this.#world.host(this.#lastSeen?.standby ?? 'south');
+    const { why, rightly } = judgeLoss(records.last, this.#lastSeen, standby);
     if (!rightly) {
       journal.violate(`the guest is lost, and need not be: ${why}`);
       return;
@@ -74,21 +65,5 @@ export class GuestLife {
         if (tries === BOOTS_MAX) throw error;
         journal.note(`the guest doesn't come up: ${error.message.split('\n')[0]}`);
       });
-  }
-
-  /** The reason, and whether it is one. */
-  #judge(): [string, boolean] {
-    const record = this.#world.records.last;
-    if (this.#lastSeen === null || record === undefined) return ['it was never protected', true];
-    const { runner, standby, incarnation, checkpointOf } = this.#lastSeen;
-    const seen = JSON.stringify({ ...this.#lastSeen, standby: standby.name, record });
-    if (record.mode === 'alone' && record.primary === runner)
-      return [`${runner} ran it alone (generation ${record.generation}) when its VM died`, true];
-    if (standby.incarnation !== incarnation) return [`the standby on ${standby.name} died, too`, true];
-    if (record.mode === 'protected' && checkpointOf !== record.generation)
-      return [`the standby on ${standby.name} held no checkpoint of generation ${record.generation}`, true];
-    if (standby.storageWasFull)
-      return [`the storage of ${standby.name} was full when it was to take over`, true];
-    return [seen, false];
   }
 }

@@ -2,6 +2,7 @@
 import { describe, expect, test } from 'vitest';
 import type { VmRecord } from '../../src/protocol/arbiter.ts';
 import { Announcements } from '../chaos/announcements.ts';
+import { judgeLoss } from '../chaos/loss.ts';
 import { type Burst, OneRunner } from '../chaos/one-runner.ts';
 import { describeFault, planOf, type VmHost, type Wave } from '../chaos/plan.ts';
 
@@ -87,6 +88,45 @@ describe('one runner', () => {
     expect(runners.check([alone('south', 1), alone('north', 2)])).toMatch(/s0 \(south\) sent without/);
     const again = seen([burst('n0', 0), burst('n1', 100)]);
     expect(again.runners.check([alone('north', 1)])).toMatch(/n1 \(north\) sent without/);
+  });
+});
+
+describe('a loss of the guest', () => {
+  const claim = '0'.repeat(32);
+  const shared: VmRecord = {
+    format: 1,
+    generation: 5,
+    mode: 'protected',
+    primary: 'north',
+    secondary: 'south',
+    claim,
+  };
+  const seen = { runner: 'north', standby: 'south', incarnation: 2, checkpointOf: 5 } as const;
+  const now = { incarnation: 2, storageWasFull: false };
+
+  test('is a violation when a living standby held the checkpoint that the record speaks of, or has won it', () => {
+    const won: VmRecord = { ...shared, generation: 6, mode: 'alone', primary: 'south', secondary: null };
+    for (const record of [shared, won])
+      expect(judgeLoss(record, seen, now)).toEqual({
+        rightly: false,
+        why: expect.stringMatching(/^south lives and held a checkpoint of generation 5; the witness has \{/),
+      });
+  });
+
+  test.each([
+    ['the runner was alone', { ...shared, mode: 'alone', secondary: null }, seen, now, /north ran it alone/],
+    ['the standby died', shared, seen, { ...now, incarnation: 3 }, /on south died, too/],
+    ['there was no checkpoint', shared, { ...seen, checkpointOf: null }, now, /held no checkpoint/],
+    [
+      'it was of another generation',
+      shared,
+      { ...seen, checkpointOf: 4 },
+      now,
+      /no checkpoint of generation 5/,
+    ],
+    ['the disk was full', shared, seen, { ...now, storageWasFull: true }, /storage of south was full/],
+  ] as const)('is none when %s', (_, record, last, standby, why) => {
+    expect(judgeLoss(record, last, standby)).toEqual({ rightly: true, why: expect.stringMatching(why) });
   });
 });
 
