@@ -19,6 +19,7 @@ export default defineConfig({
           bail: 0,
         },
       },
+      { test: { name: 'chaos', include: ['test/chaos/**/*.test.ts'], fileParallelism: false } },
     ],
   },
 });

@@ -1,6 +1,6 @@
 /**
  * Everything that `npm test` runs, after scripts/setup.sh: lint, the native tests (plain, then under ASan+UBSan and TSan; the fuzzers' corpus is
- * among them), unit tests, simulation, changed inputs for every decoder, the model of the arbitration, and the end-to-end tests on real QEMU. Nothing is skipped; the last line counts what ran.
+ * among them), unit tests, simulation, changed inputs for every decoder, the model of the arbitration, the end-to-end tests on real QEMU, and two minutes of random faults on it. Nothing is skipped; the last line counts what ran.
  */
 import { mkdirSync, readFileSync, rmSync } from 'node:fs';
 import { counted, nativeTests, OUTPUT, run } from './native-tests.mjs';
@@ -18,7 +18,8 @@ await step('native format', () => check('sh', ['scripts/lint-native.sh']));
 for (const sanitizer of ['none', 'address', 'thread'])
   await step(`native tests (sanitizer: ${sanitizer})`, () => nativeTests(sanitizer));
 await step('model', () => check('node', ['scripts/model.mjs']));
-for (const project of ['unit', 'fuzz', 'sim', 'e2e']) await step(`${project} tests`, () => vitest(project));
+for (const project of ['unit', 'fuzz', 'sim', 'e2e', 'chaos'])
+  await step(`${project} tests`, () => vitest(project));
 
 for (const complaint of complaints) console.log(`\n== FAILED: ${complaint}`);
 console.log(`${total.passed} passed, ${total.failed} failed`);

@@ -1,0 +1,109 @@
+/** How each fault begins and ends on the real thing. What a fault has no target for, since its host is just coming back, doesn't happen. */
+import { run } from '../../src/testbed/child.ts';
+import type { HostName, LinkName } from '../../src/testbed/hosts.ts';
+import type { ChaosHost } from './host.ts';
+import type { Fault, Part, Side } from './plan.ts';
+import type { World } from './world.ts';
+
+/** Undoes it. */
+export type End = () => Promise<void>;
+
+const NOTHING: End = async () => {};
+
+/** Null: there is nothing that it could be done to. */
+export async function begin(fault: Fault, world: World): Promise<End | null> {
+  switch (fault.kind) {
+    case 'kill':
+      return kill(targetOf(fault.side, world), fault.part);
+    case 'kill-both':
+      kill(world.north, 'host');
+      return kill(world.south, 'host');
+    case 'stop':
+      return standStill(targetOf(fault.side, world), fault.part);
+    case 'cut':
+      return cut(fault.links, world);
+    case 'one-way':
+      return loseFrom(fault.from, fault.link, world);
+    case 'etcd':
+      return stopMembers(fault.members, fault.signal, world);
+    case 'disk-full':
+      return fillStorage(targetOf('standby', world));
+    case 'clock':
+      return setClock(world.host(fault.host), fault.stepS);
+  }
+}
+
+/** The host on which the guest runs, or the other one; null: it runs on none. */
+function targetOf(side: Side, { north, south }: World): ChaosHost | null {
+  const primary = [north, south].find(({ runsGuest }) => runsGuest);
+  if (primary === undefined) return null;
+  if (side === 'primary') return primary;
+  return primary === north ? south : north;
+}
+
+function processesOf({ agent, vm }: ChaosHost, part: Part) {
+  const all = [...(part === 'qemu' ? [] : [agent]), ...(part === 'agent' ? [] : [vm])];
+  return all.filter((each) => each?.running) as { kill(signal: NodeJS.Signals): void }[];
+}
+
+function kill(host: ChaosHost | null, part: Part): End | null {
+  const processes = host === null ? [] : processesOf(host, part);
+  for (const each of processes) each.kill('SIGKILL');
+  return processes.length > 0 ? NOTHING : null;
+}
+
+/** Pauses and continues the same processes, whatever has taken their place meanwhile. */
+function standStill(host: ChaosHost | null, part: Part): End | null {
+  const processes = host === null ? [] : processesOf(host, part);
+  if (host === null || processes.length === 0) return null;
+  host.freeze();
+  for (const each of processes) each.kill('SIGSTOP');
+  return async () => {
+    for (const each of processes) each.kill('SIGCONT');
+    host.thaw();
+  };
+}
+
+async function cut(links: readonly LinkName[], { hosts }: World): Promise<End> {
+  await hosts.cut(...links);
+  return () => hosts.mend(...links);
+}
+
+/** A queue that has no place: nothing tells the senders. */
+async function loseFrom(from: HostName, link: LinkName, { hosts }: World): Promise<End> {
+  const tc = async (...args: string[]) => {
+    const [file = '', ...rest] = hosts.prefix(from);
+    await run(file, ...rest, 'tc', 'qdisc', ...args);
+  };
+  await tc('replace', 'dev', link, 'root', 'pfifo', 'limit', '0');
+  return () => tc('del', 'dev', link, 'root');
+}
+
+async function stopMembers(
+  members: readonly number[],
+  signal: 'SIGKILL' | 'SIGSTOP',
+  { etcd }: World,
+): Promise<End> {
+  for (const member of members) etcd.kill(member, signal);
+  return async () => {
+    if (signal === 'SIGSTOP') for (const member of members) etcd.kill(member, 'SIGCONT');
+    // Together: without a majority none of them becomes healthy.
+    else await Promise.all(members.map((member) => etcd.restart(member)));
+  };
+}
+
+/** And back, as by somebody who sees what he has done. */
+function setClock({ clock }: ChaosHost, stepS: number): End {
+  clock.step(stepS);
+  return async () => clock.step(-stepS);
+}
+
+async function fillStorage(host: ChaosHost | null): Promise<End | null> {
+  if (host === null) return null;
+  host.storageWasFull = true;
+  await host.storage.fill();
+  return async () => {
+    await host.storage.empty();
+    await host.resumeAfterFull();
+  };
+}

@@ -1,0 +1,275 @@
+/**
+ * One of the two hosts, and what its supervisor does, on what it sees by itself: an agent that ended is started again for the VM that still runs; after a fence or a
+ * death there is a new standby, a VM started with -S and `secondary`; who has taken over is protected by `primary`, the other way round.
+ */
+import path from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { QmpClient } from '../../src/qmp/client.ts';
+import type { AgentStatus } from '../../src/testbed/agents.ts';
+import type { TestNetwork } from '../../src/testbed/network.ts';
+import { TestVm } from '../../src/testbed/vm.ts';
+import { monotonicMs } from '../../src/testbed/wait.ts';
+import { AgentProcess, EXIT_FENCED, type Role, within } from './agent-process.ts';
+import type { Journal } from './journal.ts';
+import type { VmHost } from './plan.ts';
+import type { Storage } from './storage.ts';
+import type { WallClock } from './wall-clock.ts';
+
+const STEP_MS = 200;
+const BOOT_MS = 120_000;
+const END_MS = 30_000;
+const DISK_MIB = 16;
+const MEMORY_MIB = 128;
+const SERVICES = 'colo.services=counter,announce,diskcheck colo.diskcheck=100,vda';
+
+export interface HostOptions {
+  name: VmHost;
+  journal: Journal;
+  network: TestNetwork;
+  storage: Storage;
+  clock: WallClock;
+  /** Puts an agent on the host. */
+  prefix: string[];
+  argsFor(role: Role): string[];
+  /** Where logs are kept. */
+  folder: string;
+  /** A VM with this tap device is about to start. */
+  onTap(tap: string): void;
+}
+
+export class ChaosHost {
+  readonly name: VmHost;
+  role: Role = 'secondary';
+  vm: TestVm | null = null;
+  agent: AgentProcess | null = null;
+  /** As its agent said last, and when it was asked; null: it doesn't say. */
+  status: AgentStatus | null = null;
+  statusMs = Number.NEGATIVE_INFINITY;
+  /** The generation of the checkpoint that the present standby was seen to hold. */
+  checkpointOf: number | null = null;
+  /** Counts agents: one that is started again has no checkpoint. */
+  incarnation = 0;
+  /** When its processes last went on after a SIGSTOP. */
+  wentOnMs = Number.NEGATIVE_INFINITY;
+  /** Since the last quiet moment. */
+  storageWasFull = false;
+  readonly #options: HostOptions;
+  /** Every agent that there was. */
+  readonly #agents: AgentProcess[] = [];
+  #vms = 0;
+  #frozen = 0;
+  #ended = false;
+  #turn: Promise<unknown> = Promise.resolve();
+
+  constructor(options: HostOptions) {
+    this.name = options.name;
+    this.#options = options;
+  }
+
+  get storage(): Storage {
+    return this.#options.storage;
+  }
+
+  get clock(): WallClock {
+    return this.#options.clock;
+  }
+
+  get runsGuest(): boolean {
+    return this.role === 'primary' && this.vm?.running === true;
+  }
+
+  /** Whether what the standby here holds can still become the VM; null: it can't be told now. */
+  get mayTakeOver(): boolean | null {
+    if (this.#frozen > 0 || this.role === 'primary' || this.status === null) return null;
+    const { state, reason } = this.status;
+    if (state === 'SYNCING') return null;
+    if (state === 'BLOCKED') return reason.includes('before the witness answers');
+    return ['STANDBY', 'TAKING-OVER', 'RUNNING'].includes(state);
+  }
+
+  get logs(): string[] {
+    return this.#agents.map(({ logPath }) => logPath);
+  }
+
+  /** Its supervisor stands still as well. */
+  freeze(): void {
+    this.#frozen++;
+  }
+
+  thaw(): void {
+    this.#frozen--;
+    this.wentOnMs = monotonicMs();
+  }
+
+  /** Until end(). */
+  async supervise(): Promise<void> {
+    while (!this.#ended) {
+      if (this.#frozen === 0) await this.#exclusive(() => this.#step());
+      await sleep(STEP_MS);
+    }
+  }
+
+  /** Ends what is there and starts anew, by a person's hand: with a guest that boots, or as the standby of one. */
+  async restart(role: Role, onCleared: () => Promise<void> = async () => {}): Promise<void> {
+    await this.#exclusive(async () => {
+      await this.#clear();
+      await onCleared();
+      this.storage.wipeDisk();
+      if (role === 'secondary') return;
+      this.vm = await this.#startVm(false);
+      await this.vm.waitConsole('GUEST-READY', BOOT_MS);
+      this.role = role;
+    });
+  }
+
+  /** A VM that QEMU stopped because its disk was full goes on. */
+  async resumeAfterFull(): Promise<void> {
+    const { vm } = this;
+    if (vm?.running && (await runState(vm)) === 'io-error') await monitor(vm, (qmp) => qmp.execute('cont'));
+  }
+
+  /** Every log once more, also of those that were ended by hand. */
+  async end(): Promise<void> {
+    this.#ended = true;
+    await this.#exclusive(() => this.#clear());
+    for (const agent of this.#agents) {
+      const fault = agent.faultOf(await agent.exited);
+      if (fault !== null) this.#options.journal.violate(fault);
+    }
+  }
+
+  async #exclusive(work: () => Promise<void>): Promise<void> {
+    const mine = this.#turn.then(work);
+    this.#turn = mine.catch(() => {});
+    await mine;
+  }
+
+  async #step(): Promise<void> {
+    try {
+      if (this.#ended) return;
+      if (this.agent !== null && !this.agent.running) await this.#afterAgent(this.agent);
+      if (this.agent === null) await this.#startAgent();
+      else await this.#look(this.agent);
+    } catch (error) {
+      // A fault can hit anything that is under way here. What doesn't come right in the end is found by the limit for PROTECTED.
+      this.#note(`the supervisor tries again: ${(error as Error).message.split('\n')[0]}`);
+    }
+  }
+
+  async #afterAgent(agent: AgentProcess): Promise<void> {
+    const exit = await agent.exited;
+    this.#note(
+      `${agent.role} ended (${exit.signal ?? exit.code}): ${agent.log().trimEnd().split('\n').at(-1)}`,
+    );
+    this.agent = null;
+    this.status = null;
+    this.checkpointOf = null;
+    const fault = agent.faultOf(exit);
+    if (fault !== null) this.#options.journal.violate(fault);
+    if (this.vm === null) return;
+    if (agent.role === 'primary' && exit.code === EXIT_FENCED) await this.#expectGone(this.vm);
+    const keeps = this.vm.running && !agent.refused && (await this.#holdsGuest(this.vm, agent.role));
+    if (keeps) this.role = 'primary';
+    else await this.#clear();
+  }
+
+  /** INVARIANT 4: who is fenced leaves no VM. */
+  async #expectGone(vm: TestVm): Promise<void> {
+    if ((await within(vm.exited, END_MS)) === null)
+      this.#options.journal.violate(`${this.name}: the primary is FENCED, and its VM lives`);
+  }
+
+  /** A standby's VM was let run by an agent that died before it could say so. */
+  async #holdsGuest(vm: TestVm, role: Role): Promise<boolean> {
+    return role === 'primary' || ['running', 'io-error'].includes(await runState(vm));
+  }
+
+  async #startAgent(): Promise<void> {
+    if (this.vm !== null && !this.vm.running) await this.#clear();
+    if (this.vm === null) {
+      this.role = 'secondary';
+      this.vm = await this.#startVm(true);
+    }
+    const { prefix, argsFor, folder, clock } = this.#options;
+    const base = path.join(folder, `${this.name}-${++this.incarnation}-${this.role}`);
+    const args = ['--qmp', this.vm.qmpPath, ...argsFor(this.role)];
+    this.agent = await AgentProcess.start(this.role, args, { prefix, env: clock.environment, base });
+    this.#agents.push(this.agent);
+    this.#note(`${this.role} for ${this.vm.name}`);
+  }
+
+  async #look(agent: AgentProcess): Promise<void> {
+    const askedMs = monotonicMs();
+    const status = await agent.status();
+    if (status !== null && status.state !== this.status?.state)
+      this.#note(`${agent.role} says ${status.state}: ${status.reason}`);
+    this.status = status;
+    this.statusMs = askedMs;
+    if (status === null) return;
+    if (status.state === 'STANDBY') this.checkpointOf = Number(status['generation']);
+    if (agent.role !== 'secondary' || status.state !== 'RUNNING') return;
+    this.#note(`took over in generation ${status['generation']}`);
+    this.role = 'primary';
+    await agent.stop();
+    await within(agent.exited, END_MS);
+  }
+
+  async #startVm(paused: boolean): Promise<TestVm> {
+    const { network, storage, journal, onTap, clock, folder } = this.#options;
+    const { COLO_QEMU = 'qemu-system-x86_64' } = process.env;
+    const tap = await network.addTap();
+    onTap(tap);
+    const vm = await TestVm.start({
+      name: `${this.name}-${++this.#vms}`,
+      qemu: clock.wrap(COLO_QEMU, path.join(folder, `${this.name}-qemu`)),
+      guest: 'linux',
+      memoryMiB: MEMORY_MIB,
+      network,
+      nics: [{ tap }],
+      disks: [{ id: 'd0', sizeMiB: DISK_MIB, path: storage.diskPath }],
+      paused,
+      append: SERVICES,
+    });
+    void vm.exited.then(({ code, signal }) => {
+      this.#note(`QEMU ${vm.name} ended (${signal ?? code})`);
+      // Ended by `quit`, or killed by us or by an agent that was fenced; nothing else.
+      if (code !== 0 && signal !== 'SIGKILL')
+        journal.violate(`QEMU ${vm.name} ended by ${signal ?? `exit code ${code}`}: ${vm.stderr()}`);
+    });
+    this.#note(`QEMU ${vm.name} on ${tap}${paused ? ', paused' : ''}`);
+    return vm;
+  }
+
+  async #clear(): Promise<void> {
+    const { agent, vm } = this;
+    this.agent = null;
+    this.vm = null;
+    this.status = null;
+    this.checkpointOf = null;
+    this.role = 'secondary';
+    await agent?.end();
+    await vm?.destroy();
+  }
+
+  #note(text: string): void {
+    this.#options.journal.note(`${this.name}: ${text}`);
+  }
+}
+
+const MONITOR_MS = 10_000;
+
+async function runState(vm: TestVm): Promise<string> {
+  return monitor(vm, async (qmp) => (await qmp.execute('query-status')).status);
+}
+
+/** Over the test's own monitor. Rejects when QEMU doesn't answer. */
+async function monitor<T>(vm: TestVm, ask: (qmp: QmpClient) => Promise<T>): Promise<T> {
+  const qmp = await QmpClient.connect(vm.testQmpPath);
+  try {
+    const answer = await within(ask(qmp), MONITOR_MS);
+    if (answer === null) throw new Error(`QEMU ${vm.name} doesn't answer`);
+    return answer;
+  } finally {
+    qmp.close();
+  }
+}

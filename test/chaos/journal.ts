@@ -1,0 +1,35 @@
+/** What happened, with its times, and what must not have: the story that a failure prints. */
+import { monotonicMs } from '../../src/testbed/wait.ts';
+
+export class Journal {
+  readonly #beganMs = monotonicMs();
+  readonly #lines: string[] = [];
+  readonly #violations: string[] = [];
+  readonly #print: (line: string) => void;
+
+  /** `print` gets each line as it is noted. */
+  constructor(print: (line: string) => void) {
+    this.#print = print;
+  }
+
+  note(text: string): void {
+    const line = `${((monotonicMs() - this.#beganMs) / 1000).toFixed(3).padStart(8)} s  ${text}`;
+    this.#lines.push(line);
+    this.#print(line);
+  }
+
+  /** Something that must hold didn't. Ends the run soon; more may be found until then. */
+  violate(text: string): void {
+    if (this.#violations.includes(text)) return;
+    this.#violations.push(text);
+    this.note(`VIOLATION: ${text}`);
+  }
+
+  get violations(): readonly string[] {
+    return this.#violations;
+  }
+
+  get lines(): readonly string[] {
+    return this.#lines;
+  }
+}

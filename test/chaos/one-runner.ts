@@ -1,0 +1,73 @@
+/**
+ * INVARIANT 4 as the network sees it: one VM after the other, each in a generation of its own. Pure. Every VM that is started has a tap device of its own, so the
+ * devices that the guest's frames come from tell who answers for its address.
+ */
+import type { VmRecord } from '../../src/protocol/arbiter.ts';
+import type { VmHost } from './plan.ts';
+
+/** Frames in a row from one tap device. */
+export interface Burst {
+  tap: string;
+  firstMs: number;
+  lastMs: number;
+  frames: number;
+}
+
+/** A VM that was seen to send. */
+export interface Runner {
+  tap: string;
+  host: VmHost;
+  firstMs: number;
+}
+
+/**
+ * What its standby had confirmed may lie on its way out of a primary that stands still, in a socket's buffer: it comes when the processes go on, for a moment, as a
+ * frame that a switch held up would. The client's own check tells that it is of the generation before (no number is announced with two secrets).
+ */
+const LATE_MS = 1000;
+
+export class OneRunner {
+  /** In the order in which they began to send. */
+  readonly runners: Runner[] = [];
+  lateFrames = 0;
+  readonly #hostOf: (tap: string) => VmHost;
+  readonly #wentOnMs: (host: VmHost) => number;
+
+  /** `wentOnMs`: when a process of that host got its last SIGCONT; minus infinity: never. */
+  constructor(hostOf: (tap: string) => VmHost, wentOnMs: (host: VmHost) => number) {
+    this.#hostOf = hostOf;
+    this.#wentOnMs = wentOnMs;
+  }
+
+  /** In order. Returns what is wrong with it. */
+  push(burst: Burst): string | null {
+    const current = this.runners.at(-1);
+    if (current?.tap === burst.tap) return null;
+    const before = this.runners.find(({ tap }) => tap === burst.tap);
+    const host = this.#hostOf(burst.tap);
+    if (current === undefined || before === undefined) {
+      this.runners.push({ tap: burst.tap, host, firstMs: burst.firstMs });
+      return null;
+    }
+    const successor = this.runners[this.runners.indexOf(before) + 1] as Runner;
+    if (burst.lastMs <= Math.max(successor.firstMs, this.#wentOnMs(host)) + LATE_MS) {
+      this.lateFrames += burst.frames;
+      return null;
+    }
+    const afterMs = Math.round(burst.lastMs - successor.firstMs);
+    return `two VMs answer: ${burst.frames} frames of ${burst.tap} (${host}) ${afterMs} ms after ${successor.tap} (${successor.host}) began to send`;
+  }
+
+  /** Whether each had a generation that its host won alone after the one before. `history`: every record that there was, in order. */
+  check(history: readonly VmRecord[]): string | null {
+    let next = 0;
+    for (const { tap, host } of this.runners) {
+      const found = history.findIndex(
+        ({ mode, primary }, index) => index >= next && mode === 'alone' && primary === host,
+      );
+      if (found < 0) return `${tap} (${host}) sent without a generation of its own`;
+      next = found + 1;
+    }
+    return null;
+  }
+}

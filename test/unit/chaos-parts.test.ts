@@ -1,0 +1,157 @@
+/** The parts of test/chaos that judge or plan: what they must notice, they notice. */
+import { describe, expect, test } from 'vitest';
+import type { VmRecord } from '../../src/protocol/arbiter.ts';
+import { Announcements } from '../chaos/announcements.ts';
+import { judgeLoss } from '../chaos/loss.ts';
+import { type Burst, OneRunner } from '../chaos/one-runner.ts';
+import { describeFault, planOf, type VmHost, type Wave } from '../chaos/plan.ts';
+
+function waves(seed: number, count: number): Wave[] {
+  const plan = planOf(seed);
+  return Array.from({ length: count }, () => plan.next().value);
+}
+
+describe('the plan', () => {
+  test('is the same for the same seed, and another for another', () => {
+    expect(waves(1, 50)).toEqual(waves(1, 50));
+    expect(waves(1, 50)).not.toEqual(waves(2, 50));
+  });
+
+  test('has every kind of fault within its first 25 waves', () => {
+    const seen = (seed: number) => {
+      const faults = waves(seed, 25).flatMap((wave) => wave.map(({ fault }) => fault));
+      const kinds = faults.map((fault) =>
+        fault.kind === 'kill' || fault.kind === 'stop' ? describeFault(fault) : fault.kind,
+      );
+      return new Set(kinds).size;
+    };
+    expect([1, 2, 3, 4, 5].map(seen)).toEqual([18, 18, 18, 18, 18]);
+  });
+
+  test('kills at most once in a wave', () => {
+    const kills = waves(3, 500).map(
+      (wave) => wave.filter(({ fault }) => fault.kind.startsWith('kill')).length,
+    );
+    expect(Math.max(...kills)).toBe(1);
+  });
+});
+
+describe('one runner', () => {
+  const wentOnMs = { north: Number.NEGATIVE_INFINITY, south: Number.NEGATIVE_INFINITY };
+  const hostOf = (tap: string): VmHost => (tap.startsWith('n') ? 'north' : 'south');
+  const burst = (tap: string, firstMs: number): Burst => ({ tap, firstMs, lastMs: firstMs + 50, frames: 3 });
+  const alone = (primary: VmHost, generation: number): VmRecord => ({
+    format: 1,
+    generation,
+    mode: 'alone',
+    primary,
+    secondary: null,
+    claim: '0'.repeat(32),
+  });
+  function seen(bursts: Burst[], wentOn: Record<VmHost, number> = wentOnMs) {
+    const runners = new OneRunner(hostOf, (host) => wentOn[host]);
+    return {
+      runners,
+      breaches: bursts.map((each) => runners.push(each)).filter((breach) => breach !== null),
+    };
+  }
+
+  test('one after the other, each in its generation', () => {
+    const { runners, breaches } = seen([
+      burst('n0', 0),
+      burst('n0', 100),
+      burst('s0', 200),
+      burst('n1', 9000),
+    ]);
+    expect(breaches).toEqual([]);
+    expect(runners.check([alone('north', 1), alone('south', 2), alone('north', 3)])).toBeNull();
+  });
+
+  test('a VM that goes on sending beside its successor is a breach', () => {
+    const { breaches } = seen([burst('n0', 0), burst('s0', 100), burst('n0', 1500)]);
+    expect(breaches).toEqual([
+      'two VMs answer: 3 frames of n0 (north) 1450 ms after s0 (south) began to send',
+    ]);
+  });
+
+  test('what lay in the socket of a process that stood still is late, for a moment', () => {
+    const wentOn = { ...wentOnMs, north: 6000 };
+    const late = seen([burst('n0', 0), burst('s0', 100), burst('n0', 6100)], wentOn);
+    expect(late.breaches).toEqual([]);
+    expect(late.runners.lateFrames).toBe(3);
+    expect(seen([burst('n0', 0), burst('s0', 100), burst('n0', 7100)], wentOn).breaches).toHaveLength(1);
+  });
+
+  test('a VM that sends without a generation of its own is a breach', () => {
+    const { runners } = seen([burst('n0', 0), burst('s0', 100)]);
+    expect(runners.check([alone('north', 1), alone('north', 2)])).toMatch(/s0 \(south\) sent without/);
+    expect(runners.check([alone('south', 1), alone('north', 2)])).toMatch(/s0 \(south\) sent without/);
+    const again = seen([burst('n0', 0), burst('n1', 100)]);
+    expect(again.runners.check([alone('north', 1)])).toMatch(/n1 \(north\) sent without/);
+  });
+});
+
+describe('a loss of the guest', () => {
+  const claim = '0'.repeat(32);
+  const shared: VmRecord = {
+    format: 1,
+    generation: 5,
+    mode: 'protected',
+    primary: 'north',
+    secondary: 'south',
+    claim,
+  };
+  const seen = { runner: 'north', standby: 'south', incarnation: 2, checkpointOf: 5 } as const;
+  const now = { incarnation: 2, storageWasFull: false };
+
+  test('is a violation when a living standby held the checkpoint that the record speaks of, or has won it', () => {
+    const won: VmRecord = { ...shared, generation: 6, mode: 'alone', primary: 'south', secondary: null };
+    for (const record of [shared, won])
+      expect(judgeLoss(record, seen, now)).toEqual({
+        rightly: false,
+        why: expect.stringMatching(/^south lives and held a checkpoint of generation 5; the witness has \{/),
+      });
+  });
+
+  test.each([
+    ['the runner was alone', { ...shared, mode: 'alone', secondary: null }, seen, now, /north ran it alone/],
+    ['the standby died', shared, seen, { ...now, incarnation: 3 }, /on south died, too/],
+    ['there was no checkpoint', shared, { ...seen, checkpointOf: null }, now, /held no checkpoint/],
+    [
+      'it was of another generation',
+      shared,
+      { ...seen, checkpointOf: 4 },
+      now,
+      /no checkpoint of generation 5/,
+    ],
+    ['the disk was full', shared, seen, { ...now, storageWasFull: true }, /storage of south was full/],
+  ] as const)('is none when %s', (_, record, last, standby, why) => {
+    expect(judgeLoss(record, last, standby)).toEqual({ rightly: true, why: expect.stringMatching(why) });
+  });
+});
+
+describe('announcements', () => {
+  test('a number with two secrets was made by two VMs', () => {
+    const announcements = new Announcements();
+    expect(announcements.onHeard('1 77', 0)).toBeNull();
+    expect(announcements.onHeard('1 77', 1)).toBeNull();
+    expect(announcements.onHeard('1 78', 2)).toMatch(/1 was heard with two secrets/);
+    announcements.forget();
+    expect(announcements.onHeard('1 79', 3)).toBeNull();
+  });
+
+  test('everything that was heard before a switch is asked for, and what the guest does not know is told', () => {
+    const announcements = new Announcements();
+    for (let sequence = 1; sequence <= 100; sequence++)
+      announcements.onHeard(`${sequence} ${1000 + sequence}`, sequence * 100);
+    const asked = announcements.toVerify([5000]);
+    expect(asked).toEqual(expect.arrayContaining([21, 50, 64, 96]));
+    expect(asked).not.toContain(51);
+    for (const sequence of asked)
+      announcements.onAnswer(sequence === 50 ? '50 unknown' : `${sequence} ${1000 + sequence}`);
+    expect(announcements.verified(asked)).toEqual([
+      "announcement 50 was heard outside, and the guest's secret for it is unknown",
+    ]);
+    expect(announcements.toVerify([5000])).toEqual([]);
+  });
+});
