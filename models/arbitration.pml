@@ -15,7 +15,8 @@
  *   output_passes          P    a frame, gate open                                       it leaves
  *   session_lost           P,S  time-out, closed connection                              P: claims anew, its gate open if no `protected` was asked for
  *   primary_claims         P    read answer                                              transact alone(g+1, P), or FENCED
- *   secondary_claims       S    read answer                                              no RECEIVED any more; transact alone(g+1, S), or nothing is held any more
+ *   take_over_fails        S    flush, load or sync of the disks fails                   nothing is held any more, and the key isn't touched
+ *   secondary_claims       S    disks settled, read answer                               no RECEIVED any more; transact alone(g+1, S), or nothing is held any more
  *   protect_won            P    transaction answer, or read answer with our claim        PROTECTED
  *   primary_won            P    the same                                                 generation fsynced, gate opened: EXPOSED
  *   secondary_won          S    the same                                                 generation fsynced, VM runs, gate open; this agent has done its work
@@ -25,7 +26,7 @@
  *   joins_as_standby       S    a standby's agent, or a fenced host's VM, starts anew    it holds nothing
  *
  * A request or an answer that is lost is no step: who has asked goes on asking the same (same claim, same compared revision) until it knows.
- * Bounds: each of the five budgets is a number of times that something may happen; everything else is unlimited. All runs end, so that a
+ * Bounds: each of the six budgets is a number of times that something may happen; everything else is unlimited. All runs end, so that a
  * property of their last states says what comes about when failures have stopped and the witness answers.
  *
  * AS_CODED leaves out what the code doesn't make use of, and what is safe all the same: a restarted agent of P opens a session without a claim, in the generation that the
@@ -45,6 +46,9 @@
 #endif
 #ifndef HOST_DEATHS
 #define HOST_DEATHS 2
+#endif
+#ifndef FAILURES
+#define FAILURES 1 /* take-overs whose checkpoint turns out to be of no use */
 #endif
 #define GENERATIONS_MAX 16
 #define NOBODY 2
@@ -93,7 +97,7 @@ bool linked[2];       /* as this side sees the session */
 byte sent[2], received[2];  /* in flight from this host: an epoch's pages; RECEIVED */
 bool waits[2];        /* P: for RECEIVED */
 
-byte sessions = SESSIONS, losses = LOSSES, agent_deaths = AGENT_DEATHS, host_deaths = HOST_DEATHS;
+byte sessions = SESSIONS, losses = LOSSES, agent_deaths = AGENT_DEATHS, host_deaths = HOST_DEATHS, failures = FAILURES;
 
 /* What only the properties look at. */
 byte line = 0;        /* whose VM the world is talking to */
@@ -233,6 +237,13 @@ inline die() {
 #define GIVEN_UP (!linked[h])
 #endif
 
+#ifdef MUTANT_CLAIMS_FIRST
+/* What it has claimed for isn't known to be of use. */
+#define MAY_FAIL (agent[h] == STANDBY || agent[h] == TAKING)
+#else
+#define MAY_FAIL (agent[h] == STANDBY)
+#endif
+
 #ifdef MUTANT_HELLO_ENDS_CLAIM
 #define TAKES_HELLO (agent[o] == STANDBY || agent[o] == TAKING)
 #else
@@ -362,6 +373,16 @@ end:
 #endif
       :: else -> fence()
       fi
+    }
+  :: atomic { MAY_FAIL && !linked[h] && held[h] != 0 && failures > 0 ->
+      STEP(take_over_fails);
+      failures--;
+      excused = excused || vm[o] != RUNS;
+#ifdef MUTANT_CLAIMS_FIRST
+      leave_under_way();
+      agent[h] = STANDBY;
+#endif
+      held[h] = 0
     }
   :: atomic { agent[h] == STANDBY && GIVEN_UP && held[h] != 0 ->
       STEP(secondary_claims);

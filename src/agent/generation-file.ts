@@ -35,8 +35,18 @@ export class GenerationFile {
     return writing;
   }
 
+  /** Resolves when the file has been written once more as it is: whatever is recorded next can be. Rejects with GenerationFileError. */
+  rewrite(): Promise<void> {
+    const writing = this.#writing.then(() => this.#replace(this.#highest));
+    this.#writing = writing.catch(() => {});
+    return writing;
+  }
+
   async #write(generation: number): Promise<void> {
-    if (generation <= this.#highest) return;
+    if (generation > this.#highest) await this.#replace(generation);
+  }
+
+  async #replace(generation: number): Promise<void> {
     try {
       await replaceFile(this.#file, `${JSON.stringify({ format: 1, vm: this.#vm, generation })}\n`);
     } catch (error) {

@@ -74,6 +74,8 @@ export class SecondaryAgent {
   /** The addresses of who is connected, and of the last primary that had a session here. */
   #peerHost = '';
   #primaryHost = '';
+  /** A person has fenced, or knows that it isn't needed. */
+  readonly #fenceSkipped = new AbortController();
   #state: StateWord = 'STARTING';
   #reason = '';
   #onChange: () => void = () => {};
@@ -288,9 +290,16 @@ export class SecondaryAgent {
         break;
       case 'promote':
         this.#after(this.#mayRun(effect.generation), effect, (reason) => ({
-          type: 'promote-failed',
+          type: 'not-promoted',
           reason,
         }));
+        break;
+      case 'settle-disks':
+        this.#after(this.#mayClaim(), effect, (reason) => ({ type: 'not-settled', reason }));
+        break;
+      case 'skip-fence':
+        this.#options.log.warn('not fenced', { by: 'failover --force' });
+        this.#fenceSkipped.abort();
         break;
       case 'state':
         this.#setState(effect.state, effect.reason);
@@ -306,7 +315,7 @@ export class SecondaryAgent {
   /** INVARIANT 4: a generation is durable on this host before anything is answered in it, and before its VM runs. */
   #after(
     ready: Promise<void>,
-    effect: Extract<SecondaryEffect, { type: 'compare' | 'promote' }>,
+    effect: Extract<SecondaryEffect, { type: 'compare' | 'settle-disks' | 'promote' }>,
     failed: (reason: string) => EventBody,
   ): void {
     ready.then(
@@ -315,12 +324,21 @@ export class SecondaryAgent {
     );
   }
 
+  /** Whoever wins a generation must be able to record it, or nobody runs: seen before it is claimed. */
+  async #mayClaim(): Promise<void> {
+    if (this.#arbitration !== null) await this.#generations.rewrite();
+  }
+
   /** INVARIANT 4: where a fence is asked for, the VM runs only once the other host is known to be unable to. */
   async #mayRun(generation: number): Promise<void> {
     const { fence: options, vm, log } = this.#options;
     await this.#generations.record(generation);
-    if (options !== null)
-      await fence(options, { vm, host: options.host ?? this.#primaryHost, generation }, log);
+    const { signal } = this.#fenceSkipped;
+    if (options === null || signal.aborted) return;
+    const target = { vm, host: options.host ?? this.#primaryHost, generation };
+    await fence(options, target, log, signal).catch((error: Error) => {
+      if (!signal.aborted) throw error;
+    });
   }
 
   #setState(state: StateWord, reason: string): void {

@@ -40,6 +40,8 @@ const QUIT_TIMEOUT_MS = 2000;
 
 interface Parts {
   vm: string;
+  /** Its take-over asks a witness. */
+  claims: boolean;
   qmp: QmpClient;
   disks: StandbyDisks;
   mailbox: Mailbox;
@@ -54,7 +56,7 @@ export class NotAStandbyError extends Error {
 
 /** Attaches to a VM that was started with -S and has not run. Throws NotAStandbyError when it runs, PreflightError for what it isn't fit for. */
 export async function attachStandby(
-  { vm, qmpPath, overwriteDisks, succeed, log }: SecondaryAgentOptions,
+  { vm, qmpPath, overwriteDisks, succeed, witness, log }: SecondaryAgentOptions,
   trace: SecondaryTrace | null,
 ): Promise<StandbyVm> {
   const qmp = await QmpClient.connect(qmpPath);
@@ -74,7 +76,9 @@ export async function attachStandby(
     const overwritten = await findOverwrittenRanges(qmp, blocks);
     const mailbox = await Mailbox.attach(qmp);
     const disks = new StandbyDisks(qmp, overwriteDisks);
-    return new StandbyVm({ vm, qmp, disks, mailbox, blocks, overwritten, description }, log, trace);
+    const claims = witness.kind === 'etcd';
+    const parts = { vm, claims, qmp, disks, mailbox, blocks, overwritten, description };
+    return new StandbyVm(parts, log, trace);
   } catch (error) {
     qmp.close();
     throw error;
@@ -168,7 +172,7 @@ export class StandbyVm {
   perform(
     effect: Exclude<
       SecondaryEffect,
-      { type: 'claim' | 'withdraw-claim' | 'send' | 'disconnect' | 'state' | 'finished' }
+      { type: 'claim' | 'withdraw-claim' | 'skip-fence' | 'send' | 'disconnect' | 'state' | 'finished' }
     >,
   ): void {
     switch (effect.type) {
@@ -358,17 +362,33 @@ export class StandbyVm {
       this.#onEvent({ type: 'settle-failed', reason: (error as Error).message });
       return;
     }
+    try {
+      if (this.#parts.claims) await this.#rehearseRecord();
+    } catch (error) {
+      this.#onEvent({ type: 'not-settled', reason: (error as Error).message });
+      return;
+    }
     this.#onEvent({ type: 'disks-settled' });
+  }
+
+  /** Before the generation is claimed: the records beside the disks can be written, which a promotion has to do. */
+  async #rehearseRecord(): Promise<void> {
+    if (this.#source) await this.#parts.disks.record('copy', this.#source, this.#lineage);
   }
 
   async #promote(generation: number): Promise<void> {
     const { qmp, disks } = this.#parts;
+    const source = this.#source;
     try {
-      const source = this.#source;
       // INVARIANT 4: whoever asks later must find here that this disk is the newest. Before the guest's first write, too.
       await this.#timed('record disks', async () => {
         if (source) await disks.record('source', { ...source, generation }, []);
       });
+    } catch (error) {
+      this.#onEvent({ type: 'not-promoted', reason: (error as Error).message });
+      return;
+    }
+    try {
       await this.#timed('cont', () => Promise.all([qmp.execute('cont'), this.#announce()]));
     } catch (error) {
       this.#onEvent({ type: 'promote-failed', reason: (error as Error).message });

@@ -219,8 +219,15 @@ export type SecondaryEvent = { nowMs: number } & (
   | { type: 'load-failed'; epoch: number; reason: string }
   /** The answers to `settle-disks`. */
   | { type: 'disks-settled' }
+  /** A disk has lost a write. */
   | { type: 'settle-failed'; reason: string }
+  /** What a promotion has to write can't be written: nothing is lost by trying it again. */
+  | { type: 'not-settled'; reason: string }
+  /** The answers to `promote`. */
   | { type: 'promoted' }
+  /** The VM hasn't been touched: what has to come before it (the fence, a record) has failed, and may be tried again. */
+  | { type: 'not-promoted'; reason: string }
+  /** Nobody knows whether the VM runs. */
   | { type: 'promote-failed'; reason: string }
   | { type: 'vm-lost'; reason: string }
   | ClaimEvent
@@ -250,10 +257,15 @@ export type SecondaryEffect =
   | { type: 'claim'; claim: Claim }
   /** The claim isn't wanted any more. */
   | { type: 'withdraw-claim' }
-  /** Sync the disks. Never while a flush or a load is in progress (invariant 6). */
+  /** Sync the disks, and with a witness see that all that a promotion writes can be written. Never while a flush or a load is in progress (invariant 6). */
   | { type: 'settle-disks' }
-  /** INVARIANT 4: the disks recorded as the newest, in `generation`, which has been won; then `cont` and `announce-self`. Only after `disks-settled`. */
+  /**
+   * INVARIANT 4: the other host fenced if that was asked for, the disks recorded as the newest, in `generation`, which has been won; then `cont` and
+   * `announce-self`. Only after `disks-settled`.
+   */
   | { type: 'promote'; generation: number }
+  /** A person knows that the other host can do no harm: a fence that is under way is given up, and none is begun. No answer. */
+  | { type: 'skip-fence' }
   | { type: 'quit-vm' }
   | { type: 'state'; state: StateWord; reason: string }
   | { type: 'finished'; outcome: 'stopped' | 'guest-shutdown' | 'vm-lost'; reason: string };

@@ -10,6 +10,7 @@ import type {
 } from './machine.ts';
 import { type Body, GENERATION_MAX, type Message } from './messages.ts';
 import { SecondaryContext } from './secondary-context.ts';
+import { misfit } from './secondary-hello.ts';
 import { type SecondaryEnd, SecondarySession } from './secondary-session.ts';
 import { Standby } from './standby.ts';
 import { TakeOver } from './take-over.ts';
@@ -72,11 +73,11 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
 
   get nextTimepointMs(): number | null {
     if (this.finished) return null;
-    if (this.connectedAtMs === null) return this.claimAtMs;
-    const sessionMs =
-      this.session === null ? this.connectedAtMs + HELLO_TIMEOUT_MS : this.session.nextTimepointMs;
-    const dueMs = Math.min(sessionMs ?? Number.POSITIVE_INFINITY, this.claimAtMs ?? Number.POSITIVE_INFINITY);
-    return dueMs === Number.POSITIVE_INFINITY ? null : dueMs;
+    const silentMs = this.connectedAtMs === null ? null : this.connectedAtMs + HELLO_TIMEOUT_MS;
+    const sessionMs = this.session === null ? silentMs : this.session.nextTimepointMs;
+    const dueMs = [sessionMs, this.claimAtMs, this.takeOver?.retryAtMs];
+    const earliestMs = Math.min(...dueMs.map((at) => at ?? Number.POSITIVE_INFINITY));
+    return earliestMs === Number.POSITIVE_INFINITY ? null : earliestMs;
   }
 
   /** Throws "invalid transition [state -> event]" for an event that the shell can't rightly have sent. After `finished` nothing matters. */
@@ -154,7 +155,7 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
 
   private onHello(hello: Body & { type: 'hello' }, generation: number): void {
     const own = this.context.generation;
-    const unfit = this.misfit(hello);
+    const unfit = misfit(hello, this.context.options);
     if (unfit !== null) {
       this.refuse('incompatible', unfit);
     } else if (this.life === 'taking-over' && !this.mayYieldTo(generation)) {
@@ -173,17 +174,6 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
       this.context.generation = generation;
       this.session = new SecondarySession(this.context, this.standby, hello);
     }
-  }
-
-  /** Both ends must leave the decision to the same judge, who must be able to tell them apart. */
-  private misfit({ node, arbitration }: Body & { type: 'hello' }): string | null {
-    const { failover, node: own } = this.context.options;
-    const expected = failover === 'claimed' ? 'witness' : 'none';
-    const says = (word: string) => (word === 'witness' ? 'asks a witness' : 'asks no witness');
-    if (arbitration !== expected)
-      return `the primary ${says(arbitration)}, its standby ${says(expected)}: give both the same --witness`;
-    if (arbitration !== 'witness' || node !== own) return null;
-    return `both hosts call themselves ${own}: the witness can't tell them apart, give each its own --node`;
   }
 
   /** INVARIANT 4: a primary that comes back while the witness is silent has won a generation since, so our claim can only be lost. */
@@ -234,16 +224,17 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
   }
 
   private onFailoverCommand(force: boolean): void {
-    if (this.life === 'running' || (this.life === 'taking-over' && !force)) return;
-    if (this.session !== null) {
+    if (this.life === 'running') return;
+    if (this.takeOver !== null) {
+      const { undecided } = this.takeOver;
+      if (this.takeOver.order(force))
+        this.setState('TAKING-OVER', `at epoch ${this.standby.epoch}: ordered by a person`);
+      if (force && undecided) this.grant();
+    } else if (this.session !== null) {
       this.setState(this.word, 'failover refused: the primary is connected');
     } else if (!force && this.standby.epoch !== null && this.context.options.failover === 'ordered') {
       const order = 'without a witness only `colo-agent failover --force NAME` promotes it';
       this.setState(this.word, `failover refused: ${order}, when the primary is known not to run`);
-    } else if (this.life === 'taking-over') {
-      this.takeOver?.withdraw();
-      this.grant();
-      this.setState('TAKING-OVER', `at epoch ${this.standby.epoch}: ordered by a person`);
     } else {
       this.beginTakeOver('ordered by a person', force);
     }
@@ -321,6 +312,11 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
         this.takeOver = null;
         this.context.generation = this.standby.won ?? this.context.generation;
         this.setState('RUNNING', 'took over');
+        break;
+      case 'not-settled':
+      case 'not-promoted':
+        steps.end(event.type === 'not-settled' ? 'settle-disks' : 'promote');
+        if (this.takeOver !== null) this.setState('BLOCKED', this.takeOver.postpone(event.reason));
         break;
       case 'promote-failed':
         steps.end('promote');

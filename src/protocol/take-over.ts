@@ -1,7 +1,13 @@
-/** A take-over: its checkpoint is finished, its disks are synced and its generation is claimed, all at once; when all three are there the VM may run. */
+/**
+ * A take-over: its checkpoint is finished, its disks are synced, and only then its generation is claimed, because whoever wins it ends the primary's VM: a claim
+ * is made by who has nothing left to do but to let the VM run. A step that fails before it leaves the record alone, and with it the primary's claim.
+ */
 import type { Claim } from './arbiter.ts';
 import type { SecondaryContext } from './secondary-context.ts';
 import type { Standby } from './standby.ts';
+
+/** Between attempts at what a person may mend meanwhile. */
+const RETRY_MS = 10_000;
 
 export class TakeOver {
   readonly reason: string;
@@ -11,6 +17,7 @@ export class TakeOver {
   private settled = false;
   /** A failed load may be tried once more. */
   private retryLeft = true;
+  private retryMs: number | null = null;
 
   constructor(context: SecondaryContext, standby: Standby, reason: string) {
     this.context = context;
@@ -23,18 +30,24 @@ export class TakeOver {
     return this.standby.won === null;
   }
 
+  /** When what was postponed is tried again. */
+  get retryAtMs(): number | null {
+    return this.retryMs;
+  }
+
   /** Goes on as far as it can; gives the reason when it can't come to an end. */
   advance(): string | null {
     const { standby, context } = this;
-    // A checkpoint whose load has failed is first seen to be usable: whoever wins the generation ends the primary's VM.
-    if (this.undecided && !this.claimed && standby.failure === null) this.claim();
-    if (context.steps.size > 0) return null;
+    if (context.steps.size > 0 || (this.retryMs !== null && context.nowMs < this.retryMs)) return null;
+    this.retryMs = null;
     if (!standby.loaded) return this.load();
     if (!this.settled) {
       // INVARIANT 6: nothing touches the disks any more.
       context.steps.begin('settle-disks');
       context.emit({ type: 'settle-disks' });
-    } else if (standby.won !== null) {
+    } else if (standby.won === null) {
+      this.claim();
+    } else {
       // INVARIANT 4: the only place where the VM is let run, and only in a generation that has been won.
       context.steps.begin('promote');
       context.emit({ type: 'promote', generation: standby.won });
@@ -44,6 +57,26 @@ export class TakeOver {
 
   onSettled(): void {
     this.settled = true;
+  }
+
+  /** A step that has changed nothing has failed: it is tried again. Gives what to show. */
+  postpone(reason: string): string {
+    this.retryMs = this.context.nowMs + RETRY_MS;
+    const what = this.undecided
+      ? "the VM couldn't be let run here"
+      : `generation ${this.standby.won} is won, and the VM isn't let run yet`;
+    return `${what}: ${reason}; tried again every ${RETRY_MS / 1000} s, and by \`colo-agent failover\``;
+  }
+
+  /**
+   * A person wants what waits to be tried now; by force without the witness's word or, when that is there, without the fence. Whether that changes anything.
+   */
+  order(force: boolean): boolean {
+    const waited = this.retryMs !== null;
+    this.retryMs = null;
+    if (force && this.undecided) this.withdraw();
+    else if (force) this.context.emit({ type: 'skip-fence' });
+    return force || waited;
   }
 
   onWon(generation: number): void {
@@ -56,6 +89,7 @@ export class TakeOver {
   }
 
   private claim(): void {
+    if (this.claimed) return;
     this.claimed = true;
     const { generation, node } = this.standby.source;
     const claim: Claim = { kind: 'take-over', generation, primary: node };

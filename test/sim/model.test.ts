@@ -56,6 +56,7 @@ describe('a model is told from the code that', () => {
     'MUTANT_NO_COMPARE',
     'MUTANT_RELEASE_WITHOUT_RECEIVED',
     'MUTANT_ANSWERS_WHILE_CLAIMING',
+    'MUTANT_CLAIMS_FIRST',
   ])('is %s', (mutant) => {
     const refused = () => {
       for (let seed = 1; seed <= RUNS; seed++) replay(seed, [mutant]);

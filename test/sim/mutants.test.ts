@@ -213,6 +213,26 @@ describe('with a witness a machine is caught that', () => {
     expect(caught({ ...WITNESSED, ...mutant })).toBe(4);
   });
 
+  test('claims before it knows that it can run', () => {
+    class Failing extends SecondaryMachine {
+      override step(event: SecondaryEvent): SecondaryEffect[] {
+        const lost = { type: 'settle-failed', reason: 'a write was lost', nowMs: event.nowMs } as const;
+        return super.step(event.type === 'disks-settled' ? lost : event);
+      }
+    }
+    class Mutant extends Failing {
+      override step(event: SecondaryEvent): SecondaryEffect[] {
+        return super.step(event).flatMap((effect): SecondaryEffect[] => {
+          if (effect.type !== 'state' || effect.state !== 'TAKING-OVER') return [effect];
+          const claim = { kind: 'take-over', generation: this.generation, primary: 'north' } as const;
+          return [effect, { type: 'claim', claim }];
+        });
+      }
+    }
+    expect(caught({ ...WITNESSED, makeSecondary: (options) => new Failing(options) })).toBeNull();
+    expect(caught({ ...WITNESSED, makeSecondary: (options) => new Mutant(options) })).toBe(7);
+  });
+
   test('opens its gate before it has won a generation alone', () => {
     const mutant = primary((effects) =>
       effects.flatMap((effect): PrimaryEffect[] =>

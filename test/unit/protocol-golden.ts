@@ -208,6 +208,8 @@ function fieldsOf(
     case 'stream-failed':
     case 'session-failed':
     case 'promote-failed':
+    case 'not-promoted':
+    case 'not-settled':
     case 'settle-failed':
       return { reason: rest(1) };
     case 'claim-won':
