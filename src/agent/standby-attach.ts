@@ -56,7 +56,7 @@ export async function attachStandby(
 
 /** The VM has not run, so saving its device state costs nobody anything, and shows which sections a primary's must have. */
 async function describeWithSections(qmp: QmpClient, pid: number, blocks: RamBlock[]): Promise<VmDescription> {
-  const vmstate = await VmstateFile.attach(qmp);
+  const vmstate = await VmstateFile.attachToStanding(qmp);
   try {
     return await describeVm(qmp, pid, blocks, vmstate);
   } finally {
