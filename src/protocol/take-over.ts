@@ -69,14 +69,14 @@ export class TakeOver {
   }
 
   /**
-   * A person wants what waits to be tried now; by force without the witness's word or, when that is there, without the fence. Whether that changes anything.
+   * A person wants what waits to be tried now; by force without the witness's word or, when that is there, without the fence. Whether there is an end to wait for.
    */
   order(force: boolean): boolean {
-    const waited = this.retryMs !== null;
+    const tried = this.retryMs !== null || this.context.steps.size > 0;
     this.retryMs = null;
     if (force && this.undecided) this.withdraw();
     else if (force) this.context.emit({ type: 'skip-fence' });
-    return force || waited;
+    return force || tried;
   }
 
   onWon(generation: number): void {

@@ -10,10 +10,10 @@ const STEPS_MIN = 5;
 
 /** With fewer failures a run comes further before all of its budgets are spent. */
 const BOUNDS = [
-  [],
+  ['FAILURES=0'],
   ['AGENT_DEATHS=0', 'HOST_DEATHS=0'],
-  ['AGENT_DEATHS=1', 'HOST_DEATHS=1', 'SESSIONS=4'],
-  ['AGENT_DEATHS=1', 'HOST_DEATHS=0', 'LOSSES=2', 'EPOCHS=5'],
+  ['AGENT_DEATHS=1', 'HOST_DEATHS=1', 'SESSIONS=4', 'FAILURES=0'],
+  ['AGENT_DEATHS=1', 'HOST_DEATHS=0', 'LOSSES=2', 'EPOCHS=5', 'FAILURES=0'],
 ];
 
 /** Throws Difference with the steps that led there. */

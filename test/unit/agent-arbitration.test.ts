@@ -166,6 +166,16 @@ describe('the generation that a host remembers', () => {
     expect(readdirSync(folder)).toEqual(['web.generation']);
   });
 
+  test('is written once more before a claim, which tells whether the next one can be', async () => {
+    const file = new GenerationFile(folder, 'web');
+    await file.record(3);
+    await file.rewrite();
+    expect(new GenerationFile(folder, 'web').highest).toBe(3);
+    rmSync(folder, { recursive: true });
+    writeFileSync(folder, '');
+    await expect(file.rewrite()).rejects.toThrow(/--state-dir/);
+  });
+
   test.each([
     ['nonsense', 'x'],
     ["another VM's", JSON.stringify({ format: 1, vm: 'other', generation: 1 })],
