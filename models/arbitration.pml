@@ -15,8 +15,9 @@
  *   output_passes          P    a frame, gate open                                       it leaves
  *   session_lost           P,S  time-out, closed connection                              P: claims anew, its gate open if no `protected` was asked for
  *   primary_claims         P    read answer                                              transact alone(g+1, P), or FENCED
+ *   key_removed            W    etcd has been emptied, or is another one                 nobody decides anything; only with WITH_REMOVAL
  *   take_over_fails        S    flush, load or sync of the disks fails                   nothing is held any more, and the key isn't touched
- *   secondary_claims       S    disks settled, read answer                               no RECEIVED any more; transact alone(g+1, S), or nothing is held any more
+ *   secondary_claims       S    disks settled, read answer that decides something        no RECEIVED any more; transact alone(g+1, S), or nothing is held any more
  *   protect_won            P    transaction answer, or read answer with our claim        PROTECTED
  *   primary_won            P    the same                                                 generation fsynced, gate opened: EXPOSED
  *   secondary_won          S    the same                                                 generation fsynced, VM runs, gate open; this agent has done its work
@@ -32,6 +33,14 @@
  * AS_CODED leaves out what the code doesn't make use of, and what is safe all the same: a restarted agent of P opens a session without a claim, in the generation that the
  * key has.
  */
+#if defined(WITH_REMOVAL) || defined(MUTANT_GONE_IS_LOST) || defined(MUTANT_GONE_IS_NEW)
+#define REMOVALS 1
+#define SESSIONS 2
+#define AGENT_DEATHS 1
+#define HOST_DEATHS 1
+#else
+#define REMOVALS 0
+#endif
 #ifndef EPOCHS
 #define EPOCHS 3   /* the VM's epochs, from 1 */
 #endif
@@ -79,6 +88,15 @@
 
 /* The witness's key. Its primary's peer is the other host: there are two. */
 byte revision = 1, key_generation = 1, key_mode = ALONE, key_primary = 0;
+#if REMOVALS > 0
+bool gone = false;
+byte removals = REMOVALS;
+#define GONE gone
+#define COMES_BACK gone = false
+#else
+#define GONE false
+#define COMES_BACK skip
+#endif
 
 /* What each host has asked for and doesn't know the answer of, and what it has asked for in vain, or a dead agent of it has. */
 typedef Transaction { bool live; byte expected; byte mode; byte generation };
@@ -156,6 +174,7 @@ inline forget(t) {
 
 inline execute(t) {
   revision++;
+  COMES_BACK;
   key_mode = t.mode;
   key_generation = t.generation;
   key_primary = h;
@@ -231,6 +250,9 @@ inline die() {
 #define ALONE_IN_FLIGHT(t) (t.live && t.mode == ALONE && t.expected == revision)
 #define LOST (asked[h].live && executed_at[h] == 0 && asked[h].expected != revision)
 
+/* S may take over, as the key has it. A key that says neither this nor that a newer generation was won decides nothing. */
+#define ENTITLED (key_mode == PROTECTED && key_primary == o && key_generation == generation[h])
+
 #ifdef MUTANT_ANSWERS_WHILE_CLAIMING
 #define GIVEN_UP true
 #else
@@ -272,6 +294,17 @@ end:
       STEP(witness_executes_late);
       execute(late[h])
     }
+
+#if REMOVALS > 0
+  :: atomic { removals > 0 && h == 0 ->
+      STEP(key_removed);
+      removals--;
+      revision++;
+      forget(late[0]);
+      forget(late[1]);
+      gone = true
+    }
+#endif
 
   /* --- the session --- */
   :: atomic { CONNECTS && TAKES_HELLO && !linked[h] && !linked[o] && sessions > 0 &&
@@ -362,10 +395,19 @@ end:
     }
 
   /* --- claims --- */
+#if defined(MUTANT_GONE_IS_LOST) || defined(MUTANT_GONE_IS_NEW)
   :: atomic { agent[h] == CUT_OFF || agent[h] == RESTARTED ->
+#else
+  :: atomic { (agent[h] == CUT_OFF || agent[h] == RESTARTED) && !GONE ->
+#endif
       STEP(primary_claims);
       if
+#ifdef MUTANT_GONE_IS_LOST
+      :: gone -> fence()
+      :: key_primary == h && !gone ->
+#else
       :: key_primary == h ->
+#endif
         ask(ALONE, key_generation + 1);
         agent[h] = CLAIMING;
 #ifdef MUTANT_OPEN_BEFORE_WINNING
@@ -384,10 +426,10 @@ end:
 #endif
       held[h] = 0
     }
-  :: atomic { agent[h] == STANDBY && GIVEN_UP && held[h] != 0 ->
+  :: atomic { agent[h] == STANDBY && GIVEN_UP && held[h] != 0 && !GONE && (ENTITLED || key_generation > generation[h]) ->
       STEP(secondary_claims);
       if
-      :: key_mode == PROTECTED && key_primary == o && key_generation == generation[h] ->
+      :: ENTITLED ->
         ask(ALONE, key_generation + 1);
         agent[h] = TAKING
       :: else -> held[h] = 0
@@ -433,12 +475,16 @@ end:
       STEP(lost);
       settle();
       if
-      :: agent[h] == TAKING ->
+      :: agent[h] == TAKING && !GONE ->
         agent[h] = STANDBY;
         held[h] = 0
-      :: agent[h] != TAKING && key_primary == o -> fence()
+      :: agent[h] != TAKING && key_primary == o && !GONE -> fence()
       /* An older transaction of this host has come in between. */
-      :: agent[h] != TAKING && key_primary == h -> forget_session(); agent[h] = CUT_OFF
+      :: agent[h] != TAKING && key_primary == h && !GONE -> forget_session(); agent[h] = CUT_OFF
+#if REMOVALS > 0
+      :: agent[h] == TAKING && gone -> agent[h] = STANDBY
+      :: agent[h] != TAKING && gone -> forget_session(); agent[h] = CUT_OFF
+#endif
       fi
     }
 #ifdef MUTANT_LOST_REPLY_IS_NO
@@ -479,7 +525,7 @@ end:
 #endif
       epoch[h] = 0
     }
-  :: atomic { agent[h] == DEAD && vm[h] == RUNS ->
+  :: atomic { agent[h] == DEAD && vm[h] == RUNS && !GONE ->
       STEP(agent_starts);
       if
       :: key_primary == h ->
@@ -512,7 +558,7 @@ proctype Judge() {
 end:
   timeout;
   tell_state();
-  assert(excused || IN_SERVICE(0, 1) || IN_SERVICE(1, 0))
+  assert(excused || GONE || IN_SERVICE(0, 1) || IN_SERVICE(1, 0))
 }
 
 /* Host 0 runs alone. */

@@ -74,7 +74,8 @@ export class Arbitration {
   constructor(options: ArbitrationOptions, onAnswer: (event: ClaimEvent) => void) {
     this.#options = options;
     this.#onAnswer = onAnswer;
-    this.#arbiter = new Arbiter(options.node);
+    const { highest: seen, won } = options.generations;
+    this.#arbiter = new Arbiter(options.node, { seen, won });
     this.#driver = new Driver(this.#arbiter, (effect) => this.#perform(effect));
     this.#looking = setInterval(() => this.#dispatch({ type: 'look' }), LOOK_INTERVAL_MS);
   }
@@ -107,16 +108,13 @@ export class Arbitration {
   }
 
   #perform(effect: ArbiterEffect): void {
-    const { witness, generations } = this.#options;
-    const { client, key } = witness;
+    const { client, key } = this.#options.witness;
     switch (effect.type) {
       case 'read':
         this.#request(effect.request, client.read(key));
         break;
       case 'transact': {
         const put = client.putIf(key, effect.expected, encodeRecord(effect.record));
-        // Beside the round trip: a generation that is remembered and then isn't won does no harm. If it can't be, that is told once it is won.
-        generations.record(effect.record.generation).catch(() => {});
         this.#request(
           effect.request,
           put.then(({ current }) => current),
@@ -169,7 +167,7 @@ export class Arbitration {
     const { generations, log } = this.#options;
     log.info('claim won', { kind: claim.kind, generation });
     try {
-      await generations.record(generation);
+      await generations.win(generation);
     } catch (error) {
       log.error('a generation that was won is not recorded', { error: (error as Error).message });
       if (asked !== this.#claims) return;
@@ -184,9 +182,8 @@ export class Arbitration {
     this.#onAnswer(event);
   }
 
-  #lostTo(holder: VmRecord | null): string {
+  #lostTo(holder: VmRecord): string {
     const { key } = this.#options.witness;
-    if (holder === null) return `the witness has no record of this VM (${key})`;
     const { primary, generation, mode, secondary } = holder;
     const standby = mode === 'protected' ? `, with ${secondary} as its standby` : '';
     return `by the witness it runs on ${primary} in generation ${generation}${standby} (${key})`;

@@ -81,8 +81,8 @@ export class PrimaryAgent {
    * then.
    */
   static async attach(options: PrimaryAgentOptions): Promise<PrimaryAgent> {
-    const { traceFile, vm: name, stateFolder, log } = options;
-    const generations = new GenerationFile(stateFolder, name);
+    const { traceFile, vm: name, stateFolder, node, log } = options;
+    const generations = new GenerationFile(stateFolder, name, node);
     const trace = traceFile === null ? null : await PrimaryTrace.open(traceFile, name, log);
     try {
       return new PrimaryAgent(options, await attachPrimary(options), generations, trace);
@@ -251,7 +251,7 @@ export class PrimaryAgent {
     };
     // INVARIANT 4: HELLO tells no generation that isn't recorded on this host and beside the disks.
     const { generation } = this.#machine;
-    Promise.all([this.#generations.record(generation), this.#vm.disks.record(generation)]).then(
+    Promise.all([this.#generations.win(generation), this.#vm.disks.record(generation)]).then(
       () => !cancelled && this.#connectPeer(),
       (error: Error) => !cancelled && this.#dispatch({ type: 'peer-lost', reason: error.message }),
     );

@@ -83,8 +83,8 @@ export class SecondaryAgent {
 
   /** Attaches to a VM started with -S and listens. Throws NotAStandbyError, PreflightError, QmpError, NativeError or GenerationFileError. */
   static async attach(options: SecondaryAgentOptions): Promise<SecondaryAgent> {
-    const { traceFile, vm: name, stateFolder, log } = options;
-    const generations = new GenerationFile(stateFolder, name);
+    const { traceFile, vm: name, stateFolder, node, log } = options;
+    const generations = new GenerationFile(stateFolder, name, node);
     const trace = traceFile === null ? null : await SecondaryTrace.open(traceFile, name, log);
     let vm: StandbyVm | null = null;
     try {
@@ -333,7 +333,7 @@ export class SecondaryAgent {
   /** INVARIANT 4: where a fence is asked for, the VM runs only once the other host is known to be unable to. */
   async #mayRun(generation: number): Promise<void> {
     const { fence: options, vm, log } = this.#options;
-    await this.#generations.record(generation);
+    await this.#generations.win(generation);
     const { signal } = this.#fenceSkipped;
     if (options === null || signal.aborted) return;
     const target = { vm, host: options.host ?? this.#primaryHost, generation };

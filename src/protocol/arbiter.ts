@@ -7,7 +7,9 @@
  *   succeeds, however late the others arrive.
  * - A transaction without an answer may have happened, and may still happen: the very same one is tried again. When that fails, the record has moved on; if it
  *   has our id, the first attempt was it; if not, no attempt can succeed any more, and only then is a new decision taken, on the new revision.
- * - A claim is lost by what the witness answered after the claim was made, never by what is remembered.
+ * - A claim is lost by what the witness answered after the claim was made, never by what is remembered; and only by a record that a real winner must have left: of a
+ *   generation that can't have been won without this host's losing. One that is gone, that is older than what this host knows, or that names a stranger decides nothing:
+ *   a VM isn't destroyed, a gate isn't opened and a checkpoint isn't given up for an etcd that was emptied, restored or mistaken for another.
  */
 import { GENERATION_MAX } from './messages.ts';
 
@@ -65,10 +67,21 @@ export type ArbiterEffect =
   | { type: 'transact'; request: number; expected: string; record: VmRecord }
   /** To be made durable on this host before anybody acts on it. */
   | { type: 'won'; claim: Claim; generation: number }
-  /** Somebody else runs it: `holder`, or there is no record at all. */
-  | { type: 'lost'; claim: Claim; holder: VmRecord | null }
-  /** For now; it goes on trying until it is won, lost or withdrawn. */
+  /** Somebody else runs it: `holder`. */
+  | { type: 'lost'; claim: Claim; holder: VmRecord }
+  /** For now, or the answer decides nothing; it goes on trying until it is won, lost or withdrawn. */
   | { type: 'unanswered'; claim: Claim; reason: string };
+
+/** What a host knows of its VM's generations when its agent starts; 0: nothing. */
+export interface Memory {
+  /** The newest that it has won itself, or seen as a standby. */
+  seen: number;
+  /** The newest that it has won itself. */
+  won: number;
+}
+
+/** `put`: what the claim makes of the record. `doubt`: why the record decides nothing, and what to do. */
+type Verdict = { put: VmRecord } | { doubt: string } | 'lost';
 
 const RETRY_MIN_MS = 100;
 const RETRY_MAX_MS = 2000;
@@ -87,6 +100,9 @@ interface Attempt {
 
 export class Arbiter {
   private readonly node: string;
+  private readonly memory: Memory;
+  /** The other end of the last protection that was claimed: besides this host only it can win the generation after. */
+  private peer: string | null = null;
   /** What was last seen; null: nothing yet. */
   private known: Entry | null = null;
   private attempt: Attempt | null = null;
@@ -95,8 +111,9 @@ export class Arbiter {
   private effects: ArbiterEffect[] = [];
 
   /** `node`: what this host calls itself. */
-  constructor(node: string) {
+  constructor(node: string, memory: Memory = { seen: 0, won: 0 }) {
     this.node = node;
+    this.memory = { ...memory };
   }
 
   get nextTimepointMs(): number | null {
@@ -139,10 +156,11 @@ export class Arbiter {
     const firstRequest = this.requests + 1;
     const attempt = { claim, id, firstRequest, transaction: null, request: 0, retryAtMs: null };
     this.attempt = { ...attempt, retryMs: RETRY_MIN_MS };
+    if (claim.kind === 'protected') this.peer = claim.secondary;
     // With what is known already it is one round trip: if the record has changed meanwhile, the transaction fails and says how.
-    const record = this.known === null ? null : this.recordFor(this.attempt, this.known.record);
-    if (this.known === null || record === null) this.attempt.request = this.read();
-    else this.transact(this.attempt, this.known.revision, record);
+    const verdict = this.known === null ? 'lost' : this.judge(this.attempt, this.known.record);
+    if (this.known === null || verdict === 'lost' || 'doubt' in verdict) this.attempt.request = this.read();
+    else this.transact(this.attempt, this.known.revision, verdict.put);
   }
 
   private onAnswer(request: number, entry: Entry): void {
@@ -157,17 +175,22 @@ export class Arbiter {
 
   /** The record isn't ours; and a transaction that has been answered so can't succeed any more. */
   private decide(attempt: Attempt, entry: Entry): void {
-    const record = this.recordFor(attempt, entry.record);
-    if (record === null) {
+    attempt.transaction = null;
+    const verdict = this.judge(attempt, entry.record);
+    if (verdict === 'lost' && entry.record !== null) {
       this.attempt = null;
       this.effects.push({ type: 'lost', claim: attempt.claim, holder: entry.record });
-    } else {
-      this.transact(attempt, entry.revision, record);
+    } else if (verdict !== 'lost' && 'put' in verdict) {
+      this.transact(attempt, entry.revision, verdict.put);
+    } else if (verdict !== 'lost') {
+      this.retryLater(attempt, verdict.doubt);
     }
   }
 
   private won({ claim }: Attempt, { generation }: VmRecord): void {
     this.attempt = null;
+    this.memory.seen = Math.max(this.memory.seen, generation);
+    this.memory.won = this.memory.seen;
     this.effects.push({ type: 'won', claim, generation });
   }
 
@@ -191,27 +214,57 @@ export class Arbiter {
     else this.transact(attempt, transaction.expected, transaction.record);
   }
 
-  /** What the claim would make of `current`; null: the claim doesn't fit it. */
-  private recordFor({ claim, id }: Attempt, current: VmRecord | null): VmRecord | null {
+  private judge({ claim, id }: Attempt, current: VmRecord | null): Verdict {
     const alone = { format: 1, mode: 'alone', primary: this.node, secondary: null, claim: id } as const;
+    const known = claim.kind === 'alone' ? this.memory.seen : claim.generation;
+    if (current === null) {
+      if (claim.kind === 'alone' && known === 0) return { put: { ...alone, generation: claim.atLeast } };
+      return doubt(`has no record of this VM, and this host knows of generation ${known}`);
+    }
+    if (current.generation < known)
+      return doubt(`has generation ${current.generation}, and this host knows of ${known} already`);
+    const mine = current.primary === this.node;
     switch (claim.kind) {
-      case 'alone': {
-        if (current !== null && current.primary !== this.node) return null;
-        return { ...alone, generation: Math.max(claim.atLeast, (current?.generation ?? 0) + 1) };
-      }
+      case 'alone':
+        if (mine) return { put: { ...alone, generation: Math.max(claim.atLeast, current.generation + 1) } };
+        break;
       case 'protected': {
         const { generation, secondary } = claim;
-        const mine = current?.mode === 'alone' && current.primary === this.node;
-        if (!mine || current.generation !== generation) return null;
-        return { ...alone, mode: 'protected', generation, secondary };
+        if (mine && current.mode === 'alone' && current.generation === generation)
+          return { put: { ...alone, mode: 'protected', generation, secondary } };
+        // An older transaction of this host has come in between: the session's end brings a new claim.
+        if (mine) return 'lost';
+        break;
       }
       case 'take-over': {
         const { generation, primary } = claim;
-        const ours = current?.mode === 'protected' && current.secondary === this.node;
-        if (!ours || current.primary !== primary || current.generation !== generation) return null;
-        return { ...alone, generation: generation + 1 };
+        const ours = current.mode === 'protected' && current.secondary === this.node;
+        if (ours && current.primary === primary && current.generation === generation)
+          return { put: { ...alone, generation: generation + 1 } };
+        if (current.primary === primary && current.mode === 'alone' && current.generation === generation)
+          return doubt(`names ${describe(current)}: it wasn't told that this standby holds a checkpoint`);
+        break;
       }
     }
+    return this.isWon(claim, current) ? 'lost' : doubt(`names ${describe(current)}, which can't be so yet`);
+  }
+
+  /** Whether whoever has this record has won it from us. What we hold ourselves nobody else can hold; the one after it only the other end of our protection. */
+  private isWon(claim: Claim, { generation, primary }: VmRecord): boolean {
+    const { seen, won } = this.memory;
+    switch (claim.kind) {
+      case 'alone':
+        if (seen === 0 || won < seen) return generation >= seen;
+        return generation > won + (this.isStranger(primary, this.peer) ? 1 : 0);
+      case 'protected':
+        return generation > claim.generation + (this.isStranger(primary, claim.secondary) ? 1 : 0);
+      case 'take-over':
+        return generation > claim.generation + (this.isStranger(primary, claim.primary) ? 1 : 0);
+    }
+  }
+
+  private isStranger(primary: string, peer: string | null): boolean {
+    return peer !== null && primary !== peer;
   }
 
   private transact(attempt: Attempt, expected: string, record: VmRecord): void {
@@ -228,6 +281,18 @@ export class Arbiter {
     this.effects.push({ type: 'read', request: ++this.requests });
     return this.requests;
   }
+}
+
+function doubt(found: string): Verdict {
+  const check =
+    'is --witness the right etcd, --witness-prefix the right path, and was etcd restored or emptied?';
+  return {
+    doubt: `the witness ${found}: ${check} When you know who runs the VM, --force there writes it down`,
+  };
+}
+
+function describe({ primary, generation, mode, secondary }: VmRecord): string {
+  return `${primary} in generation ${generation}${mode === 'alone' ? ', alone' : `, with ${secondary} as its standby`}`;
 }
 
 const NODE_NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/;

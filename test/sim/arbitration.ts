@@ -25,7 +25,8 @@ export class Arbitration {
     this.world = world;
     this.side = side;
     this.owner = owner;
-    this.arbiter = world.options.makeArbiter(world.nodes[side]);
+    const memory = { seen: world.recorded[side], won: world.wins[side] };
+    this.arbiter = world.options.makeArbiter(world.nodes[side], memory);
     if (world.witnessed) this.look();
   }
 
@@ -77,7 +78,7 @@ export class Arbitration {
         this.won(effect.claim.kind, effect.generation);
         break;
       case 'lost': {
-        const reason = `it runs on ${effect.holder?.primary}`;
+        const reason = `it runs on ${effect.holder.primary}`;
         this.tell({ type: 'claim-lost', kind: effect.claim.kind, reason });
         break;
       }
@@ -92,7 +93,7 @@ export class Arbitration {
     const asked = this.claims;
     this.world.clock.after(this.world.random.between(0.1, 2), () => {
       if (this.closed) return;
-      this.world.record(this.side, generation);
+      this.world.win(this.side, generation);
       if (asked === this.claims) this.owner.dispatch({ type: 'claim-won', kind, generation });
     });
   }

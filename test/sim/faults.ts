@@ -150,6 +150,8 @@ const stopWitness: Fault = (world) => {
   });
 };
 
+const forget: Fault = (world) => world.etcd.forget(world.random.between(50, 900));
+
 /** The link is cut for good enough that both sides ask. */
 const cutLink: Fault = (world) => {
   world.trace('* the link is cut');
@@ -175,6 +177,11 @@ const WITH_WITNESS: Fault[] = [
   silence([0, 1]),
   (world) => {
     stopWitness(world);
+    cutLink(world);
+  },
+  forget,
+  (world) => {
+    forget(world);
     cutLink(world);
   },
 ];
@@ -222,9 +229,11 @@ export function settled(world: World): boolean {
   if (svm.running && !secondary.alive && primary.machine.state === 'BLOCKED') return true;
   if (pvm.shutDown && pvm.alive) return false;
   if (!pvm.alive) {
-    // A checkpoint that the witness knows to be stale has been given up.
+    // A checkpoint that the witness knows to be stale has been given up; one that it was never told of waits for a person.
     const nothingHeld = secondary.heldDevice < world.newestSeen || secondary.machine.epoch === 0;
-    return pvm.shutDown || svm.running || secondary.finished || nothingHeld;
+    const record = world.etcd.entry.record;
+    const untold = record?.mode === 'alone' && record.primary === world.nodes[0];
+    return pvm.shutDown || svm.running || secondary.finished || nothingHeld || untold;
   }
   if (!primary.alive) return false;
   if (primary.finished) return pvm.running && world.gate === null;

@@ -302,7 +302,7 @@ export class Replay implements Surroundings {
 }
 
 function newHost(vm: HostState['vm'], gate: HostState['gate'], epoch: number): HostState {
-  return { vm, gate, filters: false, recorded: 0, epoch, late: [] };
+  return { vm, gate, filters: false, recorded: 0, won: 0, epoch, late: [] };
 }
 
 function other(side: 0 | 1): 0 | 1 {

@@ -4,7 +4,7 @@ import { Difference } from './model-host.ts';
 import { Replay } from './model-replay.ts';
 import { type ModelState, runModel, stepNames } from './model-run.ts';
 
-const RUNS = 300;
+const RUNS = 400;
 /** How often each step is taken at least, in all of them. */
 const STEPS_MIN = 5;
 

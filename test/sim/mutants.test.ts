@@ -1,6 +1,6 @@
 /** The world has teeth: each of these machines breaks one invariant, and some seed shows it. */
 import { describe, expect, test } from 'vitest';
-import { Arbiter, type ArbiterEffect, type ArbiterEvent } from '../../src/protocol/arbiter.ts';
+import { Arbiter, type ArbiterEffect, type ArbiterEvent, type VmRecord } from '../../src/protocol/arbiter.ts';
 import type {
   PrimaryEffect,
   PrimaryEvent,
@@ -194,13 +194,22 @@ describe('a machine is caught that', () => {
 /** Every world has a witness, and many faults of it. */
 const WITNESSED: Partial<WorldOptions> = { failover: 'claimed', witnessFaults: 0.4, stepFailures: 0 };
 
+const STRANGER: VmRecord = {
+  format: 1,
+  generation: 9,
+  mode: 'alone',
+  primary: 'west',
+  secondary: null,
+  claim: '0'.repeat(32),
+};
+
 function arbiter(twist: Twist<ArbiterEvent, ArbiterEffect>): Partial<WorldOptions> {
   class Mutant extends Arbiter {
     override step(event: ArbiterEvent): ArbiterEffect[] {
       return twist(super.step(event), event);
     }
   }
-  return { ...WITNESSED, makeArbiter: (node) => new Mutant(node) };
+  return { ...WITNESSED, makeArbiter: (node, memory) => new Mutant(node, memory) };
 }
 
 describe('with a witness a machine is caught that', () => {
@@ -254,7 +263,7 @@ describe('with a witness a machine is caught that', () => {
   test('takes an answer that was lost for a no', () => {
     const mutant = arbiter((effects) =>
       effects.map((effect) =>
-        effect.type === 'unanswered' ? { type: 'lost', claim: effect.claim, holder: null } : effect,
+        effect.type === 'unanswered' ? { type: 'lost', claim: effect.claim, holder: STRANGER } : effect,
       ),
     );
     expect(caught(mutant)).toBe(7);

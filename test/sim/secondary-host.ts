@@ -135,7 +135,7 @@ export class SecondaryAgent extends Agent<SecondaryEvent, SecondaryEffect> {
         this.settleDisks();
         break;
       case 'promote':
-        this.world.record(1, effect.generation);
+        this.world.win(1, effect.generation);
         this.promote();
         break;
       case 'skip-fence':

@@ -2,7 +2,7 @@
  * A world of two hosts, one guest and a network, in which both machines run against model shells. Everything that happens follows from the seed.
  * The invariants are those of docs/architecture.md; each is checked by an oracle that knows more than the machines do.
  */
-import { Arbiter } from '../../src/protocol/arbiter.ts';
+import { Arbiter, type Memory } from '../../src/protocol/arbiter.ts';
 import {
   DEFAULT_TIMINGS,
   type PrimaryOptions,
@@ -51,7 +51,7 @@ export interface WorldOptions {
   crash?: { side: 0 | 1; effects: number; victim: Victim };
   makePrimary(options: PrimaryOptions): PrimaryObserved;
   makeSecondary(options: SecondaryOptions): SecondaryObserved;
-  makeArbiter(node: string): Arbiter;
+  makeArbiter(node: string, memory: Memory): Arbiter;
 }
 
 export const QUIET: Omit<WorldOptions, 'seed'> = {
@@ -64,7 +64,7 @@ export const QUIET: Omit<WorldOptions, 'seed'> = {
   lossyCrashes: false,
   makePrimary: (options) => new PrimaryMachine(options),
   makeSecondary: (options) => new SecondaryMachine(options),
-  makeArbiter: (node) => new Arbiter(node),
+  makeArbiter: (node, memory) => new Arbiter(node, memory),
 };
 
 const TIMINGS: Timings = {
@@ -103,6 +103,8 @@ export class World {
   readonly etcd: Etcd;
   /** What each host has recorded as the newest generation. */
   readonly recorded: [number, number] = [0, 0];
+  /** And of those that it has won. */
+  readonly wins: [number, number] = [0, 0];
   /** Somebody resumed the VM in the middle of a pause of ours. */
   resumedByOthers = false;
   /** No step fails by itself any more. */
@@ -192,6 +194,7 @@ export class World {
     this.secondary?.kill(false);
     this.nodes.reverse();
     this.recorded.reverse();
+    this.wins.reverse();
     this.pvm = this.svm;
     this.wireFrames();
     this.gate = null;
@@ -324,6 +327,11 @@ export class World {
 
   record(side: 0 | 1, generation: number): void {
     this.recorded[side] = Math.max(this.recorded[side], generation);
+  }
+
+  win(side: 0 | 1, generation: number): void {
+    this.record(side, generation);
+    this.wins[side] = Math.max(this.wins[side], generation);
   }
 
   newId(): string {

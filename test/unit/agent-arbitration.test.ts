@@ -52,16 +52,22 @@ interface Host {
 }
 
 function host(node: string, state = path.join(folder, node), endpoints = etcd.endpoints): Host {
-  const generations = new GenerationFile(state, 'web');
+  const generations = new GenerationFile(state, 'web', node);
   const answers: ClaimEvent[] = [];
   const witness = { kind: 'etcd' as const, client: newClient(endpoints), key };
   const arbitration = new Arbitration({ witness, node, generations, log: SILENT }, (event) => {
     // INVARIANT 4: what is told to be won is durable already.
-    if (event.type === 'claim-won') expect(new GenerationFile(state, 'web').highest).toBe(event.generation);
+    if (event.type === 'claim-won')
+      expect(new GenerationFile(state, 'web', node).highest).toBe(event.generation);
     answers.push(event);
   });
   cleanup.add(() => arbitration.close());
   return { arbitration, answers, generations, state };
+}
+
+async function remove(name: string): Promise<void> {
+  const body = JSON.stringify({ key: Buffer.from(name).toString('base64') });
+  await fetch(new URL('/v3/kv/deleterange', etcd.endpoints[0]), { method: 'POST', body });
 }
 
 const answered = ({ answers }: Host, type: ClaimEvent['type']) =>
@@ -142,6 +148,28 @@ describe('claims at a real etcd', () => {
     expect(await client.read(key)).toMatchObject({ value: 'hello' });
   });
 
+  test('a record that has gone is no decision for a host that has won one', async () => {
+    const north = host('north');
+    north.arbitration.ask({ kind: 'alone', atLeast: 1 });
+    await answered(north, 'claim-won');
+    const client = newClient();
+    cleanup.add(() => client.close());
+    const held = (await client.read(key))?.value ?? '';
+    await remove(key);
+    north.answers.length = 0;
+    north.arbitration.ask({ kind: 'alone', atLeast: 2 });
+    expect(await answered(north, 'claim-unanswered')).toMatchObject({
+      reason: expect.stringMatching(/has no record of this VM, and this host knows of generation 1/),
+    });
+    // Nor for its next agent, which has the file.
+    const again = host('north');
+    again.arbitration.ask({ kind: 'alone', atLeast: 2 });
+    await answered(again, 'claim-unanswered');
+    again.arbitration.withdraw();
+    await client.putIf(key, ABSENT, held);
+    expect(await answered(north, 'claim-won')).toMatchObject({ generation: 2 });
+  });
+
   test('a host that cannot remember what it has won is not told before it can', async () => {
     const obstacle = path.join(folder, 'obstacle');
     writeFileSync(obstacle, '');
@@ -157,20 +185,41 @@ describe('claims at a real etcd', () => {
 
 describe('the generation that a host remembers', () => {
   test('grows, and outlives the agent', async () => {
-    const file = new GenerationFile(folder, 'web');
+    const file = new GenerationFile(folder, 'web', 'north');
     expect(file.highest).toBe(0);
     await Promise.all([file.record(3), file.record(7), file.record(5)]);
     expect(file.highest).toBe(7);
-    expect(new GenerationFile(folder, 'web').highest).toBe(7);
-    expect(new GenerationFile(folder, 'other').highest).toBe(0);
+    expect(new GenerationFile(folder, 'web', 'north').highest).toBe(7);
+    expect(new GenerationFile(folder, 'other', 'north').highest).toBe(0);
     expect(readdirSync(folder)).toEqual(['web.generation']);
   });
 
+  test('which of them it has won itself', async () => {
+    const file = new GenerationFile(folder, 'web', 'north');
+    await Promise.all([file.win(3), file.record(7), file.win(5)]);
+    expect([file.highest, file.won]).toEqual([7, 5]);
+    const again = new GenerationFile(folder, 'web', 'north');
+    expect([again.highest, again.won]).toEqual([7, 5]);
+  });
+
+  test('belongs to the name that the host had', async () => {
+    await new GenerationFile(folder, 'web', 'north').record(3);
+    expect(() => new GenerationFile(folder, 'web', 'south')).toThrow(
+      /takes part in web as north .*, and is called south now: .*Give --node north/s,
+    );
+    // What an older version has written has no name yet.
+    writeFileSync(
+      path.join(folder, 'web.generation'),
+      JSON.stringify({ format: 1, vm: 'web', generation: 4 }),
+    );
+    expect(new GenerationFile(folder, 'web', 'south').highest).toBe(4);
+  });
+
   test('is written once more before a claim, which tells whether the next one can be', async () => {
-    const file = new GenerationFile(folder, 'web');
+    const file = new GenerationFile(folder, 'web', 'north');
     await file.record(3);
     await file.rewrite();
-    expect(new GenerationFile(folder, 'web').highest).toBe(3);
+    expect(new GenerationFile(folder, 'web', 'north').highest).toBe(3);
     rmSync(folder, { recursive: true });
     writeFileSync(folder, '');
     await expect(file.rewrite()).rejects.toThrow(/--state-dir/);
@@ -179,10 +228,11 @@ describe('the generation that a host remembers', () => {
   test.each([
     ['nonsense', 'x'],
     ["another VM's", JSON.stringify({ format: 1, vm: 'other', generation: 1 })],
+    ['no name', JSON.stringify({ format: 1, vm: 'web', generation: 1, node: '' })],
     ['no number', JSON.stringify({ format: 1, vm: 'web', generation: '1' })],
   ])('%s is no generation', (_, text) => {
     writeFileSync(path.join(folder, 'web.generation'), text);
-    expect(() => new GenerationFile(folder, 'web')).toThrow(
+    expect(() => new GenerationFile(folder, 'web', 'north')).toThrow(
       /web\.generation doesn't hold a generation: .* Remove it/s,
     );
   });
