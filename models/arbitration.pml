@@ -406,7 +406,11 @@ end:
       :: gone -> fence()
       :: key_primary == h && !gone ->
 #else
+#ifdef MUTANT_GONE_IS_NEW
+      :: key_primary == h || gone ->
+#else
       :: key_primary == h ->
+#endif
 #endif
         ask(ALONE, key_generation + 1);
         agent[h] = CLAIMING;

@@ -10,7 +10,7 @@ import {
   parseRecord,
   type VmRecord,
 } from '../protocol/arbiter.ts';
-import type { ClaimEvent } from '../protocol/machine.ts';
+import type { ClaimEvent, Superseded } from '../protocol/machine.ts';
 import { ABSENT, type EtcdClient, type KeyValue } from '../witness/etcd.ts';
 import { Driver, monotonicMs } from './driver.ts';
 import type { GenerationFile } from './generation-file.ts';
@@ -53,7 +53,7 @@ export function noWitness(kind: 'etcd' | 'manual' | 'none', node: string): Witne
 export function arbitrationOf(
   witness: WitnessChoice,
   options: Omit<ArbitrationOptions, 'witness'>,
-  onAnswer: (event: ClaimEvent) => void,
+  onAnswer: (event: ClaimEvent | Superseded) => void,
 ): Arbitration | null {
   return witness.kind === 'etcd' ? new Arbitration({ ...options, witness }, onAnswer) : null;
 }
@@ -64,14 +64,14 @@ export class Arbitration {
   readonly #options: ArbitrationOptions;
   readonly #arbiter: Arbiter;
   readonly #driver: Driver<ArbiterEvent, ArbiterEffect>;
-  readonly #onAnswer: (event: ClaimEvent) => void;
+  readonly #onAnswer: (event: ClaimEvent | Superseded) => void;
   readonly #looking: NodeJS.Timeout;
   #answers: boolean | null = null;
   #reason = '';
   /** Of the claim that is wanted now. */
   #claims = 0;
 
-  constructor(options: ArbitrationOptions, onAnswer: (event: ClaimEvent) => void) {
+  constructor(options: ArbitrationOptions, onAnswer: (event: ClaimEvent | Superseded) => void) {
     this.#options = options;
     this.#onAnswer = onAnswer;
     const { highest: seen, won } = options.generations;
@@ -127,6 +127,11 @@ export class Arbitration {
       case 'lost':
         this.#tell({ type: 'claim-lost', kind: effect.claim.kind, reason: this.#lostTo(effect.holder) });
         break;
+      case 'superseded': {
+        const { generation } = effect.holder;
+        this.#tell({ type: 'superseded', generation, reason: this.#lostTo(effect.holder) });
+        break;
+      }
       case 'unanswered':
         this.#tell({ type: 'claim-unanswered', kind: effect.claim.kind, reason: effect.reason });
         break;
@@ -178,7 +183,7 @@ export class Arbitration {
     if (asked === this.#claims) this.#tell({ type: 'claim-won', kind: claim.kind, generation });
   }
 
-  #tell(event: ClaimEvent): void {
+  #tell(event: ClaimEvent | Superseded): void {
     this.#onAnswer(event);
   }
 

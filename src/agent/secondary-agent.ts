@@ -43,7 +43,7 @@ export interface SecondaryAgentOptions {
 }
 
 export interface SecondaryOutcome {
-  outcome: 'stopped' | 'guest-shutdown' | 'vm-lost';
+  outcome: (SecondaryEffect & { type: 'finished' })['outcome'];
   reason: string;
 }
 

@@ -35,7 +35,12 @@ export type Claim =
   /** The primary that has won `generation` alone: from now on `secondary` may take over. */
   | { kind: 'protected'; generation: number; secondary: string }
   /** The secondary, with a checkpoint of `primary`'s `generation`. */
-  | { kind: 'take-over'; generation: number; primary: string };
+  | { kind: 'take-over'; generation: number; primary: string }
+  /** Whichever of them, at a person's word, in a generation of its own that is at least `atLeast`: whatever the record says, or where there is none. */
+  | { kind: 'seize'; atLeast: number };
+
+/** So long a person's word waits to be written down before it is acted on all the same. */
+export const SEIZE_MS = 5000;
 
 /** `revision` is opaque; ABSENT_REVISION and no record: there is none. */
 export interface Entry {
@@ -69,6 +74,8 @@ export type ArbiterEffect =
   | { type: 'won'; claim: Claim; generation: number }
   /** Somebody else runs it: `holder`. */
   | { type: 'lost'; claim: Claim; holder: VmRecord }
+  /** Seen by a look: another host has won a newer generation than the one that this host has won last. */
+  | { type: 'superseded'; holder: VmRecord }
   /** For now, or the answer decides nothing; it goes on trying until it is won, lost or withdrawn. */
   | { type: 'unanswered'; claim: Claim; reason: string };
 
@@ -107,6 +114,8 @@ export class Arbiter {
   private known: Entry | null = null;
   private attempt: Attempt | null = null;
   private requests = 0;
+  /** Looks that were begun before the last claim was settled are older than it. */
+  private looksFrom = 0;
   private nowMs = 0;
   private effects: ArbiterEffect[] = [];
 
@@ -132,7 +141,7 @@ export class Arbiter {
         this.onAsk(event.claim, event.id);
         break;
       case 'withdraw':
-        this.attempt = null;
+        this.settled();
         break;
       case 'look':
         if (this.attempt === null) this.read();
@@ -168,9 +177,22 @@ export class Arbiter {
     // Revisions only grow, but for a record that was removed: an older answer can be overtaken by a newer one, and that does no harm, because what is known is
     // only ever compared.
     this.known = entry;
+    if (attempt === null) this.onLook(request, entry);
     if (attempt === null || request < attempt.firstRequest) return;
     if (entry.record?.claim === attempt.id) this.won(attempt, entry.record);
     else if (request === attempt.request) this.decide(attempt, entry);
+  }
+
+  private onLook(request: number, { record }: Entry): void {
+    const { seen, won } = this.memory;
+    if (request < this.looksFrom || record === null || won === 0 || won < seen) return;
+    if (record.primary !== this.node && this.isNext(record, won, this.peer))
+      this.effects.push({ type: 'superseded', holder: record });
+  }
+
+  private settled(): void {
+    this.attempt = null;
+    this.looksFrom = this.requests + 1;
   }
 
   /** The record isn't ours; and a transaction that has been answered so can't succeed any more. */
@@ -178,7 +200,7 @@ export class Arbiter {
     attempt.transaction = null;
     const verdict = this.judge(attempt, entry.record);
     if (verdict === 'lost' && entry.record !== null) {
-      this.attempt = null;
+      this.settled();
       this.effects.push({ type: 'lost', claim: attempt.claim, holder: entry.record });
     } else if (verdict !== 'lost' && 'put' in verdict) {
       this.transact(attempt, entry.revision, verdict.put);
@@ -188,7 +210,7 @@ export class Arbiter {
   }
 
   private won({ claim }: Attempt, { generation }: VmRecord): void {
-    this.attempt = null;
+    this.settled();
     this.memory.seen = Math.max(this.memory.seen, generation);
     this.memory.won = this.memory.seen;
     this.effects.push({ type: 'won', claim, generation });
@@ -216,6 +238,7 @@ export class Arbiter {
 
   private judge({ claim, id }: Attempt, current: VmRecord | null): Verdict {
     const alone = { format: 1, mode: 'alone', primary: this.node, secondary: null, claim: id } as const;
+    if (claim.kind === 'seize') return { put: { ...alone, generation: this.seized(claim.atLeast, current) } };
     const known = claim.kind === 'alone' ? this.memory.seen : claim.generation;
     if (current === null) {
       if (claim.kind === 'alone' && known === 0) return { put: { ...alone, generation: claim.atLeast } };
@@ -249,22 +272,30 @@ export class Arbiter {
     return this.isWon(claim, current) ? 'lost' : doubt(`names ${describe(current)}, which can't be so yet`);
   }
 
-  /** Whether whoever has this record has won it from us. What we hold ourselves nobody else can hold; the one after it only the other end of our protection. */
-  private isWon(claim: Claim, { generation, primary }: VmRecord): boolean {
-    const { seen, won } = this.memory;
+  /** Whether whoever has this record has won it from us. */
+  private isWon(claim: Exclude<Claim, { kind: 'seize' }>, record: VmRecord): boolean {
     switch (claim.kind) {
-      case 'alone':
-        if (seen === 0 || won < seen) return generation >= seen;
-        return generation > won + (this.isStranger(primary, this.peer) ? 1 : 0);
+      case 'alone': {
+        const { seen, won } = this.memory;
+        return seen === 0 || won < seen ? record.generation >= seen : this.isNext(record, won, this.peer);
+      }
       case 'protected':
-        return generation > claim.generation + (this.isStranger(primary, claim.secondary) ? 1 : 0);
+        return this.isNext(record, claim.generation, claim.secondary);
       case 'take-over':
-        return generation > claim.generation + (this.isStranger(primary, claim.primary) ? 1 : 0);
+        return this.isNext(record, claim.generation, claim.primary);
     }
   }
 
-  private isStranger(primary: string, peer: string | null): boolean {
-    return peer !== null && primary !== peer;
+  /** What one end of a protection holds nobody else can hold; the generation after it only the other end, if it is known; those after that anybody. */
+  private isNext({ generation, primary }: VmRecord, held: number, peer: string | null): boolean {
+    return generation > held + (peer !== null && primary !== peer ? 1 : 0);
+  }
+
+  /** Whoever isn't in the record leaves a generation out, so that it isn't taken for a stranger by whoever is. */
+  private seized(atLeast: number, current: VmRecord | null): number {
+    const next = current === null ? 0 : current.generation + 1;
+    const inside = current?.primary === this.node || current?.secondary === this.node;
+    return Math.max(atLeast, this.memory.seen + 1, inside || current === null ? next : next + 1);
   }
 
   private transact(attempt: Attempt, expected: string, record: VmRecord): void {

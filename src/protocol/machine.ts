@@ -111,7 +111,8 @@ export type PrimaryEvent = { nowMs: number } & (
   | { type: 'vm-shutdown'; gone: boolean }
   | { type: 'vm-lost'; reason: string }
   | ClaimEvent
-  /** `force-stop`: without the witness's word; a person knows that the standby doesn't run. */
+  | Superseded
+  /** `force-stop`: without the witness's word; a person knows that the standby doesn't run. It is written down there if the witness answers soon. */
   | { type: 'command'; command: 'stop' | 'force-stop' | 'checkpoint' }
 );
 
@@ -121,6 +122,13 @@ export type ClaimEvent =
   | { type: 'claim-won'; kind: Claim['kind']; generation: number }
   | { type: 'claim-lost'; kind: Claim['kind']; reason: string }
   | { type: 'claim-unanswered'; kind: Claim['kind']; reason: string };
+
+/** The witness has a newer generation, won by another host, than the one that this host has won last. May be told again and again. */
+export interface Superseded {
+  type: 'superseded';
+  generation: number;
+  reason: string;
+}
 
 export type PrimaryEffect =
   /** Ask the witness, until it has answered. Takes the place of a claim before. */
@@ -185,6 +193,8 @@ export interface PrimaryOptions {
   timings: Timings;
   /** This agent has taken the VM over itself, and `generation` is what it won: nobody has to be asked before a standby is looked for. */
   tookOver: boolean;
+  /** The same by a person's word alone, which the witness doesn't know of: it is told first. */
+  forced: boolean;
   /** A gate of an earlier agent was found: output is cut off until the witness, or without one the peer, has said that nobody took over. */
   foundClosedGate: boolean;
 }
@@ -231,7 +241,8 @@ export type SecondaryEvent = { nowMs: number } & (
   | { type: 'promote-failed'; reason: string }
   | { type: 'vm-lost'; reason: string }
   | ClaimEvent
-  /** `force-failover`: without the witness's word; a person knows that the primary doesn't run. */
+  | Superseded
+  /** `force-failover`: without the witness's word; a person knows that the primary doesn't run. It is written down there if the witness answers soon, or later. */
   | { type: 'command'; command: 'stop' | 'failover' | 'force-failover' }
 );
 
@@ -268,7 +279,8 @@ export type SecondaryEffect =
   | { type: 'skip-fence' }
   | { type: 'quit-vm' }
   | { type: 'state'; state: StateWord; reason: string }
-  | { type: 'finished'; outcome: 'stopped' | 'guest-shutdown' | 'vm-lost'; reason: string };
+  /** `fenced`: it has run the VM, and another host has won a newer generation. */
+  | { type: 'finished'; outcome: 'stopped' | 'guest-shutdown' | 'vm-lost' | 'fenced'; reason: string };
 
 export interface SecondaryOptions {
   vmId: string;

@@ -1,5 +1,5 @@
 /** What the standby's VM is by now, and what makes it run: a take-over, begun by the primary's end, its silence or a person. It outlives every session. */
-import type { ClaimEvent } from './machine.ts';
+import type { ClaimEvent, Superseded } from './machine.ts';
 import type { SecondaryContext } from './secondary-context.ts';
 import type { Standby } from './standby.ts';
 import { TakeOver } from './take-over.ts';
@@ -15,6 +15,8 @@ export class Life {
   private takeOver: TakeOver | null = null;
   /** A person has decided in the witness's place: what it holds may say otherwise. */
   private overridden = false;
+  /** What the witness said to it last. */
+  private silence = 'it has not answered';
 
   constructor(context: SecondaryContext, standby: Standby) {
     this.context = context;
@@ -28,7 +30,7 @@ export class Life {
 
   /** When it wants a tick at the latest. */
   get nextTimepointMs(): number | null {
-    return this.claimAtMs ?? this.takeOver?.retryAtMs ?? null;
+    return this.claimAtMs ?? this.takeOver?.nextTimepointMs ?? null;
   }
 
   /** Why there is nothing to take over. */
@@ -48,7 +50,8 @@ export class Life {
     }
     this.now = 'taking-over';
     this.takeOver = new TakeOver(this.context, this.standby, reason);
-    if (force || this.context.options.failover !== 'claimed') this.grant();
+    if (this.context.options.failover !== 'claimed') this.grant();
+    else if (force) this.takeOver.force();
     this.context.shown.set('TAKING-OVER', `at epoch ${this.standby.epoch}: ${reason}`);
   }
 
@@ -68,15 +71,13 @@ export class Life {
   }
 
   private hurry(takeOver: TakeOver, force: boolean): void {
-    const { undecided } = takeOver;
     if (takeOver.order(force))
       this.context.shown.set('TAKING-OVER', `at epoch ${this.standby.epoch}: ordered by a person`);
-    if (force && undecided) this.grant();
   }
 
   /** INVARIANT 4: a primary that comes back while the witness is silent has won a generation since, so our claim can only be lost. */
   mayYieldTo(generation: number): boolean {
-    return this.takeOver?.undecided === true && generation > this.standby.source.generation;
+    return this.takeOver?.mayYield === true && generation > this.standby.source.generation;
   }
 
   yieldToPrimary(): void {
@@ -91,11 +92,17 @@ export class Life {
   onClaim(event: ClaimEvent): void {
     const { takeOver, standby } = this;
     const { shown } = this.context;
+    if (this.overridden && event.kind === 'seize') {
+      this.onSeizedLate(event);
+      return;
+    }
     // The last word on a claim that has been withdrawn may still be on its way.
     if (takeOver === null || !takeOver.undecided) return;
     if (event.type === 'claim-won') {
       takeOver.onWon(event.generation);
       shown.set('TAKING-OVER', `at epoch ${standby.epoch}: ${takeOver.reason}`);
+    } else if (event.type === 'claim-unanswered' && event.kind === 'seize') {
+      this.silence = event.reason;
     } else if (event.type === 'claim-unanswered') {
       const what = `can't take over at epoch ${standby.epoch} before the witness answers`;
       shown.set('BLOCKED', `${what}: ${event.reason} (${takeOver.reason})`);
@@ -105,6 +112,19 @@ export class Life {
       standby.discard();
       shown.set('STARTING', `waiting for a primary: ${event.reason}`);
     }
+  }
+
+  /** The witness knows at last of what a person has decided. */
+  private onSeizedLate(event: ClaimEvent): void {
+    if (event.type !== 'claim-won') return;
+    this.overridden = false;
+    this.standby.won = event.generation;
+    if (this.now === 'running') this.onPromoted();
+  }
+
+  /** INVARIANT 4: of two that run the older generation ends. Whether this one does. */
+  mustEnd({ generation }: Superseded): boolean {
+    return this.now === 'running' && generation > this.context.generation;
   }
 
   onSettled(): void {
@@ -128,7 +148,8 @@ export class Life {
     this.now = 'running';
     this.takeOver = null;
     this.context.generation = this.standby.won ?? this.context.generation;
-    this.context.shown.set('RUNNING', 'took over');
+    const unheard = `took over, by force; the witness does not know of it, and will be told: ${this.silence}`;
+    this.context.shown.set('RUNNING', this.overridden ? unheard : 'took over');
   }
 
   onPromoteFailed(reason: string): void {
@@ -144,6 +165,7 @@ export class Life {
       this.claimAtMs = null;
       if (!connected && this.now === 'standby') this.begin('the primary stays away', false);
     }
+    if (this.takeOver?.unheard) this.grant();
     const impossible = this.takeOver?.advance() ?? null;
     if (impossible === null) return;
     this.yieldToPrimary();
@@ -153,7 +175,7 @@ export class Life {
   /** Without the witness's word. */
   private grant(): void {
     this.overridden ||= this.context.options.failover === 'claimed';
-    this.standby.won ??= this.context.generation + 1;
+    if (this.takeOver?.undecided) this.takeOver.onWon(this.context.generation + 1);
   }
 
   private endTakeOver(): void {

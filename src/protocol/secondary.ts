@@ -118,6 +118,9 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
       case 'claim-unanswered':
         this.life.onClaim(event);
         break;
+      case 'superseded':
+        if (this.life.mustEnd(event)) this.fence(event.reason);
+        break;
       default:
         this.onAnswer(event);
         break;
@@ -163,6 +166,11 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
       this.context.send(tell);
       this.disconnect(reason);
     }
+  }
+
+  private fence(reason: string): void {
+    this.context.emit({ type: 'quit-vm' });
+    this.finish('fenced', reason);
   }
 
   private onVmLost(reason: string): void {
@@ -341,7 +349,7 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
     }
     this.session = null;
     this.finished = true;
-    this.setState('STOPPED', reason);
+    this.setState(outcome === 'fenced' ? 'FENCED' : 'STOPPED', reason);
     this.showState();
     this.context.emit({ type: 'finished', outcome, reason });
   }

@@ -1,13 +1,13 @@
 /** src/agent/arbitration.ts as a model: an agent's claims, carried to the world's witness. */
 import type { Arbiter, ArbiterEffect, ArbiterEvent, Claim } from '../../src/protocol/arbiter.ts';
-import type { ClaimEvent } from '../../src/protocol/machine.ts';
+import type { ClaimEvent, Superseded } from '../../src/protocol/machine.ts';
 import type { World } from './world.ts';
 
 type Bare = ArbiterEvent extends infer E ? (E extends ArbiterEvent ? Omit<E, 'nowMs'> : never) : never;
 
 interface Owner {
   whenAwake(action: () => void): void;
-  dispatch(event: ClaimEvent): void;
+  dispatch(event: ClaimEvent | Superseded): void;
 }
 
 const LOOK_INTERVAL_MS = 150;
@@ -82,6 +82,11 @@ export class Arbitration {
         this.tell({ type: 'claim-lost', kind: effect.claim.kind, reason });
         break;
       }
+      case 'superseded': {
+        const { generation, primary } = effect.holder;
+        this.tell({ type: 'superseded', generation, reason: `it runs on ${primary}` });
+        break;
+      }
       case 'unanswered':
         this.tell({ type: 'claim-unanswered', kind: effect.claim.kind, reason: effect.reason });
         break;
@@ -98,7 +103,7 @@ export class Arbitration {
     });
   }
 
-  private tell(event: ClaimEvent): void {
+  private tell(event: ClaimEvent | Superseded): void {
     // The machine is in the middle of a step when it asks; answers come after it.
     this.world.clock.after(0, () => !this.closed && this.owner.dispatch(event));
   }

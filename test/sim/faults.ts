@@ -188,12 +188,21 @@ const WITH_WITNESS: Fault[] = [
 
 const MENUS = { claimed: WITH_WITNESS, granted: WITHOUT_WITNESS, ordered: EVERYTHING };
 
-/** With a witness a person may order a failover at any moment: the witness knows better. Without: orders a failover when the primary is really out of action and nobody has seen more than the standby knows. */
+/** With a witness a person may order a failover at any moment, the witness knows better; and by force when the primary's VM is dead. Without: orders a failover when the primary is really out of action and nobody has seen more than the standby knows. */
 export function employPerson(world: World): void {
   world.clock.after(world.random.between(20, 150), () => {
     const { secondary, pvm, gate, random } = world;
     if (world.witnessed) {
       if (random.chance(0.2)) secondary?.dispatch({ type: 'command', command: 'failover' });
+      if (
+        !pvm.alive &&
+        random.chance(0.05) &&
+        secondary !== null &&
+        secondary.heldDevice >= world.newestSeen
+      ) {
+        world.forced[1] = true;
+        secondary.dispatch({ type: 'command', command: 'force-failover' });
+      }
       employPerson(world);
       return;
     }
@@ -233,7 +242,8 @@ export function settled(world: World): boolean {
     const nothingHeld = secondary.heldDevice < world.newestSeen || secondary.machine.epoch === 0;
     const record = world.etcd.entry.record;
     const untold = record?.mode === 'alone' && record.primary === world.nodes[0];
-    return pvm.shutDown || svm.running || secondary.finished || nothingHeld || untold;
+    if (svm.running) return !secondary.alive || !world.forced[1] || record?.primary === world.nodes[1];
+    return pvm.shutDown || secondary.finished || nothingHeld || untold;
   }
   if (!primary.alive) return false;
   if (primary.finished) return pvm.running && world.gate === null;

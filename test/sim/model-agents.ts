@@ -35,6 +35,7 @@ export class ModelPrimary extends ModelAgent<PrimaryEvent, PrimaryEffect> {
       timings: TIMINGS,
       foundClosedGate: host.gate === 'closed',
       tookOver: false,
+      forced: false,
     });
     super(side, machine, host, world);
     this.onOutput = onOutput;

@@ -206,6 +206,8 @@ export abstract class ModelAgent<Event extends { nowMs: number }, Effect extends
       case 'lost':
         tell({ type: 'claim-lost', kind: effect.claim.kind, reason: `it runs on ${effect.holder.primary}` });
         break;
+      case 'superseded':
+        break; // nobody looks here
       case 'unanswered':
         tell({ type: 'claim-unanswered', kind: effect.claim.kind, reason: effect.reason });
         break;

@@ -6,7 +6,7 @@ import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } fr
 import { Arbitration } from '../../src/agent/arbitration.ts';
 import { GenerationFile } from '../../src/agent/generation-file.ts';
 import { Log } from '../../src/agent/log.ts';
-import type { ClaimEvent } from '../../src/protocol/machine.ts';
+import type { ClaimEvent, Superseded } from '../../src/protocol/machine.ts';
 import { Cleanup } from '../../src/testbed/cleanup.ts';
 import { TestEtcd } from '../../src/testbed/etcd.ts';
 import { waitFor } from '../../src/testbed/wait.ts';
@@ -47,6 +47,7 @@ const newClient = (endpoints = etcd.endpoints) =>
 interface Host {
   arbitration: Arbitration;
   answers: ClaimEvent[];
+  superseded: Superseded[];
   generations: GenerationFile;
   state: string;
 }
@@ -54,15 +55,17 @@ interface Host {
 function host(node: string, state = path.join(folder, node), endpoints = etcd.endpoints): Host {
   const generations = new GenerationFile(state, 'web', node);
   const answers: ClaimEvent[] = [];
+  const superseded: Superseded[] = [];
   const witness = { kind: 'etcd' as const, client: newClient(endpoints), key };
   const arbitration = new Arbitration({ witness, node, generations, log: SILENT }, (event) => {
     // INVARIANT 4: what is told to be won is durable already.
     if (event.type === 'claim-won')
       expect(new GenerationFile(state, 'web', node).highest).toBe(event.generation);
-    answers.push(event);
+    if (event.type !== 'superseded') answers.push(event);
+    else superseded.push(event);
   });
   cleanup.add(() => arbitration.close());
-  return { arbitration, answers, generations, state };
+  return { arbitration, answers, superseded, generations, state };
 }
 
 async function remove(name: string): Promise<void> {
@@ -168,6 +171,21 @@ describe('claims at a real etcd', () => {
     again.arbitration.withdraw();
     await client.putIf(key, ABSENT, held);
     expect(await answered(north, 'claim-won')).toMatchObject({ generation: 2 });
+  });
+
+  test("a person's word is written down whatever is there, and whoever runs alone sees it", async () => {
+    const [north, south] = [host('north'), host('south')];
+    south.arbitration.ask({ kind: 'seize', atLeast: 1 });
+    expect(await answered(south, 'claim-won')).toMatchObject({ kind: 'seize', generation: 1 });
+    north.arbitration.ask({ kind: 'seize', atLeast: 1 });
+    const { generation } = (await answered(north, 'claim-won')) as ClaimEvent & { type: 'claim-won' };
+    const [seen] = await waitFor('its end', 30_000, () => south.superseded.length > 0 && south.superseded);
+    expect(seen).toEqual({
+      type: 'superseded',
+      generation,
+      reason: `by the witness it runs on north in generation ${generation} (${key})`,
+    });
+    expect(north.superseded).toEqual([]);
   });
 
   test('a host that cannot remember what it has won is not told before it can', async () => {

@@ -315,6 +315,55 @@ describe('rounds', () => {
   });
 });
 
+describe("a person's word", () => {
+  const SEIZE: Claim = { kind: 'seize', atLeast: 2 };
+
+  test.each<[string, VmRecord | null, number, Memory?]>([
+    ['nothing', null, 2],
+    ['nothing, by who knows more', null, 8, { seen: 7, won: 3 }],
+    ['its own', record(), 5],
+    ['one that it has no part in', protectedBy('south', { primary: 'west' }), 6],
+    ["that of its standby's", protectedBy('north', { primary: 'west' }), 5],
+    ["a stranger's", record({ primary: 'west' }), 6],
+  ])('is written over %s', (_, held, generation, memory) => {
+    const bench = new Bench('north', memory);
+    bench.ask(SEIZE);
+    const [effect] = bench.answer(1, held ? '17' : ABSENT_REVISION, held);
+    expect(effect).toMatchObject({
+      type: 'transact',
+      record: { generation, mode: 'alone', primary: 'north' },
+    });
+    const written = (effect as { record: VmRecord }).record;
+    expect(bench.answer(2, '18', written)).toEqual([{ type: 'won', claim: SEIZE, generation }]);
+  });
+
+  test('a look shows who has been superseded, and nobody who has not', () => {
+    const bench = new Bench('north');
+    const look = (request: number, held: VmRecord) => {
+      expect(bench.step({ type: 'look' })).toEqual([{ type: 'read', request }]);
+      return bench.answer(request, '30', held);
+    };
+    // It has no part in it yet.
+    expect(look(1, record({ primary: 'south' }))).toEqual([]);
+    bench.ask({ kind: 'seize', atLeast: 4 });
+    const [transact] = bench.answer(2, '17', record({ generation: 3 }));
+    bench.answer(3, '18', (transact as { record: VmRecord }).record);
+    expect(look(4, record({ generation: 3, primary: 'south' }))).toEqual([]);
+    expect(look(5, record({ generation: 4 }))).toEqual([]);
+    const holder = record({ generation: 5, primary: 'south' });
+    expect(look(6, holder)).toEqual([{ type: 'superseded', holder }]);
+  });
+
+  test('a look that was begun before a claim tells nothing after it', () => {
+    const bench = new Bench('north', { seen: 4, won: 4 });
+    bench.step({ type: 'look' });
+    bench.ask({ kind: 'seize', atLeast: 5 });
+    const [transact] = bench.answer(2, '17', record({ primary: 'south', generation: 5 }));
+    bench.answer(3, '18', (transact as { record: VmRecord }).record);
+    expect(bench.answer(1, '17', record({ primary: 'south', generation: 9 }))).toEqual([]);
+  });
+});
+
 describe('a record that is read', () => {
   test.each<[string, string]>([
     ['no JSON', 'generation 4'],
