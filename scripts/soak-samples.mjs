@@ -1,13 +1,51 @@
 /** What a process holds, as /proc tells it, and what QEMU has in it, as QMP tells it. */
 import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
 
+const READINGS = 5;
+const READING_INTERVAL_MS = 100;
 const EVENTFD = 'anon_inode:[eventfd]';
 
-export function processFigures(pid) {
+export async function processFigures(pid) {
+  const counted = await leastOf(() => ({
+    fds: readdirSync(`/proc/${pid}/fd`).length,
+    threads: threads(pid),
+  }));
+  return { ...counted, ...memoryFigures(pid) };
+}
+
+/** `monitor`: one that isn't the agent's. */
+export async function qemuFigures(pid, monitor) {
+  const count = async (command, args) => (await monitor.execute(command, args)).length;
+  return {
+    ...(await leastOf(() => ({ ...qemuFds(pid), threads: threads(pid) }))),
+    ...memoryFigures(pid),
+    fdsets: await count('query-fdsets'),
+    chardevs: await count('query-chardev'),
+    objects: await count('qom-list', { path: '/objects' }),
+    blockNodes: await count('query-named-block-nodes', {}),
+    jobs: await count('query-jobs'),
+    exports: await count('query-block-exports'),
+  };
+}
+
+/** Of some readings: a connection that asks for the status, or a thread that is about to end, is gone a moment later. */
+async function leastOf(read) {
+  const least = read();
+  for (let reading = 1; reading < READINGS; reading++) {
+    await sleep(READING_INTERVAL_MS);
+    for (const [measure, value] of Object.entries(read())) least[measure] = Math.min(least[measure], value);
+  }
+  return least;
+}
+
+function threads(pid) {
+  return readdirSync(`/proc/${pid}/task`).length;
+}
+
+function memoryFigures(pid) {
   const mappings = readFileSync(`/proc/${pid}/smaps`, 'utf8');
   return {
-    fds: readdirSync(`/proc/${pid}/fd`).length,
-    threads: readdirSync(`/proc/${pid}/task`).length,
     mappings: mappings.match(/^VmFlags:/gm).length,
     // um, uw, ui: for pages that are missing, write-protected, or not mapped yet.
     watched: (mappings.match(/^VmFlags:.* u[mwi]\b/gm) ?? []).length,
@@ -22,21 +60,6 @@ function sumMiB(mappings, field) {
   return Math.round(kib / 102.4) / 10;
 }
 
-/** `monitor`: one that isn't the agent's. */
-export async function qemuFigures(pid, monitor) {
-  const count = async (command, args) => (await monitor.execute(command, args)).length;
-  return {
-    ...processFigures(pid),
-    ...fdFigures(pid),
-    fdsets: await count('query-fdsets'),
-    chardevs: await count('query-chardev'),
-    objects: await count('qom-list', { path: '/objects' }),
-    blockNodes: await count('query-named-block-nodes', {}),
-    jobs: await count('query-jobs'),
-    exports: await count('query-block-exports'),
-  };
-}
-
 function kindsOfFds(pid) {
   const kinds = new Map();
   for (const fd of readdirSync(`/proc/${pid}/fd`)) {
@@ -47,7 +70,7 @@ function kindsOfFds(pid) {
 }
 
 /** QEMU's virtqueues have their eventfds only while the VM runs: it has fewer in a checkpoint's pause. */
-function fdFigures(pid) {
+function qemuFds(pid) {
   const { [EVENTFD]: eventfds = 0, ...others } = Object.fromEntries(kindsOfFds(pid));
   return { fds: Object.values(others).reduce((sum, count) => sum + count, 0), eventfds };
 }

@@ -163,12 +163,15 @@ async function checkpoints(world, forMs) {
 }
 
 async function sample(world, when) {
-  const figures = {
-    "primary's QEMU": await qemuFigures(world.primaryVm.pid, world.primaryMonitor),
-    "standby's QEMU": await qemuFigures(world.standbyVm.pid, world.standbyMonitor),
+  const reading = {
+    "primary's QEMU": qemuFigures(world.primaryVm.pid, world.primaryMonitor),
+    "standby's QEMU": qemuFigures(world.standbyVm.pid, world.standbyMonitor),
     ...(world.primary && { 'primary agent': processFigures(world.primary.pid) }),
     ...(world.secondary && { 'secondary agent': processFigures(world.secondary.pid) }),
   };
+  const figures = Object.fromEntries(
+    await Promise.all(Object.entries(reading).map(async ([who, of]) => [who, await of])),
+  );
   newest = figures;
   for (const [who, of] of Object.entries(figures)) samples.push({ who, when, figures: of });
 }
