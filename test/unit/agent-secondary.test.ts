@@ -6,13 +6,14 @@ import path from 'node:path';
 import { afterEach, expect, test, vi } from 'vitest';
 import { Log } from '../../src/agent/log.ts';
 import { SecondaryAgent } from '../../src/agent/secondary-agent.ts';
-import { attachStandby, type StandbyVm } from '../../src/agent/standby-vm.ts';
+import { attachStandby } from '../../src/agent/standby-attach.ts';
+import type { StandbyVm } from '../../src/agent/standby-vm.ts';
 import { encodeMessage } from '../../src/protocol/codec.ts';
 import { DEFAULT_TIMINGS, type SecondaryEffect } from '../../src/protocol/machine.ts';
 import { encodePreface } from '../../src/protocol/preface.ts';
 import { vmIdOf } from '../../src/protocol/vm-id.ts';
 
-vi.mock('../../src/agent/standby-vm.ts', () => ({ attachStandby: vi.fn() }));
+vi.mock('../../src/agent/standby-attach.ts', () => ({ attachStandby: vi.fn() }));
 
 const VM = 'web1';
 const GENERATION = 3;
