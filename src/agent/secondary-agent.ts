@@ -16,6 +16,7 @@ import type { Log } from './log.ts';
 import { formatHostPort, type HostPort, parseHostPort } from './peer-address.ts';
 import { PeerHeartbeat } from './peer-heartbeat.ts';
 import { PeerLink } from './peer-link.ts';
+import { Refusals } from './refusals.ts';
 import { SecondaryTrace } from './secondary-trace.ts';
 import { attachStandby } from './standby-attach.ts';
 import type { StandbyVm } from './standby-vm.ts';
@@ -114,6 +115,7 @@ export class SecondaryAgent {
       onSilent: (reason, heardMs) => this.#dispatch({ type: 'peer-silent', reason, heardMs }),
       onMalformed: (reason) => this.#dispatch({ type: 'peer-malformed', reason }),
     });
+    const refusals = new Refusals(log);
     this.#acceptor = new native.Acceptor({
       host: options.listen.host,
       port: options.listen.port,
@@ -123,7 +125,7 @@ export class SecondaryAgent {
         else if (link === 'heartbeat') this.#heartbeat.accept(connection, preface, peer);
         else this.#accept(connection, peer);
       },
-      onRefused: (peer, reason) => options.log.warn('a connection was refused', { peer, reason }),
+      onRefused: (peer, reason) => refusals.tell(peer, reason),
     });
     this.#finished = new Promise((resolve) => {
       this.#finish = resolve;
