@@ -1,6 +1,6 @@
 /**
- * One of the two hosts, and what its supervisor does, on what it sees by itself: an agent that ended is started again for the VM that still runs; after a fence or a
- * death there is a new standby, a VM started with -S and `secondary`; who has taken over is protected by `primary`, the other way round.
+ * One of the two hosts, and what its supervisor does, on what it sees by itself, as docs/failover.md has it: for a VM that still runs its guest `primary` is started again;
+ * after a fence or a death there is a new standby, a VM started with -S and `secondary`. A standby that takes over goes on as the primary without anybody's doing.
  */
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -157,18 +157,18 @@ export class ChaosHost {
   }
 
   async #afterAgent(agent: AgentProcess): Promise<void> {
+    const { vm } = this;
     const exit = await agent.exited;
-    this.#note(
-      `${agent.role} ended (${exit.signal ?? exit.code}): ${agent.log().trimEnd().split('\n').at(-1)}`,
-    );
+    if (vm !== null && exit.code === EXIT_FENCED) await this.#expectGone(vm);
+    // While QEMU can't be asked nothing is decided, and the supervisor comes back to it.
+    const keeps = vm?.running === true && !agent.refused && (await this.#holdsGuest(vm));
+    const lastWords = agent.log().trimEnd().split('\n').at(-1);
+    this.#note(`${agent.role} ended (${exit.signal ?? exit.code}): ${lastWords}`);
+    const fault = agent.faultOf(exit);
+    if (fault !== null) this.#options.journal.violate(fault);
     this.agent = null;
     this.status = null;
     this.checkpointOf = null;
-    const fault = agent.faultOf(exit);
-    if (fault !== null) this.#options.journal.violate(fault);
-    if (this.vm === null) return;
-    if (agent.role === 'primary' && exit.code === EXIT_FENCED) await this.#expectGone(this.vm);
-    const keeps = this.vm.running && !agent.refused && (await this.#holdsGuest(this.vm, agent.role));
     if (keeps) this.role = 'primary';
     else await this.#clear();
   }
@@ -179,9 +179,9 @@ export class ChaosHost {
       this.#options.journal.violate(`${this.name}: the primary is FENCED, and its VM lives`);
   }
 
-  /** A standby's VM was let run by an agent that died before it could say so. */
-  async #holdsGuest(vm: TestVm, role: Role): Promise<boolean> {
-    return role === 'primary' || ['running', 'io-error'].includes(await runState(vm));
+  /** Or a standby's VM was let run by an agent that died before it could say so. */
+  async #holdsGuest(vm: TestVm): Promise<boolean> {
+    return this.role === 'primary' || ['running', 'io-error'].includes(await runState(vm));
   }
 
   async #startAgent(): Promise<void> {
@@ -207,11 +207,9 @@ export class ChaosHost {
     this.statusMs = askedMs;
     if (status === null) return;
     if (status.state === 'STANDBY') this.checkpointOf = Number(status['generation']);
-    if (agent.role !== 'secondary' || status.state !== 'RUNNING') return;
+    if (this.role === 'primary' || (status['role'] !== 'primary' && status.state !== 'RUNNING')) return;
     this.#note(`took over in generation ${status['generation']}`);
     this.role = 'primary';
-    await agent.stop();
-    await within(agent.exited, END_MS);
   }
 
   async #startVm(paused: boolean): Promise<TestVm> {

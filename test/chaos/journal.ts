@@ -1,5 +1,8 @@
-/** What happened, with its times, and what must not have: the story that a failure prints. */
+/** What happened, with its times, and what must not have: the story that a failure tells. */
 import { monotonicMs } from '../../src/testbed/wait.ts';
+
+/** One thing that is wrong is soon seen in each of a thousand frames. */
+const VIOLATIONS_MAX = 10;
 
 export class Journal {
   readonly #beganMs = monotonicMs();
@@ -20,7 +23,7 @@ export class Journal {
 
   /** Something that must hold didn't. Ends the run soon; more may be found until then. */
   violate(text: string): void {
-    if (this.#violations.includes(text)) return;
+    if (this.#violations.includes(text) || this.#violations.length === VIOLATIONS_MAX) return;
     this.#violations.push(text);
     this.note(`VIOLATION: ${text}`);
   }

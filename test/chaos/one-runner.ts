@@ -29,6 +29,7 @@ const LATE_MS = 1000;
 export class OneRunner {
   /** In the order in which they began to send. */
   readonly runners: Runner[] = [];
+  frames = 0;
   lateFrames = 0;
   readonly #hostOf: (tap: string) => VmHost;
   readonly #wentOnMs: (host: VmHost) => number;
@@ -41,6 +42,7 @@ export class OneRunner {
 
   /** In order. Returns what is wrong with it. */
   push(burst: Burst): string | null {
+    this.frames += burst.frames;
     const current = this.runners.at(-1);
     if (current?.tap === burst.tap) return null;
     const before = this.runners.find(({ tap }) => tap === burst.tap);

@@ -130,8 +130,7 @@ export class World {
     const witness = ['--node', name, '--witness', endpoints, '--witness-timeout', '500'];
     const own = ['--state-dir', storage.stateFolder, '--tls', pairedFolders()[PAIRED[name]]];
     const common = ['--vm', VM_NAME, ...witness, ...own];
-    return role === 'primary'
-      ? [...common, '--peer', `${hosts.address(other, name)}:${PORT}`, ...INTERVALS]
-      : [...common, '--listen', `${hosts.address(name, other)}:${PORT}`];
+    const primarys = [...common, '--peer', `${hosts.address(other, name)}:${PORT}`, ...INTERVALS];
+    return role === 'primary' ? primarys : [...primarys, '--listen', `${hosts.address(name, other)}:${PORT}`];
   }
 }
