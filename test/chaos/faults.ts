@@ -36,11 +36,10 @@ export async function begin(fault: Fault, world: World): Promise<End | null> {
 }
 
 /** The host on which the guest runs, or the other one; null: it runs on none. */
-function targetOf(side: Side, { north, south }: World): ChaosHost | null {
-  const primary = [north, south].find(({ runsGuest }) => runsGuest);
-  if (primary === undefined) return null;
-  if (side === 'primary') return primary;
-  return primary === north ? south : north;
+function targetOf(side: Side, world: World): ChaosHost | null {
+  const { runner } = world;
+  if (runner === undefined) return null;
+  return side === 'primary' ? runner : world.other(runner.name);
 }
 
 function processesOf({ agent, vm }: ChaosHost, part: Part) {

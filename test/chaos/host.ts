@@ -202,7 +202,7 @@ export class ChaosHost {
     const askedMs = monotonicMs();
     const status = await agent.status();
     if (status !== null && status.state !== this.status?.state)
-      this.#note(`${agent.role} says ${status.state}: ${status.reason}`);
+      this.#note(`${status['role']} says ${status.state}: ${status.reason}`);
     this.status = status;
     this.statusMs = askedMs;
     if (status === null) return;

@@ -35,8 +35,7 @@ export class GuestLife {
 
   /** To be called often, and not twice at a time. */
   async look(): Promise<void> {
-    const { north, south } = this.#world;
-    const runner = [north, south].find(({ runsGuest }) => runsGuest);
+    const { north, south, runner } = this.#world;
     if (runner !== undefined) {
       const { name: standby, incarnation, checkpointOf } = this.#world.other(runner.name);
       this.#lastSeen = { runner: runner.name, standby, incarnation, checkpointOf };

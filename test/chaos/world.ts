@@ -93,6 +93,14 @@ export class World {
     return name === 'north' ? this.south : this.north;
   }
 
+  /** Where the guest runs. A primary that the witness has named a successor of may still have its VM, and stand still. */
+  get runner(): ChaosHost | undefined {
+    const named = this.records.last?.primary;
+    return [this.north, this.south].find(
+      ({ name, runsGuest }) => runsGuest && (named === undefined || named === name),
+    );
+  }
+
   async #watch(cleanup: Cleanup): Promise<void> {
     const key = `/colo-agent/vm/${VM_NAME}`;
     const prefix = this.hosts.prefix('witness');
