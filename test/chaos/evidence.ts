@@ -40,12 +40,12 @@ function tellStory({ journal }: World, { seed, waves, summary }: Happened): stri
 }
 
 /** What the checks look at, as it is now. */
-export function describeSeen({ north, south, oneRunner, records }: World): string[] {
+export function describeSeen({ north, south, oneRunner, records, journal }: World): string[] {
   return [
     '== the last records at the witness',
     ...records.history.slice(-RECORDS_SHOWN).map((record) => `  ${JSON.stringify(record)}`),
-    '== whose frames were on the bridge',
-    ...oneRunner.runners.map(({ tap, host, firstMs }) => `  ${tap} (${host}) from ${Math.round(firstMs)} ms`),
+    '== whose frames were on the bridge, and from when on',
+    ...oneRunner.runners.map(({ tap, host, firstMs }) => `${journal.timeOf(firstMs)}  ${tap} (${host})`),
     '== what the agents said last',
     ...[north, south].map(({ name, status }) => `  ${name}: ${JSON.stringify(status)}`),
   ];

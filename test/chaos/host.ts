@@ -125,7 +125,15 @@ export class ChaosHost {
   /** A VM that QEMU stopped because its disk was full goes on. */
   async resumeAfterFull(): Promise<void> {
     const { vm } = this;
-    if (vm?.running && (await runState(vm)) === 'io-error') await monitor(vm, (qmp) => qmp.execute('cont'));
+    if (!vm?.running) return;
+    try {
+      if ((await runState(vm)) !== 'io-error') return;
+      this.#note('the guest stood for want of space, and goes on');
+      await monitor(vm, (qmp) => qmp.execute('cont'));
+    } catch (error) {
+      // It may be killed meanwhile.
+      if ((await within(vm.exited, END_MS)) === null) throw error;
+    }
   }
 
   /** Every log once more, also of those that were ended by hand. */

@@ -13,10 +13,16 @@ export class Journal {
   /** `print` gets each line as it is noted. */
   constructor(print: (line: string) => void) {
     this.#print = print;
+    this.note(`begins at ${new Date().toISOString()}`);
+  }
+
+  /** Of a moment of CLOCK_MONOTONIC, as the lines have it. */
+  timeOf(atMs: number): string {
+    return `${((atMs - this.#beganMs) / 1000).toFixed(3).padStart(8)} s`;
   }
 
   note(text: string): void {
-    const line = `${((monotonicMs() - this.#beganMs) / 1000).toFixed(3).padStart(8)} s  ${text}`;
+    const line = `${this.timeOf(monotonicMs())}  ${text}`;
     this.#lines.push(line);
     this.#print(line);
   }

@@ -15,6 +15,8 @@ const BOOTS_MAX = 3;
 export class GuestLife {
   /** Guests that were lost, with the reason why no standby could have it. */
   readonly losses: string[] = [];
+  /** When a guest came up last; infinity: one is booting. */
+  bornMs = Number.POSITIVE_INFINITY;
   readonly #world: World;
   #lastSeen: LastSeen | null = null;
   #goneSinceMs: number | null = null;
@@ -26,11 +28,13 @@ export class GuestLife {
   /** Boots a guest on `name`, and connects its clients. */
   async begin(name: VmHost): Promise<void> {
     const { journal, clients } = this.#world;
+    this.bornMs = Number.POSITIVE_INFINITY;
     await this.#world.other(name).restart('secondary');
     await this.#world.host(name).restart('primary', () => clients.disconnect());
     await clients.connect();
     journal.note(`a guest was booted on ${name}`);
     this.#goneSinceMs = null;
+    this.bornMs = monotonicMs();
   }
 
   /** To be called often, and not twice at a time. */
