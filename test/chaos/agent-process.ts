@@ -5,16 +5,18 @@ import { sendCommand } from '../../src/agent/control-client.ts';
 import type { AgentStatus } from '../../src/testbed/agents.ts';
 import { Child, type ExitStatus } from '../../src/testbed/child.ts';
 import { packageRoot } from '../../src/testbed/guest.ts';
+import { monotonicMs } from '../../src/testbed/wait.ts';
 
 export type Role = 'primary' | 'secondary';
 
-/** src/cli/outcome.ts; a standby becomes a primary. */
-const DOCUMENTED_EXITS: Record<Role, readonly number[]> = {
-  primary: [0, 69, 75, 78],
-  secondary: [0, 69, 75],
-};
-
+export const EXIT_UNAVAILABLE = 69;
 export const EXIT_FENCED = 75;
+
+/** src/cli/outcome.ts, but for those of an end that somebody asked for: nobody does. A standby becomes a primary. */
+const DOCUMENTED_EXITS: Record<Role, readonly number[]> = {
+  primary: [EXIT_UNAVAILABLE, EXIT_FENCED, 78],
+  secondary: [EXIT_UNAVAILABLE, EXIT_FENCED],
+};
 
 /** What no agent may ever write. */
 const BUGS =
@@ -26,6 +28,7 @@ export class AgentProcess {
   readonly role: Role;
   readonly logPath: string;
   readonly exited: Promise<ExitStatus>;
+  readonly startedMs = monotonicMs();
   readonly #child: Child;
   readonly #controlPath: string;
 

@@ -115,12 +115,12 @@ function setClock({ clock }: ChaosHost, stepS: number): End {
   return async () => clock.step(-stepS);
 }
 
-async function fillStorage(host: ChaosHost | null): Promise<End | null> {
+function fillStorage(host: ChaosHost | null): End | null {
   if (host === null) return null;
   host.storageWasFull = true;
-  await host.storage.fill();
+  host.storage.fill();
   return async () => {
-    await host.storage.empty();
+    host.storage.empty();
     await host.resumeAfterFull();
   };
 }

@@ -9,7 +9,7 @@ import type { AgentStatus } from '../../src/testbed/agents.ts';
 import type { TestNetwork } from '../../src/testbed/network.ts';
 import { TestVm } from '../../src/testbed/vm.ts';
 import { monotonicMs } from '../../src/testbed/wait.ts';
-import { AgentProcess, EXIT_FENCED, type Role, within } from './agent-process.ts';
+import { AgentProcess, EXIT_FENCED, EXIT_UNAVAILABLE, type Role, within } from './agent-process.ts';
 import type { Journal } from './journal.ts';
 import type { VmHost } from './plan.ts';
 import type { Storage } from './storage.ts';
@@ -167,7 +167,9 @@ export class ChaosHost {
   async #afterAgent(agent: AgentProcess): Promise<void> {
     const { vm } = this;
     const exit = await agent.exited;
-    if (vm !== null && exit.code === EXIT_FENCED) await this.#expectGone(vm);
+    if (vm !== null && exit.code === EXIT_FENCED) await this.#expectGone(vm, 'is FENCED');
+    if (vm !== null && exit.code === EXIT_UNAVAILABLE && this.wentOnMs < agent.startedMs)
+      await this.#expectGone(vm, 'ended for want of its VM');
     // While QEMU can't be asked nothing is decided, and the supervisor comes back to it.
     const keeps = vm?.running === true && !agent.refused && (await this.#holdsGuest(vm));
     const lastWords = agent.log().trimEnd().split('\n').at(-1);
@@ -181,10 +183,10 @@ export class ChaosHost {
     else await this.#clear();
   }
 
-  /** INVARIANT 4: who is fenced leaves no VM. */
-  async #expectGone(vm: TestVm): Promise<void> {
+  /** INVARIANT 4: who is fenced leaves no VM. And nobody leaves one that lives and doesn't stand still. */
+  async #expectGone(vm: TestVm, why: string): Promise<void> {
     if ((await within(vm.exited, END_MS)) === null)
-      this.#options.journal.violate(`${this.name}: the primary is FENCED, and its VM lives`);
+      this.#options.journal.violate(`${this.name}: the agent ${why}, and its VM lives`);
   }
 
   /** Or a standby's VM was let run by an agent that died before it could say so. */
