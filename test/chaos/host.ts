@@ -41,6 +41,8 @@ export class ChaosHost {
   readonly name: VmHost;
   role: Role = 'secondary';
   vm: TestVm | null = null;
+  /** Of the VM that was started last. */
+  tap = '';
   agent: AgentProcess | null = null;
   /** As its agent said last, and when it was asked; null: it doesn't say. */
   status: AgentStatus | null = null;
@@ -227,6 +229,7 @@ export class ChaosHost {
     const { COLO_QEMU = 'qemu-system-x86_64' } = process.env;
     const tap = await network.addTap();
     onTap(tap);
+    this.tap = tap;
     const vm = await TestVm.start({
       name: `${this.name}-${++this.#vms}`,
       qemu: clock.wrap(COLO_QEMU, path.join(folder, `${this.name}-qemu`)),

@@ -53,7 +53,7 @@ export class GuestLife {
   }
 
   async #lost(): Promise<void> {
-    const { records, journal } = this.#world;
+    const { records, journal, oneRunner } = this.#world;
     const standby = this.#world.host(this.#lastSeen?.standby ?? 'south');
     const { why, rightly } = judgeLoss(records.last, this.#lastSeen, standby);
     if (!rightly) {
@@ -63,10 +63,13 @@ export class GuestLife {
     journal.note(`the guest is lost: ${why}`);
     this.losses.push(why);
     // A fault may hit the guest as it boots.
-    for (let tries = 1; this.#goneSinceMs !== null; tries++)
-      await this.begin((records.last?.primary ?? 'north') as VmHost).catch((error: Error) => {
+    for (let tries = 1; this.#goneSinceMs !== null; tries++) {
+      const name = (records.last?.primary ?? 'north') as VmHost;
+      await this.begin(name).catch((error: Error) => {
         if (tries === BOOTS_MAX) throw error;
         journal.note(`the guest doesn't come up: ${error.message.split('\n')[0]}`);
+        oneRunner.giveUp(this.#world.host(name).tap);
       });
+    }
   }
 }

@@ -135,6 +135,8 @@ describe('one runner', () => {
     expect(runners.check([alone('south', 1), alone('north', 2)])).toMatch(/s0 \(south\) sent without/);
     const again = seen([burst('n0', 0), burst('n1', 100)]);
     expect(again.runners.check([alone('north', 1)])).toMatch(/n1 \(north\) sent without/);
+    again.runners.giveUp('n0');
+    expect(again.runners.check([alone('north', 1)])).toBeNull();
   });
 });
 
