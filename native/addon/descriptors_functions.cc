@@ -70,6 +70,11 @@ Napi::Value rewind_memory_file_function(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
+Napi::Value duplicate_foreign_fd_function(const Napi::CallbackInfo& info) {
+  const pid_t pid = argument(info, 0, "pid").integer_as<pid_t>(1);
+  return number(info.Env(), duplicate_foreign_fd(pid, argument(info, 1, "fd").descriptor()).release());
+}
+
 Napi::Value reads_as_zeros_function(const Napi::CallbackInfo& info) {
   const int fd = argument(info, 0, "fd").descriptor();
   return Napi::Boolean::New(info.Env(), reads_as_zeros(fd, argument(info, 1, "readBytesMax").integer()));
@@ -105,6 +110,7 @@ void define_descriptors(Napi::Env env, Napi::Object exports) {
   define<stream_socket_pair_function>(env, exports, "streamSocketPair");
   define<make_memory_file_function>(env, exports, "makeMemoryFile");
   define<rewind_memory_file_function>(env, exports, "rewindMemoryFile");
+  define<duplicate_foreign_fd_function>(env, exports, "duplicateForeignFd");
   define<reads_as_zeros_function>(env, exports, "readsAsZeros");
   define<kick_eventfds_function>(env, exports, "kickEventfds");
   define<close_fd_function>(env, exports, "closeFd");

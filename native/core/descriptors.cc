@@ -4,6 +4,7 @@
 #include <poll.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -149,6 +150,15 @@ MemoryFile make_memory_file(const std::string& name) {
 void rewind_memory_file(int read_write, int write_only) {
   if (::ftruncate(read_write, 0) < 0) throw_errno("ERR_COLO_MEMORY_FILE", "ftruncate");
   if (::lseek(write_only, 0, SEEK_SET) < 0) throw_errno("ERR_COLO_MEMORY_FILE", "lseek");
+}
+
+UniqueFd duplicate_foreign_fd(pid_t pid, int fd) {
+  const std::string what = "descriptor " + std::to_string(fd) + " of process " + std::to_string(pid);
+  const UniqueFd process(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
+  if (!process) throw_errno("ERR_COLO_DESCRIPTOR", "can't reach " + what);
+  UniqueFd ours(static_cast<int>(::syscall(SYS_pidfd_getfd, process.get(), fd, 0)));
+  if (!ours) throw_errno("ERR_COLO_DESCRIPTOR", "can't duplicate " + what);
+  return ours;
 }
 
 }  // namespace colo

@@ -54,4 +54,8 @@ MemoryFile make_memory_file(const std::string& name);
 // Throws ERR_COLO_MEMORY_FILE.
 void rewind_memory_file(int read_write, int write_only);
 
+// A duplicate of another process's descriptor `fd`, with which it shares its offset (pidfd_getfd(2)),
+// CLOEXEC. Throws ERR_COLO_DESCRIPTOR.
+UniqueFd duplicate_foreign_fd(pid_t pid, int fd);
+
 }  // namespace colo

@@ -98,12 +98,15 @@ inline std::string status_field(pid_t pid, const std::string& name) {
   return "";
 }
 
-// What a process has open, as "number -> target", sorted.
+// What a process has open, as "number -> target", sorted. One that is closed meanwhile isn't among them.
 inline std::vector<std::string> open_descriptors(pid_t pid) {
   std::vector<std::string> found;
   for (const auto& entry : std::filesystem::directory_iterator("/proc/" + std::to_string(pid) + "/fd")) {
-    found.push_back(entry.path().filename().string() + " -> " +
-                    std::filesystem::read_symlink(entry.path()).string());
+    std::error_code error;
+    const auto target = std::filesystem::read_symlink(entry.path(), error);
+    if (error == std::errc::no_such_file_or_directory) continue;
+    if (error) throw std::filesystem::filesystem_error("read_symlink", entry.path(), error);
+    found.push_back(entry.path().filename().string() + " -> " + target.string());
   }
   std::sort(found.begin(), found.end());
   return found;

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "../core/error.h"
+#include "child_process.h"
 
 namespace colo {
 namespace {
@@ -186,6 +187,35 @@ TEST(MemoryFile, IsEmptyAndAtItsBeginningAfterARewind) {
   EXPECT_EQ(::pread(file.read_write.get(), buffer, sizeof buffer, 0), 5);
   EXPECT_EQ(std::string(buffer, 5), "short");
   EXPECT_LT(::read(file.write_only.get(), buffer, 1), 0);
+}
+
+TEST(DuplicateForeignFd, IsTheOtherProcesssDescriptorWithItsOffset) {
+  constexpr int kTheirs = 200;  // nothing of ours has this number
+  const MemoryFile file = make_memory_file("foreign");
+  testing::ChildProcess child([&](int socket) {
+    char byte = 0;
+    if (::dup2(file.write_only.get(), kTheirs) < 0 || ::write(kTheirs, "one", 3) != 3) return 1;
+    return ::send(socket, &byte, 1, 0) == 1 && ::recv(socket, &byte, 1, 0) == 1 ? 0 : 1;
+  });
+  child.receive<char>();
+  {
+    const UniqueFd twin = duplicate_foreign_fd(child.pid(), kTheirs);
+    EXPECT_NE(::fcntl(twin.get(), F_GETFD) & FD_CLOEXEC, 0);
+    EXPECT_EQ(inode(twin.get()), inode(file.read_write.get()));
+    EXPECT_EQ(::lseek(twin.get(), 0, SEEK_CUR), 3);
+  }
+  try {
+    duplicate_foreign_fd(child.pid(), kTheirs + 1);
+    ADD_FAILURE() << "duplicated what isn't there";
+  } catch (const Error& error) {
+    EXPECT_STREQ(error.code(), "ERR_COLO_DESCRIPTOR");
+    EXPECT_EQ(error.sys_errno(), EBADF);
+    EXPECT_NE(std::string(error.what()).find("descriptor 201 of process "), std::string::npos);
+  }
+  const pid_t pid = child.pid();
+  child.send('x');
+  EXPECT_EQ(child.wait(), 0);
+  EXPECT_THROW(duplicate_foreign_fd(pid, 0), Error);  // gone
 }
 
 }  // namespace

@@ -15,9 +15,10 @@ import type { Log } from './log.ts';
 import { connectPeer, type HostPort } from './peer-address.ts';
 import { PeerHeartbeat } from './peer-heartbeat.ts';
 import type { PeerLink } from './peer-link.ts';
+import { attachPrimary } from './primary-attach.ts';
 import { PrimaryMeters } from './primary-meters.ts';
 import { PrimaryTrace } from './primary-trace.ts';
-import { attachPrimary, type PrimaryVm } from './primary-vm.ts';
+import type { PrimaryVm } from './primary-vm.ts';
 import type { PrimaryStatus } from './status.ts';
 
 export interface PrimaryAgentOptions {

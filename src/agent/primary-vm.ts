@@ -1,20 +1,15 @@
 /** The protected VM as the primary's effects need it: QMP, the native engine, the output gate and the device state's file. */
 import { fstatSync } from 'node:fs';
-import { native, type PrimaryEngine, type ProcessWatch, type TrackerInfo } from '../native/binding.ts';
+import type { TrackerInfo } from '../native/binding.ts';
 import type { PrimaryEffect, PrimaryEvent, PrimaryStep } from '../protocol/machine.ts';
-import { QmpClient } from '../qmp/client.ts';
-import { describeVm, type VmDescription } from '../vm/description.ts';
-import { findLeftovers, removeLeftovers } from '../vm/gate-wiring.ts';
-import { findNics, isUngated, type Nic } from '../vm/nics.ts';
-import { assertProtectable } from '../vm/preflight.ts';
-import { findRamBlocks } from '../vm/ram-blocks.ts';
-import { ShutdownAction } from '../vm/shutdown-action.ts';
-import { VmstateFile } from '../vm/vmstate.ts';
-import { PauseGuard } from './pause-guard.ts';
+import type { VmDescription } from '../vm/description.ts';
+import { removeLeftovers } from '../vm/gate-wiring.ts';
 import type { PrimaryAgentOptions } from './primary-agent.ts';
-import { PrimaryDisks } from './primary-disks.ts';
+import type { PrimaryParts } from './primary-attach.ts';
+import type { PrimaryDisks } from './primary-disks.ts';
 import type { PrimaryMeters } from './primary-meters.ts';
 import { PrimaryOutput } from './primary-output.ts';
+import { QemuProcess } from './qemu-process.ts';
 import { RunState } from './run-state.ts';
 import { SerialQueue } from './serial-queue.ts';
 import { wakeInterrupts } from './wake-interrupts.ts';
@@ -27,98 +22,32 @@ export interface PrimaryVmListener {
   onReleased(epoch: number): void;
 }
 
-/** How long QEMU may take to obey `quit` before it is killed. */
-const QUIT_TIMEOUT_MS = 2000;
-
 /** What fails when QEMU dies, though it is no QMP command. */
 const NEEDS_QEMU: ReadonlySet<PrimaryStep> = new Set(['disks', 'sync', 'transmit']);
-
-interface Parts {
-  qmp: QmpClient;
-  guard: PauseGuard;
-  engine: PrimaryEngine;
-  vmstate: VmstateFile;
-  nics: Nic[];
-  disks: PrimaryDisks;
-  shutdownAction: ShutdownAction;
-  description: VmDescription;
-  foundClosedGate: boolean;
-}
-
-/** Attaches to the VM behind `options.qmpPath`. On an error everything that was attached is taken off again. */
-export async function attachPrimary(options: PrimaryAgentOptions): Promise<PrimaryVm> {
-  const qmp = await QmpClient.connect(options.qmpPath);
-  let engine: PrimaryEngine | null = null;
-  let disks: PrimaryDisks | null = null;
-  let guard: PauseGuard | null = null;
-  try {
-    const pid = qmp.peer.pid;
-    await assertProtectable(qmp, pid, options.exceptions);
-    const foundClosedGate = (await findLeftovers(qmp)).gate;
-    const nics = (await findNics(qmp, pid)).filter((nic) => !isUngated(nic, options.exceptions.ungatedNics));
-    const blocks = await findRamBlocks(qmp, pid);
-    const { vm, diskBufferBytes: bufferBytes, exceptions, log } = options;
-    disks = await PrimaryDisks.attach(qmp, { vm, bufferBytes, exceptions, log });
-    const { owner } = disks;
-    const description = await describeVm(qmp, pid, blocks, null, { ...exceptions, owner, bufferBytes });
-    const shutdownAction = ShutdownAction.of(pid);
-    const vmstate = await VmstateFile.attach(qmp);
-    engine = new native.PrimaryEngine({
-      pid,
-      blocks,
-      threads: options.threads,
-      shadow: options.shadow,
-      tracker: options.tracker,
-      stagingResidentBytes: 64 * 1024 * 1024,
-      scrubSliceBytes: options.scrubSliceBytes,
-      disks: disks.exports,
-    });
-    guard = await PauseGuard.start(qmp, options.log);
-    native.startMemoryKeeper();
-    return new PrimaryVm(options, {
-      qmp,
-      guard,
-      engine,
-      vmstate,
-      nics,
-      disks,
-      shutdownAction,
-      description,
-      foundClosedGate,
-    });
-  } catch (error) {
-    engine?.close();
-    disks?.close();
-    await guard?.close();
-    qmp.close();
-    throw error;
-  }
-}
 
 export class PrimaryVm {
   readonly description: VmDescription;
   readonly foundClosedGate: boolean;
   readonly tracker: TrackerInfo;
-  readonly pid: number;
   readonly #options: PrimaryAgentOptions;
-  readonly #parts: Parts;
+  readonly #parts: PrimaryParts;
   readonly #runState: RunState;
-  readonly #watch: ProcessWatch;
-  readonly #exited: Promise<void>;
+  readonly #process: QemuProcess;
   /** QMP conversations of several commands don't mix. */
   readonly #queue = new SerialQueue();
   #engineJob: Promise<unknown> = Promise.resolve();
   readonly #output: PrimaryOutput;
   #listener: PrimaryVmListener | null = null;
-  #gone = false;
 
-  constructor(options: PrimaryAgentOptions, parts: Parts) {
+  constructor(options: PrimaryAgentOptions, parts: PrimaryParts) {
     this.#options = options;
     this.#parts = parts;
     this.description = parts.description;
     this.foundClosedGate = parts.foundClosedGate;
     this.tracker = parts.engine.info();
-    this.pid = parts.qmp.peer.pid;
+    this.#process = new QemuProcess(parts.qmp, options.log, (reason) =>
+      this.#emit({ type: 'vm-lost', reason }),
+    );
     this.#runState = new RunState(parts.qmp, parts.guard, {
       onPaused: () => this.#emit({ type: 'vm-paused' }),
       onResumed: () => this.#emit({ type: 'vm-resumed' }),
@@ -131,15 +60,10 @@ export class PrimaryVm {
       onBroken: (reason) => void this.#failedUnlessGone('gate', reason),
       onReleased: (epoch) => this.#listener?.onReleased(epoch),
     });
-    let exited = () => {};
-    this.#exited = new Promise((resolve) => {
-      exited = resolve;
-    });
-    this.#watch = new native.ProcessWatch(
-      this.pid,
-      () => this.#lost('the QEMU process ended'),
-      () => exited(),
-    );
+  }
+
+  get pid(): number {
+    return this.#process.pid;
   }
 
   /** Events flow from here on. */
@@ -153,7 +77,7 @@ export class PrimaryVm {
     });
     qmp.onEvent('SHUTDOWN', (event) => this.#onShutdown(event.data.guest));
     qmp.onEvent('RESET', () => this.#emit({ type: 'vm-reset' }));
-    qmp.onClosed((reason) => this.#lost(`the QMP connection ended: ${reason}`));
+    qmp.onClosed((reason) => this.#process.lost(`the QMP connection ended: ${reason}`));
   }
 
   heldOutput(): { heldFrames: number; heldBytes: number; droppedFrames: number } {
@@ -274,7 +198,8 @@ export class PrimaryVm {
         disks.confirmed();
         break;
       case 'quit-vm':
-        void this.#queue.run(() => this.#quit());
+        // INVARIANT 4: its gate is not opened on the way.
+        void this.#queue.run(() => this.#process.quit());
         break;
     }
   }
@@ -282,7 +207,7 @@ export class PrimaryVm {
   /** Takes everything off the VM that is still on it. A living VM keeps its network: what was held has been handed over before. */
   async detach(): Promise<void> {
     const { qmp, guard, engine, vmstate, disks } = this.#parts;
-    if (!this.#gone) {
+    if (!this.#process.gone) {
       await this.#queue
         .run(async () => {
           await this.#handOver();
@@ -295,11 +220,10 @@ export class PrimaryVm {
         });
     }
     await this.#queue.run(async () => {}); // what is under way, a quit say, comes to its end
-    this.#gone = true;
+    this.#process.close();
     engine.close();
     disks.close();
     this.#output.close();
-    this.#watch.close();
     await guard.close();
     qmp.close();
   }
@@ -329,7 +253,7 @@ export class PrimaryVm {
   /** `generation`: that in which the VM goes on alone, unless it doesn't. */
   async #handOver(generation: number | null = null): Promise<void> {
     if (generation !== null) await this.#recordGeneration(generation);
-    if (this.#gone) {
+    if (this.#process.gone) {
       this.#output.close();
       return;
     }
@@ -415,27 +339,12 @@ export class PrimaryVm {
     this.#failed(step, error);
   }
 
-  /** INVARIANT 4: destroys the VM, and resolves when its process has ended. Its gate is not opened on the way. */
-  async #quit(): Promise<void> {
-    if (this.#gone) return;
-    this.#gone = true;
-    const timer = setTimeout(() => this.#watch.signal(9), QUIT_TIMEOUT_MS);
-    try {
-      await this.#parts.qmp.execute('quit');
-    } catch (error) {
-      this.#options.log.warn('QEMU did not obey quit; killing it', { error: (error as Error).message });
-      this.#watch.signal(9);
-    }
-    await this.#exited;
-    clearTimeout(timer);
-  }
-
   /** INVARIANT 7: whatever failed, a VM that we stopped goes on. */
   async #resumeAfterAll(): Promise<void> {
     try {
       await this.#runState.resume();
     } catch (error) {
-      if (!this.#gone) this.#failed('resume', error);
+      if (!this.#process.gone) this.#failed('resume', error);
     }
   }
 
@@ -461,14 +370,8 @@ export class PrimaryVm {
 
   #onShutdown(byGuest: boolean): void {
     const gone = !byGuest || !this.#parts.shutdownAction.paused;
-    if (gone) this.#gone = true;
+    if (gone) this.#process.leave();
     this.#emit({ type: 'vm-shutdown', gone });
-  }
-
-  #lost(reason: string): void {
-    if (this.#gone) return;
-    this.#gone = true;
-    this.#emit({ type: 'vm-lost', reason });
   }
 
   #emit(event: EventBody): void {

@@ -16,7 +16,8 @@ import { formatHostPort, type HostPort, parseHostPort } from './peer-address.ts'
 import { PeerHeartbeat } from './peer-heartbeat.ts';
 import { PeerLink } from './peer-link.ts';
 import { SecondaryTrace } from './secondary-trace.ts';
-import { attachStandby, type StandbyVm } from './standby-vm.ts';
+import { attachStandby } from './standby-attach.ts';
+import type { StandbyVm } from './standby-vm.ts';
 import type { SecondaryStatus } from './status.ts';
 
 export interface SecondaryAgentOptions {

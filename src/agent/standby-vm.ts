@@ -1,29 +1,19 @@
 /** The standby VM as the secondary's effects need it: QMP, the native engine that stages and flushes, and the vmstate mailbox. */
 import { randomBytes } from 'node:crypto';
-import {
-  type NativeError,
-  native,
-  type PeerConnection,
-  type ProcessWatch,
-  type StandbyEngine,
-} from '../native/binding.ts';
+import { type NativeError, native, type PeerConnection, type StandbyEngine } from '../native/binding.ts';
 import type { SecondaryEffect, SecondaryEvent } from '../protocol/machine.ts';
 import type { Lineage } from '../protocol/messages.ts';
-import { QmpClient } from '../qmp/client.ts';
 import { compare, compareSections } from '../vm/compatibility.ts';
-import { describeVm, type VmDescription } from '../vm/description.ts';
-import { findOverwrittenRanges, type OverwrittenRange } from '../vm/load-overwrites.ts';
-import { Mailbox } from '../vm/mailbox.ts';
-import { assertProtectable, assertUsableAsStandby } from '../vm/preflight.ts';
-import { findRamBlocks, type RamBlock } from '../vm/ram-blocks.ts';
-import { type PrimaryOfDisks, type StandbyDisk, StandbyDisks } from '../vm/standby-disks.ts';
-import { VmstateFile } from '../vm/vmstate.ts';
+import type { VmDescription } from '../vm/description.ts';
+import type { RamBlock } from '../vm/ram-blocks.ts';
+import type { PrimaryOfDisks, StandbyDisk } from '../vm/standby-disks.ts';
 import { monotonicMs } from './driver.ts';
 import type { Log } from './log.ts';
+import { QemuProcess } from './qemu-process.ts';
 import { Samples } from './samples.ts';
-import type { SecondaryAgentOptions } from './secondary-agent.ts';
 import type { PromotionStep, SecondaryTrace } from './secondary-trace.ts';
 import { SerialQueue } from './serial-queue.ts';
+import type { StandbyParts } from './standby-attach.ts';
 import { wakeInterrupts } from './wake-interrupts.ts';
 
 type EventBody = SecondaryEvent extends infer E
@@ -36,63 +26,8 @@ type Effect<Type extends SecondaryEffect['type']> = Extract<SecondaryEffect, { t
 
 /** `cont` after a failover: the switches on the way learn the new port from these packets (QEMU's `announce-self`). */
 const ANNOUNCE = { initial: 50, max: 550, rounds: 5, step: 50 };
-const QUIT_TIMEOUT_MS = 2000;
-
-interface Parts {
-  vm: string;
-  qmp: QmpClient;
-  disks: StandbyDisks;
-  mailbox: Mailbox;
-  blocks: RamBlock[];
-  overwritten: OverwrittenRange[];
-  description: VmDescription;
-}
-
-export class NotAStandbyError extends Error {
-  override readonly name = 'NotAStandbyError';
-}
-
-/** Attaches to a VM that was started with -S and has not run. Throws NotAStandbyError when it runs, PreflightError for what it isn't fit for. */
-export async function attachStandby(
-  { vm, qmpPath, overwriteDisks, succeed, log }: SecondaryAgentOptions,
-  trace: SecondaryTrace | null,
-): Promise<StandbyVm> {
-  const qmp = await QmpClient.connect(qmpPath);
-  try {
-    const { running, status } = await qmp.execute('query-status');
-    if (running || (status !== 'prelaunch' && status !== 'paused')) {
-      throw new NotAStandbyError(
-        `the VM behind ${qmpPath} is ${status}: a standby must not run. Start it with the primary's command line and -S`,
-      );
-    }
-    const pid = qmp.peer.pid;
-    await assertUsableAsStandby(qmp, pid);
-    // Found out now, not when the VM runs and has no standby.
-    if (succeed !== null) await assertProtectable(qmp, pid, succeed);
-    const blocks = await findRamBlocks(qmp, pid);
-    const description = await describeWithSections(qmp, pid, blocks);
-    const overwritten = await findOverwrittenRanges(qmp, blocks);
-    const mailbox = await Mailbox.attach(qmp);
-    const disks = new StandbyDisks(qmp, overwriteDisks);
-    return new StandbyVm({ vm, qmp, disks, mailbox, blocks, overwritten, description }, log, trace);
-  } catch (error) {
-    qmp.close();
-    throw error;
-  }
-}
-
-/** The VM has not run, so saving its device state costs nobody anything, and shows which sections a primary's must have. */
-async function describeWithSections(qmp: QmpClient, pid: number, blocks: RamBlock[]): Promise<VmDescription> {
-  const vmstate = await VmstateFile.attach(qmp);
-  try {
-    return await describeVm(qmp, pid, blocks, vmstate);
-  } finally {
-    await vmstate.detach(qmp);
-  }
-}
 
 export class StandbyVm {
-  readonly pid: number;
   readonly flushMs = new Samples();
   readonly loadMs = new Samples();
   readonly scrubMs = new Samples();
@@ -100,10 +35,10 @@ export class StandbyVm {
   scrubFindings = 0;
   receivedBytes = 0;
   checkpoints = 0;
-  readonly #parts: Parts;
+  readonly #parts: StandbyParts;
   readonly #log: Log;
   readonly #trace: SecondaryTrace | null;
-  readonly #watch: ProcessWatch;
+  readonly #process: QemuProcess;
   readonly #queue = new SerialQueue();
   #engine: StandbyEngine | null = null;
   #blockNames: string[];
@@ -124,19 +59,17 @@ export class StandbyVm {
   #mailboxAttached = true;
   /** The monitor is another's. */
   #handedOn = false;
-  #gone = false;
 
-  constructor(parts: Parts, log: Log, trace: SecondaryTrace | null) {
+  constructor(parts: StandbyParts, log: Log, trace: SecondaryTrace | null) {
     this.#parts = parts;
     this.#log = log;
     this.#trace = trace;
-    this.pid = parts.qmp.peer.pid;
     this.#blockNames = parts.blocks.map((block) => block.name);
-    this.#watch = new native.ProcessWatch(
-      this.pid,
-      () => this.#lost('the QEMU process ended'),
-      () => {},
-    );
+    this.#process = new QemuProcess(parts.qmp, log, (reason) => this.#onEvent({ type: 'vm-lost', reason }));
+  }
+
+  get pid(): number {
+    return this.#process.pid;
   }
 
   get disks(): readonly StandbyDisk[] {
@@ -146,7 +79,7 @@ export class StandbyVm {
   listen(onEvent: (event: EventBody) => void): void {
     this.#onEvent = onEvent;
     this.#parts.qmp.onClosed((reason) => {
-      if (!this.#handedOn) this.#lost(`the QMP connection ended: ${reason}`);
+      if (!this.#handedOn) this.#process.lost(`the QMP connection ended: ${reason}`);
     });
   }
 
@@ -199,7 +132,7 @@ export class StandbyVm {
         void this.#queue.run(() => this.#promote(effect.generation));
         break;
       case 'quit-vm':
-        void this.#queue.run(() => this.#quit());
+        void this.#queue.run(() => this.#process.quit());
         break;
     }
   }
@@ -209,9 +142,10 @@ export class StandbyVm {
     const { qmp } = this.#parts;
     this.#engine?.close();
     this.#parts.disks.close();
-    if (!this.#gone) await this.#queue.run(() => this.#removeMailbox());
-    this.#gone = true;
-    this.#watch.close();
+    await this.#queue.run(async () => {
+      if (!this.#process.gone) await this.#removeMailbox();
+    });
+    this.#process.close();
     qmp.close();
   }
 
@@ -406,24 +340,6 @@ export class StandbyVm {
     } catch (error) {
       this.#log.warn('the vmstate mailbox could not be taken off', { error: (error as Error).message });
     }
-  }
-
-  async #quit(): Promise<void> {
-    if (this.#gone) return;
-    this.#gone = true;
-    setTimeout(() => this.#watch.signal(9), QUIT_TIMEOUT_MS).unref();
-    try {
-      await this.#parts.qmp.execute('quit');
-    } catch (error) {
-      this.#log.warn('QEMU did not obey quit; killing it', { error: (error as Error).message });
-      this.#watch.signal(9);
-    }
-  }
-
-  #lost(reason: string): void {
-    if (this.#gone) return;
-    this.#gone = true;
-    this.#onEvent({ type: 'vm-lost', reason });
   }
 }
 

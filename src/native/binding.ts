@@ -442,6 +442,8 @@ export interface NativeBinding {
   makeMemoryFile(name: string): MemoryFile;
   /** Truncates the file and rewinds the offset that QEMU shares through `writeOnlyFd`. */
   rewindMemoryFile(file: MemoryFile): void;
+  /** A duplicate of another process's descriptor: they share its offset. */
+  duplicateForeignFd(pid: number, fd: number): number;
   /** Whether a file or block device was never used. Waits while it reads what isn't a hole, at most `readBytesMax`; false when there is more. */
   readsAsZeros(fd: number, readBytesMax: number): boolean;
   /** Signals every eventfd of QEMU: of a VM that runs from a loaded device state, an interrupt may be missing (native/core/eventfd_kick.h). */

@@ -1,6 +1,5 @@
 /** The primary's machine: finding a peer, one session after the other, and leaving the VM in order. docs/protocol.md, docs/architecture.md. */
 import { Authority } from './authority.ts';
-import { invalidTransition } from './errors.ts';
 import type {
   ClaimEvent,
   Machine,
@@ -10,31 +9,23 @@ import type {
   StateWord,
 } from './machine.ts';
 import type { ByeReason, Lineage } from './messages.ts';
-import { MAY_FAIL_UNASKED, STEP_OF } from './primary-answers.ts';
+import { Answers } from './primary-answers.ts';
 import { Capture } from './primary-capture.ts';
 import { PrimaryContext } from './primary-context.ts';
+import { Departure, type Outcome } from './primary-departure.ts';
+import { Link } from './primary-link.ts';
 import { PrimarySession, type SessionEnd } from './primary-session.ts';
 import { VmControl } from './primary-vm.ts';
 
-const BACKOFF_MAX = 10;
-/** Between attempts when a person must change something first. */
-const SLOW_RETRY_MS = 30_000;
-
-type Outcome = (PrimaryEffect & { type: 'finished' })['outcome'];
 export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
   private readonly context: PrimaryContext;
   private readonly vm: VmControl;
   private readonly capture: Capture;
+  private readonly answers: Answers;
   private readonly authority: Authority;
+  private readonly departure: Departure;
+  private readonly link: Link;
   private session: PrimarySession | null = null;
-  private link: 'idle' | 'connecting' | 'up' = 'idle';
-  private connectAtMs: number | null = null;
-  /** Sessions in a row that ended through no fault of the network. */
-  private failures = 0;
-  /** Why protection ends for good, once it does. */
-  private leaving: { outcome: Outcome; reason: string } | null = null;
-  /** Something of ours, or of an earlier agent that is known to be harmless, lies under the VM's NICs. */
-  private handOverDue = false;
   private finished = false;
   private word: StateWord = 'STARTING';
   private cause = '';
@@ -48,7 +39,10 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
     this.context = new PrimaryContext(options);
     this.vm = new VmControl(this.context);
     this.capture = new Capture(this.context, this.vm);
+    this.answers = new Answers(this.context, this.vm, this.capture);
     this.authority = new Authority(this.context);
+    this.departure = new Departure(this.context, this.vm, this.authority);
+    this.link = new Link(this.context);
   }
 
   get state(): StateWord {
@@ -136,14 +130,13 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
         this.onVm(event);
         break;
       default:
-        this.onAnswer(event);
+        this.answers.onAnswer(event, this.session);
         break;
     }
   }
 
   private onStart(): void {
-    if (this.connectAtMs !== null || this.link !== 'idle') invalidTransition(this.word, 'start');
-    this.connectAtMs = this.context.nowMs;
+    this.link.start(this.word);
     this.setState(...this.authority.start());
   }
 
@@ -157,11 +150,7 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
   }
 
   private onAlone(): void {
-    if (this.context.foreignGate) {
-      this.context.foreignGate = false;
-      this.handOverDue = true;
-      this.missing = 'the gate of an earlier agent was found';
-    }
+    if (this.departure.adoptForeignGate()) this.missing = 'the gate of an earlier agent was found';
     if (this.word === 'STARTING') this.setState('STARTING', 'connecting to the secondary');
     else this.showAlone();
   }
@@ -187,18 +176,17 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
   // --- the peer and the VM ---------------------------------------------------------------------------------------------------------
 
   private onPeerConnected(lineage: Lineage): void {
-    if (this.link !== 'connecting') invalidTransition(`link ${this.link}`, 'peer-connected');
-    this.link = 'up';
+    this.link.onConnected();
     this.session = new PrimarySession(this.context, this.vm, this.capture, lineage);
   }
 
   private onPeerLost(reason: string): void {
     if (this.session !== null) {
       this.session.end ??= { cause: 'peer', reason, tell: null };
-      this.link = 'idle';
-    } else if (this.link === 'connecting') {
-      this.link = 'idle';
-      this.retry(this.timings.reconnectMs);
+      this.link.state = 'idle';
+    } else if (this.link.state === 'connecting') {
+      this.link.state = 'idle';
+      this.link.retry();
       this.alone(`no secondary: ${reason}`);
     }
   }
@@ -206,10 +194,7 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
   private onStopCommand(force: boolean): void {
     if (force) this.authority.override();
     // Without a witness a person's word opens even the gate of an earlier agent.
-    if (this.context.foreignGate && this.authority.mayOpenGate) {
-      this.handOverDue = true;
-      this.context.foreignGate = false;
-    }
+    if (this.authority.mayOpenGate) this.departure.adoptForeignGate();
     // A VM that has shut down still stands only because of us.
     if (this.vm.shutDown) this.leave('guest-shutdown', 'the guest shut down', 'shutdown');
     else this.leave('stopped', 'stopped by command', 'detach');
@@ -255,75 +240,6 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
     this.finish(outcome, reason);
   }
 
-  private onAnswer(event: PrimaryEvent): void {
-    const { steps } = this.context;
-    switch (event.type) {
-      case 'handed-over':
-        steps.end('hand-over');
-        break;
-      case 'resumed':
-        steps.end('resume');
-        this.vm.onResumed(event.stoodMs);
-        break;
-      case 'stopped':
-        steps.end('stop', event.epoch);
-        this.capture.onStopped(event.wasRunning);
-        this.session?.onStopped(event.wasRunning);
-        break;
-      case 'captured':
-        steps.end('capture', event.epoch);
-        this.capture.onCaptured(event.pages);
-        this.session?.onCaptured();
-        break;
-      case 'saved':
-        steps.end('save', event.epoch);
-        this.capture.onSaved(event.vmstateBytes);
-        break;
-      case 'step-failed':
-        this.onStepFailed(event);
-        break;
-      case 'gate-installed':
-      case 'disks-synced':
-      case 'protected':
-      case 'bulk-connected':
-      case 'synced':
-      case 'transmitted':
-        steps.end(STEP_OF[event.type], event.type === 'transmitted' ? event.epoch : undefined);
-        // Without a session it is the late answer of one that has ended.
-        this.session?.onAnswer(event.type);
-        break;
-    }
-  }
-
-  private onStepFailed(event: PrimaryEvent & { type: 'step-failed' }): void {
-    const { step, reason } = event;
-    const { steps } = this.context;
-    const unasked = !steps.has(step);
-    if (!unasked || !MAY_FAIL_UNASKED.has(step)) steps.end(step);
-    switch (step) {
-      case 'stop':
-        // Nothing is saved of a VM that wasn't stopped: `stop` answers for both.
-        steps.drop('save');
-        this.capture.onStepFailed(step, reason);
-        break;
-      case 'capture':
-      case 'save':
-        this.capture.onStepFailed(step, reason);
-        break;
-      case 'resume':
-        if (unasked) this.vm.reclaim();
-        this.vm.onResumeFailed(reason);
-        break;
-      case 'protect':
-        this.vm.reclaim();
-        this.session?.onStepFailed(step, reason);
-        break;
-      default:
-        this.session?.onStepFailed(step, reason);
-        break;
-    }
-  }
-
   // --- progress --------------------------------------------------------------------------------------------------------------------
 
   private advance(): void {
@@ -335,11 +251,8 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
   }
 
   private follow(session: PrimarySession): void {
-    if (session.ready && this.context.foreignGate) {
-      this.context.foreignGate = false;
-      this.handOverDue = true;
-    }
-    if (this.context.steps.has('gate')) this.handOverDue = true;
+    if (session.ready) this.departure.adoptForeignGate();
+    this.departure.noteGate();
     if (session.epoch > 0) {
       this.epochValue = session.epoch;
       this.committedAtMs = session.committedAtMs;
@@ -371,34 +284,33 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
       this.fence(end.reason);
       return;
     }
-    if (this.vm.shutDown) this.leaving = { outcome: 'guest-shutdown', reason: 'the guest shut down' };
+    if (this.vm.shutDown)
+      this.departure.leaving = { outcome: 'guest-shutdown', reason: 'the guest shut down' };
     this.afterSession(session, end);
   }
 
   private afterSession(session: PrimarySession, end: SessionEnd): void {
     this.alone(end.reason);
-    if (session.epoch > 0 && this.context.nowMs - session.beganMs >= SLOW_RETRY_MS) this.failures = 0;
+    if (session.epoch > 0) this.link.onProtectedSince(session.beganMs);
     switch (end.cause) {
       case 'incompatible':
-        this.retry(SLOW_RETRY_MS);
+        this.link.retrySlowly();
         break;
       case 'split-brain':
         this.setState('BLOCKED', `split brain: ${end.reason}; one of the two VMs must be ended by a person`);
-        this.retry(SLOW_RETRY_MS);
+        this.link.retrySlowly();
         break;
       case 'stale':
         if (session.staleSince !== null) this.authority.claimAlone(session.staleSince + 1);
-        this.retry(this.timings.reconnectMs);
+        this.link.retry();
         break;
       default:
-        this.retry(this.timings.reconnectMs * Math.min(2 ** this.failures, BACKOFF_MAX));
-        if (end.cause === 'local') this.failures++;
+        this.link.retryAfterSession(end.cause === 'local');
     }
   }
 
   private disconnect(session: PrimarySession, reason: string): void {
-    if (this.link === 'up') this.context.emit({ type: 'disconnect', reason });
-    this.link = 'idle';
+    this.link.disconnect(reason);
     if (session.ready) this.context.emit({ type: 'disconnect-bulk' });
   }
 
@@ -412,51 +324,31 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
     // A capture that came after the hand-over would close the gate again, a stop after the resume would hold the VM.
     if (steps.has('gate', 'disks', 'protect', 'stop', 'save', 'capture')) return;
     this.vm.resume();
-    // INVARIANT 4: a standby that may have taken over must be known not to have.
-    if (this.handOverDue && this.authority.mayOpenGate && !steps.has('hand-over')) {
-      this.handOverDue = false;
-      steps.begin('hand-over');
-      this.context.emit({ type: 'hand-over' });
-    }
+    this.departure.handOver();
     const at = this.connectableAtMs();
-    if (this.leaving !== null) this.finishIfSettled(this.leaving);
-    else if (at !== null && at <= this.context.nowMs) this.connect();
+    if (this.departure.leaving !== null) this.finishIfSettled(this.departure.leaving);
+    else if (at !== null && at <= this.context.nowMs) this.link.connect();
   }
 
   private finishIfSettled(leaving: { outcome: Outcome; reason: string }): void {
-    if (this.handOverDue || this.vm.stoppedByUs || this.context.steps.has('resume', 'hand-over')) return;
-    // Behind the gate of an earlier agent the VM isn't simply left: it would be cut off for good.
-    if (this.context.foreignGate && leaving.outcome === 'stopped') return;
-    if (this.link === 'connecting') this.context.emit({ type: 'disconnect', reason: leaving.reason });
+    if (!this.departure.settled) return;
+    this.link.disconnect(leaving.reason);
     if (leaving.outcome === 'guest-shutdown') this.context.emit({ type: 'quit-vm' });
     this.finish(leaving.outcome, leaving.reason);
   }
 
-  private connect(): void {
-    this.link = 'connecting';
-    this.context.emit({ type: 'connect' });
-  }
-
   /** When `connect` may be asked for: only once every step of the last session has been answered and the VM is in nobody's hand. */
   private connectableAtMs(): number | null {
-    const idle = this.session === null && this.link === 'idle' && this.leaving === null;
+    const idle = this.session === null && this.departure.leaving === null;
     const settled = this.context.steps.size === 0 && !this.vm.stoppedByUs;
-    return idle && settled && this.authority.mayConnect ? this.connectAtMs : null;
+    return idle && settled && this.authority.mayConnect ? this.link.dueMs : null;
   }
 
   // --- endings and state -----------------------------------------------------------------------------------------------------------
 
-  private get timings(): PrimaryOptions['timings'] {
-    return this.context.options.timings;
-  }
-
-  private retry(afterMs: number): void {
-    this.connectAtMs = this.context.nowMs + afterMs;
-  }
-
   /** For good, as soon as the VM is settled. A shutdown outweighs the command to stop. */
   private leave(outcome: Outcome, reason: string, bye: ByeReason): void {
-    this.leaving = { outcome, reason };
+    this.departure.leaving = { outcome, reason };
     if (this.session !== null)
       this.session.end ??= { cause: 'local', reason, tell: { type: 'bye', reason: bye } };
   }

@@ -1,6 +1,7 @@
 import type { SecondaryEffect, SecondaryOptions } from './machine.ts';
 import type { Body } from './messages.ts';
 import { Outstanding } from './outstanding.ts';
+import { ShownState } from './shown-state.ts';
 
 export type SecondaryStep = 'compare' | 'open-session' | 'flush' | 'load' | 'settle-disks' | 'promote';
 
@@ -8,6 +9,7 @@ export type SecondaryStep = 'compare' | 'open-session' | 'flush' | 'load' | 'set
 export class SecondaryContext {
   readonly options: SecondaryOptions;
   readonly steps = new Outstanding<SecondaryStep>();
+  readonly shown = new ShownState();
   /** The newest generation that was seen. */
   generation: number;
   nowMs = 0;

@@ -1,18 +1,12 @@
 /** The secondary's machine: one session after the other, and the take-over. docs/protocol.md, docs/architecture.md. */
 import { invalidTransition } from './errors.ts';
-import type {
-  ClaimEvent,
-  Machine,
-  SecondaryEffect,
-  SecondaryEvent,
-  SecondaryOptions,
-  StateWord,
-} from './machine.ts';
-import { type Body, GENERATION_MAX, type Message } from './messages.ts';
+import type { Machine, SecondaryEffect, SecondaryEvent, SecondaryOptions, StateWord } from './machine.ts';
+import type { Body, Message } from './messages.ts';
+import { refusal, refuseHello } from './secondary-admission.ts';
 import { SecondaryContext } from './secondary-context.ts';
+import { Life } from './secondary-life.ts';
 import { type SecondaryEnd, SecondarySession } from './secondary-session.ts';
 import { Standby } from './standby.ts';
-import { TakeOver } from './take-over.ts';
 
 /** A connection on which nobody says HELLO ends after this. */
 const HELLO_TIMEOUT_MS = 5000;
@@ -22,34 +16,25 @@ type Outcome = (SecondaryEffect & { type: 'finished' })['outcome'];
 export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect> {
   private readonly context: SecondaryContext;
   private readonly standby: Standby;
+  private readonly life: Life;
   private session: SecondarySession | null = null;
   /** When the control connection came, while there is one. */
   private connectedAtMs: number | null = null;
-  /** Whether the VM is a standby, on its way to run, running, or in an unknown state because `cont` failed. */
-  private life: 'standby' | 'taking-over' | 'running' | 'unclear' = 'standby';
-  /** While `life` is taking-over. */
-  private takeOver: TakeOver | null = null;
-  /** A primary that lives has been given until then to come back, or to claim its next generation. */
-  private claimAtMs: number | null = null;
-  /** A person has decided in the witness's place: what it holds may say otherwise. */
-  private overridden = false;
   private started = false;
   private finished = false;
-  private word: StateWord = 'STARTING';
-  private cause = '';
-  private shown = '';
 
   constructor(options: SecondaryOptions) {
     this.context = new SecondaryContext(options);
     this.standby = new Standby(this.context);
+    this.life = new Life(this.context, this.standby);
   }
 
   get state(): StateWord {
-    return this.word;
+    return this.context.shown.word;
   }
 
   get reason(): string {
-    return this.cause;
+    return this.context.shown.reason;
   }
 
   get generation(): number {
@@ -58,7 +43,7 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
 
   /** The VM runs in a generation that nobody else can have won. */
   get undisputed(): boolean {
-    return this.life === 'running' && !this.overridden;
+    return this.life.undisputed;
   }
 
   /** The last committed epoch, the one that a failover would resume; 0 while there is none. */
@@ -72,11 +57,12 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
 
   get nextTimepointMs(): number | null {
     if (this.finished) return null;
-    if (this.connectedAtMs === null) return this.claimAtMs;
+    if (this.connectedAtMs === null) return this.life.claimAtMs;
     const sessionMs =
       this.session === null ? this.connectedAtMs + HELLO_TIMEOUT_MS : this.session.nextTimepointMs;
-    const dueMs = Math.min(sessionMs ?? Number.POSITIVE_INFINITY, this.claimAtMs ?? Number.POSITIVE_INFINITY);
-    return dueMs === Number.POSITIVE_INFINITY ? null : dueMs;
+    const never = Number.POSITIVE_INFINITY;
+    const dueMs = Math.min(sessionMs ?? never, this.life.claimAtMs ?? never);
+    return dueMs === never ? null : dueMs;
   }
 
   /** Throws "invalid transition [state -> event]" for an event that the shell can't rightly have sent. After `finished` nothing matters. */
@@ -93,7 +79,7 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
   private handle(event: SecondaryEvent): void {
     switch (event.type) {
       case 'start':
-        if (this.started) invalidTransition(this.word, 'start');
+        if (this.started) invalidTransition(this.state, 'start');
         this.started = true;
         this.setState('STARTING', 'waiting for a primary');
         break;
@@ -124,12 +110,12 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
         break;
       case 'command':
         if (event.command === 'stop') this.onStopCommand();
-        else this.onFailoverCommand(event.command === 'force-failover');
+        else this.life.onCommand(event.command === 'force-failover', this.session !== null);
         break;
       case 'claim-won':
       case 'claim-lost':
       case 'claim-unanswered':
-        this.onClaim(event);
+        this.life.onClaim(event);
         break;
       default:
         this.onAnswer(event);
@@ -153,62 +139,19 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
   }
 
   private onHello(hello: Body & { type: 'hello' }, generation: number): void {
-    const own = this.context.generation;
-    const unfit = this.misfit(hello);
-    if (unfit !== null) {
-      this.refuse('incompatible', unfit);
-    } else if (this.life === 'taking-over' && !this.mayYieldTo(generation)) {
-      this.refuse('taking-over', 'this standby is taking over');
-    } else if (this.life === 'unclear') {
-      this.refuse('blocked', this.cause);
-    } else if (this.life === 'running') {
-      // INVARIANT 4: the newest generation runs; an older primary learns here that it was superseded.
-      this.refuseStale('this VM runs', own, 'running');
-    } else if (generation < own) {
-      this.refuseStale(`generation ${generation} is older than ${own}`, own, 'standby');
-    } else if (generation >= GENERATION_MAX) {
-      this.refuse('protocol', `generation ${generation} leaves no room for the next ones`);
-    } else {
-      this.yieldToPrimary();
-      this.context.generation = generation;
-      this.session = new SecondarySession(this.context, this.standby, hello);
+    const { life, context } = this;
+    const refused = refuseHello(context, hello, generation, life);
+    if (refused !== null) {
+      this.refuseWith(refused, refused.message);
+      return;
     }
-  }
-
-  /** Both ends must leave the decision to the same judge, who must be able to tell them apart. */
-  private misfit({ node, arbitration }: Body & { type: 'hello' }): string | null {
-    const { failover, node: own } = this.context.options;
-    const expected = failover === 'claimed' ? 'witness' : 'none';
-    const says = (word: string) => (word === 'witness' ? 'asks a witness' : 'asks no witness');
-    if (arbitration !== expected)
-      return `the primary ${says(arbitration)}, its standby ${says(expected)}: give both the same --witness`;
-    if (arbitration !== 'witness' || node !== own) return null;
-    return `both hosts call themselves ${own}: the witness can't tell them apart, give each its own --node`;
-  }
-
-  /** INVARIANT 4: a primary that comes back while the witness is silent has won a generation since, so our claim can only be lost. */
-  private mayYieldTo(generation: number): boolean {
-    return this.takeOver?.undecided === true && generation > this.standby.source.generation;
-  }
-
-  private yieldToPrimary(): void {
-    this.claimAtMs = null;
-    if (this.takeOver === null) return;
-    this.takeOver.withdraw();
-    this.endTakeOver();
-  }
-
-  private endTakeOver(): void {
-    this.takeOver = null;
-    this.life = 'standby';
+    life.yieldToPrimary();
+    context.generation = generation;
+    this.session = new SecondarySession(context, this.standby, hello);
   }
 
   private refuse(code: string, message: string): void {
-    this.refuseWith({ type: 'error', code, message: message.slice(0, 512) }, message);
-  }
-
-  private refuseStale(message: string, generation: number, role: 'standby' | 'running'): void {
-    this.refuseWith({ type: 'error', code: 'stale-generation', message, generation, role }, message);
+    this.refuseWith(refusal(code, message), message);
   }
 
   /** ERROR and the end of the connection; a session in progress ends with it. */
@@ -231,46 +174,6 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
   private onStopCommand(): void {
     if (this.session !== null) this.context.send({ type: 'bye', reason: 'detach' });
     this.finish('stopped', 'stopped by command');
-  }
-
-  private onFailoverCommand(force: boolean): void {
-    if (this.life === 'running' || (this.life === 'taking-over' && !force)) return;
-    if (this.session !== null) {
-      this.setState(this.word, 'failover refused: the primary is connected');
-    } else if (!force && this.standby.epoch !== null && this.context.options.failover === 'ordered') {
-      const order = 'without a witness only `colo-agent failover --force NAME` promotes it';
-      this.setState(this.word, `failover refused: ${order}, when the primary is known not to run`);
-    } else if (this.life === 'taking-over') {
-      this.takeOver?.withdraw();
-      this.grant();
-      this.setState('TAKING-OVER', `at epoch ${this.standby.epoch}: ordered by a person`);
-    } else {
-      this.beginTakeOver('ordered by a person', force);
-    }
-  }
-
-  /** Without the witness's word. */
-  private grant(): void {
-    this.overridden ||= this.context.options.failover === 'claimed';
-    this.standby.won ??= this.context.generation + 1;
-  }
-
-  private onClaim(event: ClaimEvent): void {
-    const { takeOver } = this;
-    // The last word on a claim that has been withdrawn may still be on its way.
-    if (takeOver === null || !takeOver.undecided) return;
-    if (event.type === 'claim-won') {
-      takeOver.onWon(event.generation);
-      this.setState('TAKING-OVER', `at epoch ${this.standby.epoch}: ${takeOver.reason}`);
-    } else if (event.type === 'claim-unanswered') {
-      const what = `can't take over at epoch ${this.standby.epoch} before the witness answers`;
-      this.setState('BLOCKED', `${what}: ${event.reason} (${takeOver.reason})`);
-    } else {
-      this.endTakeOver();
-      // INVARIANT 4: what the world has seen since is newer than this checkpoint.
-      this.standby.discard();
-      this.setState('STARTING', `waiting for a primary: ${event.reason}`);
-    }
   }
 
   private onAnswer(event: SecondaryEvent): void {
@@ -309,24 +212,19 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
         break;
       case 'disks-settled':
         steps.end('settle-disks');
-        this.takeOver?.onSettled();
+        this.life.onSettled();
         break;
       case 'settle-failed':
         steps.end('settle-disks');
-        this.onSettleFailed(event.reason);
+        this.life.onSettleFailed(event.reason);
         break;
       case 'promoted':
         steps.end('promote');
-        this.life = 'running';
-        this.takeOver = null;
-        this.context.generation = this.standby.won ?? this.context.generation;
-        this.setState('RUNNING', 'took over');
+        this.life.onPromoted();
         break;
       case 'promote-failed':
         steps.end('promote');
-        this.life = 'unclear';
-        this.takeOver = null;
-        this.setState('BLOCKED', `the VM could not be started: ${event.reason}`);
+        this.life.onPromoteFailed(event.reason);
         break;
     }
   }
@@ -339,15 +237,7 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
   private onRamDiffers(epoch: number, reason: string): void {
     this.standby.onDiffers(epoch, reason);
     this.session?.fail('scrub', `epoch ${epoch}: ${reason}`);
-    if (this.session === null && this.life === 'standby') this.setState('BLOCKED', this.refusal);
-  }
-
-  private onSettleFailed(reason: string): void {
-    if (this.takeOver === null) return;
-    this.yieldToPrimary();
-    // INVARIANT 2: a disk that has lost a write on its way to the medium can only be copied again.
-    this.standby.discard();
-    this.setState('BLOCKED', `failover impossible: the disks could not be synced: ${reason}`);
+    if (this.session === null && this.life.now === 'standby') this.setState('BLOCKED', this.life.refusal);
   }
 
   // --- progress --------------------------------------------------------------------------------------------------------------------
@@ -356,8 +246,7 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
     this.session?.advance();
     if (this.session !== null) this.follow(this.session);
     else this.checkSilentConnection();
-    if (this.claimAtMs !== null && this.context.nowMs >= this.claimAtMs) this.claimAfterSilence();
-    if (this.takeOver !== null) this.advanceTakeOver(this.takeOver);
+    this.life.advance(this.session !== null);
     this.showState();
   }
 
@@ -365,7 +254,7 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
     if (session.end !== null) this.endSession(session, session.end);
     else if (session.phase === 'failing')
       this.setState(
-        this.standby.condemned === null ? this.word : 'BLOCKED',
+        this.standby.condemned === null ? this.state : 'BLOCKED',
         `waiting for the primary: ${session.failure}`,
       );
     else if (session.epoch > 0) this.followStandby();
@@ -390,7 +279,7 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
       return;
     }
     const lost = end.cause === 'lost' || end.cause === 'qemu-lost';
-    if (this.standby.epoch !== null && this.maySucceed(session, lost)) this.beginTakeOver(end.reason, false);
+    if (this.standby.epoch !== null && this.maySucceed(session, lost)) this.life.begin(end.reason, false);
     else this.waitAfter(end, lost);
   }
 
@@ -407,12 +296,12 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
     const what = lost ? 'primary lost' : 'the primary goes on alone';
     const { failover, timings } = this.context.options;
     if (this.standby.epoch !== null && failover === 'claimed') {
-      this.claimAtMs = this.context.nowMs + 2 * timings.peerTimeoutMs;
+      this.life.claimAtMs = this.context.nowMs + 2 * timings.peerTimeoutMs;
       this.setState('STANDBY', `${what} (${end.reason}); if it stays away the witness is asked`);
     } else if (this.standby.epoch !== null) {
       this.setState('STANDBY', `${what} (${end.reason}); failover waits for a person`);
     } else if (lost || this.standby.condemned !== null) {
-      this.setState('BLOCKED', `${what} (${end.reason}); ${this.refusal}`);
+      this.setState('BLOCKED', `${what} (${end.reason}); ${this.life.refusal}`);
     } else {
       this.setState('STARTING', `waiting for a primary; the last session ended: ${end.reason}`);
     }
@@ -425,44 +314,10 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
     }
   }
 
-  // --- take-over -------------------------------------------------------------------------------------------------------------------
-
-  private beginTakeOver(reason: string, force: boolean): void {
-    this.claimAtMs = null;
-    if (this.standby.epoch === null) {
-      this.setState('BLOCKED', `failover refused: ${this.refusal}`);
-      return;
-    }
-    this.life = 'taking-over';
-    this.takeOver = new TakeOver(this.context, this.standby, reason);
-    if (force || this.context.options.failover !== 'claimed') this.grant();
-    this.setState('TAKING-OVER', `at epoch ${this.standby.epoch}: ${reason}`);
-  }
-
-  /** Why there is nothing to take over. */
-  private get refusal(): string {
-    const { condemned } = this.standby;
-    if (condemned === null) return 'there is no complete checkpoint to take over';
-    return `RAM here is not the primary's (${condemned})`;
-  }
-
-  private claimAfterSilence(): void {
-    this.claimAtMs = null;
-    if (this.session === null && this.life === 'standby') this.beginTakeOver('the primary stays away', false);
-  }
-
-  private advanceTakeOver(takeOver: TakeOver): void {
-    const impossible = takeOver.advance();
-    if (impossible === null) return;
-    takeOver.withdraw();
-    this.endTakeOver();
-    this.setState('BLOCKED', impossible);
-  }
-
   // --- endings and state -----------------------------------------------------------------------------------------------------------
 
   private followStandby(): void {
-    if (this.word !== 'STANDBY') this.setState('STANDBY', 'holds the last checkpoint');
+    if (this.state !== 'STANDBY') this.setState('STANDBY', 'holds the last checkpoint');
   }
 
   private disconnect(reason: string): void {
@@ -482,15 +337,12 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
     this.context.emit({ type: 'finished', outcome, reason });
   }
 
-  private setState(word: StateWord, cause: string): void {
-    this.word = word;
-    this.cause = cause;
+  private setState(word: StateWord, reason: string): void {
+    this.context.shown.set(word, reason);
   }
 
   private showState(): void {
-    const shown = `${this.word} ${this.cause}`;
-    if (shown === this.shown) return;
-    this.shown = shown;
-    this.context.emit({ type: 'state', state: this.word, reason: this.cause });
+    const change = this.context.shown.takeChange();
+    if (change !== null) this.context.emit(change);
   }
 }

@@ -183,9 +183,14 @@ export class TestVm {
     this.#child.kill(signal);
   }
 
+  /** Rejects when QEMU had crashed before: whatever an agent does to it, that it must survive. */
   async destroy(): Promise<void> {
     await this.#child.stop();
+    const { code, signal } = await this.exited;
+    const crashed = signal === null ? code !== 0 : !['SIGKILL', 'SIGTERM'].includes(signal);
+    const complaint = `QEMU (${this.name}) ended by itself: ${signal ?? `status ${code}`}; ${this.stderr()}`;
     rmSync(this.#directory, { recursive: true, force: true });
+    if (crashed) throw new Error(complaint);
   }
 
   async #waitForMonitor(): Promise<void> {

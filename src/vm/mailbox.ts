@@ -2,7 +2,7 @@
 import { ftruncateSync, readSync, writeSync } from 'node:fs';
 import { type MemoryFile, type NativeBinding, native as nativeBinding } from '../native/binding.ts';
 import type { QmpClient } from '../qmp/client.ts';
-import { addMemoryFd, removeFdSets } from './fd-sets.ts';
+import { addMemoryFd, type GivenFile, removeFdSets, takeKeptFile } from './fd-sets.ts';
 import { jobEvents } from './jobs.ts';
 import { IMAGE_BYTES, mailboxHead, SNAPSHOT_TAG, STATE_BYTES, STATE_OFFSET_BYTES } from './mailbox-image.ts';
 import { parseSections, type Section } from './vmstate-sections.ts';
@@ -12,7 +12,7 @@ const LABEL = 'colo-mailbox';
 const HEADER_BYTES = 8;
 const JOB_PREFIX = 'colo-load-';
 
-type FileServices = Pick<NativeBinding, 'makeMemoryFile' | 'closeFd'>;
+type FileServices = Pick<NativeBinding, 'makeMemoryFile' | 'duplicateForeignFd' | 'closeFd'>;
 
 /** QEMU refused a device state; the VM's devices are in no defined state until another one has been loaded. */
 export class LoadError extends Error {
@@ -35,11 +35,11 @@ export class Mailbox {
   /** Adds the mailbox to a QEMU as a block node that no device uses, and removes what an earlier agent left. */
   static async attach(qmp: QmpClient, native: FileServices = nativeBinding): Promise<Mailbox> {
     await removeLeftMailboxes(qmp);
-    const file = native.makeMemoryFile(LABEL);
+    const { file, fdSet } = (await takeKeptFile(qmp, LABEL, native)) ?? (await giveNewFile(qmp, native));
     try {
+      ftruncateSync(file.readWriteFd, 0);
       writeSync(file.readWriteFd, mailboxHead(), 0, undefined, 0);
       ftruncateSync(file.readWriteFd, IMAGE_BYTES);
-      const fdSet = await addMemoryFd(qmp, file.readWriteFd, LABEL);
       Mailbox.#attached += 1;
       const mailbox = new Mailbox(file, fdSet, `${LABEL}-${process.pid}-${Mailbox.#attached}`, native);
       await mailbox.#addNode(qmp);
@@ -99,7 +99,10 @@ export class Mailbox {
   async detach(qmp: QmpClient): Promise<void> {
     try {
       await qmp.execute('blockdev-del', { 'node-name': this.#node });
-      await qmp.execute('remove-fd', { 'fdset-id': this.#fdSet });
+      // By its label: a set that was to be removed before is gone as soon as the VM runs.
+      await removeFdSets(qmp, LABEL);
+      // QEMU may keep it, but not what is in it.
+      ftruncateSync(this.#file.readWriteFd, 0);
     } finally {
       closeBoth(this.#file, this.#native);
     }
@@ -114,7 +117,7 @@ export class Mailbox {
         file: { driver: 'file', filename: `/dev/fdset/${this.#fdSet}`, locking: 'off' },
       });
     } catch (error) {
-      await qmp.execute('remove-fd', { 'fdset-id': this.#fdSet });
+      await removeFdSets(qmp, LABEL);
       throw error;
     }
   }
@@ -129,6 +132,16 @@ async function removeLeftMailboxes(qmp: QmpClient): Promise<void> {
     if (node?.startsWith(LABEL)) await qmp.execute('blockdev-del', { 'node-name': node });
   }
   await removeFdSets(qmp, LABEL);
+}
+
+async function giveNewFile(qmp: QmpClient, native: FileServices): Promise<GivenFile> {
+  const file = native.makeMemoryFile(LABEL);
+  try {
+    return { file, fdSet: await addMemoryFd(qmp, file.readWriteFd, LABEL) };
+  } catch (error) {
+    closeBoth(file, native);
+    throw error;
+  }
 }
 
 function closeBoth({ readWriteFd, writeOnlyFd }: MemoryFile, native: FileServices): void {

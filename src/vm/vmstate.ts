@@ -4,11 +4,14 @@
  */
 import { type MemoryFile, type NativeBinding, native as nativeBinding } from '../native/binding.ts';
 import type { QmpClient } from '../qmp/client.ts';
-import { addMemoryFd, removeFdSets } from './fd-sets.ts';
+import { addMemoryFd, removeFdSets, takeKeptFile } from './fd-sets.ts';
 
 const LABEL = 'colo-vmstate';
 
-type FileServices = Pick<NativeBinding, 'makeMemoryFile' | 'rewindMemoryFile' | 'closeFd'>;
+type FileServices = Pick<
+  NativeBinding,
+  'makeMemoryFile' | 'rewindMemoryFile' | 'duplicateForeignFd' | 'closeFd'
+>;
 
 export class VmstateFile {
   readonly #file: MemoryFile;
@@ -26,6 +29,13 @@ export class VmstateFile {
       closeBoth(file, native);
       throw error;
     }
+  }
+
+  /** The same for a VM that stands until `detach`. */
+  static async attachToStanding(qmp: QmpClient, native: FileServices = nativeBinding): Promise<VmstateFile> {
+    await removeFdSets(qmp, LABEL);
+    const kept = await takeKeptFile(qmp, LABEL, native);
+    return kept ? new VmstateFile(kept.file, kept.fdSet, native) : VmstateFile.attach(qmp, native);
   }
 
   private constructor(file: MemoryFile, fdSet: number, native: FileServices) {
@@ -53,7 +63,8 @@ export class VmstateFile {
   /** Takes the file away from QEMU and closes it. */
   async detach(qmp: QmpClient): Promise<void> {
     try {
-      await qmp.execute('remove-fd', { 'fdset-id': this.#fdSet });
+      // By its label: one that was kept may be gone by now.
+      await removeFdSets(qmp, LABEL);
     } finally {
       closeBoth(this.#file, this.#native);
     }

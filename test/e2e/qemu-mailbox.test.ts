@@ -1,6 +1,16 @@
 /** Device states out of one real QEMU and into another. */
 import { execFileSync } from 'node:child_process';
-import { mkdtempSync, readFileSync, rmSync, writeSync } from 'node:fs';
+import {
+  closeSync,
+  mkdtempSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterEach, describe, expect, it } from 'vitest';
@@ -139,6 +149,45 @@ describe('Mailbox', () => {
     const nodes = await next.execute('query-named-block-nodes', { flat: true });
     expect(nodes.filter((node) => node['node-name']?.startsWith('colo-'))).toHaveLength(1);
     await mailbox.detach(next);
+  });
+
+  it('leaves a standby that agents come to and leave no more descriptors each time', async () => {
+    const { qemu, qmp } = await start('-S', ...ARGS);
+    const counts: number[] = [];
+    for (let agents = 0; agents < 4; agents += 1) {
+      const vmstate = await VmstateFile.attachToStanding(qmp);
+      await vmstate.save(qmp);
+      expect(parseSections(contentOf(vmstate)).map(({ name }) => name)).toContain('apic');
+      await vmstate.detach(qmp);
+      const mailbox = await Mailbox.attach(qmp);
+      await expect(mailbox.load(qmp)).rejects.toMatchObject({ name: 'LoadError' });
+      await mailbox.detach(qmp);
+      counts.push(readdirSync(`/proc/${qemu.child.pid}/fd`).length);
+    }
+    expect(new Set(counts).size).toBe(1);
+    // What QEMU before 9.1 keeps of the mailbox holds no memory.
+    for (const { fds } of await qmp.execute('query-fdsets')) {
+      for (const { fd, opaque } of fds)
+        if (opaque === 'colo-mailbox') expect(statSync(`/proc/${qemu.child.pid}/fd/${fd}`).size).toBe(0);
+    }
+    await qmp.execute('cont');
+    await (await VmstateFile.attach(qmp)).detach(qmp);
+    await (await Mailbox.attach(qmp)).detach(qmp);
+    expect(await qmp.execute('query-fdsets')).toEqual([]);
+  });
+
+  it('never writes to a file that QEMU calls a mailbox and may only read', async () => {
+    const { qmp } = await start('-S', ...ARGS);
+    const folder = mkdtempSync(path.join(tmpdir(), 'colo-mailbox-'));
+    cleanups.push(() => rmSync(folder, { recursive: true }));
+    const foreign = path.join(folder, 'foreign');
+    writeFileSync(foreign, "somebody else's");
+    const fd = openSync(foreign, 'r');
+    cleanups.push(() => closeSync(fd));
+    await qmp.execute('add-fd', { opaque: 'colo-mailbox' }, [fd]);
+    const mailbox = await Mailbox.attach(qmp);
+    await mailbox.detach(qmp);
+    expect(readFileSync(foreign, 'utf8')).toBe("somebody else's");
   });
 
   it('says when QEMU dies during a load', async () => {

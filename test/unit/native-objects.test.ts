@@ -358,6 +358,18 @@ describe('descriptors', () => {
     );
   });
 
+  test("a duplicate of another process's descriptor shares its offset", () => {
+    const file = native.makeMemoryFile('shared');
+    const twin = native.duplicateForeignFd(process.pid, file.writeOnlyFd);
+    fs.writeSync(file.writeOnlyFd, 'one');
+    fs.writeSync(twin, 'two');
+    expect(fs.readFileSync(`/proc/self/fd/${file.readWriteFd}`, 'utf8')).toBe('onetwo');
+    for (const each of [twin, file.readWriteFd, file.writeOnlyFd]) native.closeFd(each);
+    expect(() => native.duplicateForeignFd(process.pid, twin)).toThrow(
+      expect.objectContaining({ code: 'ERR_COLO_DESCRIPTOR', errno: os.constants.errno.EBADF }),
+    );
+  });
+
   test('a memory file is empty after a rewind', () => {
     const file = native.makeMemoryFile('vmstate');
     fs.writeSync(file.writeOnlyFd, 'a long save');

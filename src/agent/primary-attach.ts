@@ -1,0 +1,76 @@
+/** Attaching to the VM that is to be protected: what is found out about it, and everything that has to be there before protection can begin. */
+import { native, type PrimaryEngine } from '../native/binding.ts';
+import { QmpClient } from '../qmp/client.ts';
+import { describeVm, type VmDescription } from '../vm/description.ts';
+import { findLeftovers } from '../vm/gate-wiring.ts';
+import { findNics, isUngated, type Nic } from '../vm/nics.ts';
+import { assertProtectable } from '../vm/preflight.ts';
+import { findRamBlocks } from '../vm/ram-blocks.ts';
+import { ShutdownAction } from '../vm/shutdown-action.ts';
+import { VmstateFile } from '../vm/vmstate.ts';
+import { PauseGuard } from './pause-guard.ts';
+import type { PrimaryAgentOptions } from './primary-agent.ts';
+import { PrimaryDisks } from './primary-disks.ts';
+import { PrimaryVm } from './primary-vm.ts';
+
+export interface PrimaryParts {
+  qmp: QmpClient;
+  guard: PauseGuard;
+  engine: PrimaryEngine;
+  vmstate: VmstateFile;
+  nics: Nic[];
+  disks: PrimaryDisks;
+  shutdownAction: ShutdownAction;
+  description: VmDescription;
+  foundClosedGate: boolean;
+}
+
+/** Attaches to the VM behind `options.qmpPath`. On an error everything that was attached is taken off again. */
+export async function attachPrimary(options: PrimaryAgentOptions): Promise<PrimaryVm> {
+  const qmp = await QmpClient.connect(options.qmpPath);
+  let engine: PrimaryEngine | null = null;
+  let disks: PrimaryDisks | null = null;
+  let guard: PauseGuard | null = null;
+  try {
+    const pid = qmp.peer.pid;
+    await assertProtectable(qmp, pid, options.exceptions);
+    const foundClosedGate = (await findLeftovers(qmp)).gate;
+    const nics = (await findNics(qmp, pid)).filter((nic) => !isUngated(nic, options.exceptions.ungatedNics));
+    const blocks = await findRamBlocks(qmp, pid);
+    const { vm, diskBufferBytes: bufferBytes, exceptions, log } = options;
+    disks = await PrimaryDisks.attach(qmp, { vm, bufferBytes, exceptions, log });
+    const { owner } = disks;
+    const description = await describeVm(qmp, pid, blocks, null, { ...exceptions, owner, bufferBytes });
+    const shutdownAction = ShutdownAction.of(pid);
+    const vmstate = await VmstateFile.attach(qmp);
+    engine = new native.PrimaryEngine({
+      pid,
+      blocks,
+      threads: options.threads,
+      shadow: options.shadow,
+      tracker: options.tracker,
+      stagingResidentBytes: 64 * 1024 * 1024,
+      scrubSliceBytes: options.scrubSliceBytes,
+      disks: disks.exports,
+    });
+    guard = await PauseGuard.start(qmp, options.log);
+    native.startMemoryKeeper();
+    return new PrimaryVm(options, {
+      qmp,
+      guard,
+      engine,
+      vmstate,
+      nics,
+      disks,
+      shutdownAction,
+      description,
+      foundClosedGate,
+    });
+  } catch (error) {
+    engine?.close();
+    disks?.close();
+    await guard?.close();
+    qmp.close();
+    throw error;
+  }
+}
