@@ -2,6 +2,7 @@
 import { Socket } from 'node:net';
 import { type Acceptor, native, type PeerConnection, type TlsCredentials } from '../native/binding.ts';
 import type { SecondaryEffect, SecondaryEvent, StateWord, Timings } from '../protocol/machine.ts';
+import type { Message } from '../protocol/messages.ts';
 import { SecondaryMachine } from '../protocol/secondary.ts';
 import { vmIdOf } from '../protocol/vm-id.ts';
 import type { AcceptedExceptions } from '../vm/preflight.ts';
@@ -15,6 +16,7 @@ import type { Log } from './log.ts';
 import { formatHostPort, type HostPort, parseHostPort } from './peer-address.ts';
 import { PeerHeartbeat } from './peer-heartbeat.ts';
 import { PeerLink } from './peer-link.ts';
+import { Refusals } from './refusals.ts';
 import { SecondaryTrace } from './secondary-trace.ts';
 import { attachStandby } from './standby-attach.ts';
 import type { StandbyVm } from './standby-vm.ts';
@@ -117,6 +119,7 @@ export class SecondaryAgent {
       onSilent: (reason, heardMs) => this.#dispatch({ type: 'peer-silent', reason, heardMs }),
       onMalformed: (reason) => this.#dispatch({ type: 'peer-malformed', reason }),
     });
+    const refusals = new Refusals(log);
     this.#acceptor = new native.Acceptor({
       host: options.listen.host,
       port: options.listen.port,
@@ -126,7 +129,7 @@ export class SecondaryAgent {
         else if (link === 'heartbeat') this.#heartbeat.accept(connection, preface, peer);
         else this.#accept(connection, peer);
       },
-      onRefused: (peer, reason) => options.log.warn('a connection was refused', { peer, reason }),
+      onRefused: (peer, reason) => refusals.tell(peer, reason),
     });
     this.#finished = new Promise((resolve) => {
       this.#finish = resolve;
@@ -150,13 +153,7 @@ export class SecondaryAgent {
       (event) => trace?.event(event),
     );
     this.#arbitration = arbitrationOf(witness, { node, generations, log }, (event) => this.#dispatch(event));
-    vm.listen((event) => {
-      if (event.type === 'session-opened') {
-        this.#heartbeat.expect(event.bulkToken, this.#machine.generation);
-        this.#primaryHost = this.#peerHost;
-      }
-      this.#dispatch(event);
-    });
+    vm.listen((event) => this.#dispatch(event));
   }
 
   /** The last committed epoch; also of an agent that has ended. */
@@ -271,7 +268,7 @@ export class SecondaryAgent {
   #perform(effect: SecondaryEffect): void {
     switch (effect.type) {
       case 'send':
-        this.#link?.send(effect.message);
+        this.#send(effect.message);
         break;
       case 'disconnect':
         this.#options.log.info('disconnected', { reason: effect.reason });
@@ -316,6 +313,15 @@ export class SecondaryAgent {
       default:
         this.#vm.perform(effect);
     }
+  }
+
+  /** READY goes to the primary of a session that is open: one that ended while it was being opened must not be waited for, nor its host be fenced. */
+  #send(message: Message): void {
+    if (this.#link === null) return;
+    this.#link.send(message);
+    if (message.body.type !== 'ready') return;
+    this.#heartbeat.expect(message.body.bulkToken, message.generation);
+    this.#primaryHost = this.#peerHost;
   }
 
   /** INVARIANT 4: a generation is durable on this host before anything is answered in it, and before its VM runs. */

@@ -33,7 +33,7 @@ async function runPrimary(options: PrimaryCliOptions): Promise<void> {
   const log = new Log(options.logLevel, () => ({
     vm: options.vm,
     role: 'primary',
-    epoch: agent?.status().epoch,
+    epoch: agent?.epoch,
   }));
   const protection = protectionOf(options);
   const witnessed = witnessOf(options.vm, options);

@@ -326,8 +326,13 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
         this.link.retrySlowly();
         break;
       case 'split-brain':
-        this.setState('BLOCKED', `split brain: ${end.reason}; one of the two VMs must be ended by a person`);
-        this.link.retrySlowly();
+        this.setState(
+          'BLOCKED',
+          `split brain: ${end.reason}; one of the two VMs must be ended by ${this.judge}`,
+        );
+        // A host that stood still while it was superseded ends its VM as soon as it has asked.
+        if (this.authority.witnessed) this.link.retry();
+        else this.link.retrySlowly();
         break;
       case 'stale':
         if (session.staleSince !== null) this.authority.claimAlone(session.staleSince + 1);
@@ -336,6 +341,12 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
       default:
         this.link.retryAfterSession(end.cause === 'local');
     }
+  }
+
+  private get judge(): string {
+    return this.authority.witnessed
+      ? 'its agent, when that has asked the witness, or by a person'
+      : 'a person';
   }
 
   private disconnect(session: PrimarySession, reason: string): void {

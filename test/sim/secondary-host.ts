@@ -98,6 +98,7 @@ export class SecondaryAgent extends Agent<SecondaryEvent, SecondaryEffect> {
       case 'send':
         this.observe(effect.message.body.type, effect.message.generation, effect.message.epoch);
         this.send(effect.message);
+        if (effect.message.body.type === 'ready') this.expectHeartbeats(effect.message.body.bulkToken);
         break;
       case 'disconnect':
         this.closeLink();
@@ -195,7 +196,6 @@ export class SecondaryAgent extends Agent<SecondaryEvent, SecondaryEffect> {
     this.staged.clear();
     const token = String(++this.tokens).padStart(32, '0');
     this.session = { token, generation, connections, opened: 0 };
-    this.expectHeartbeats(token);
     return { type: 'session-opened', bulkToken: token, lineages: [this.lineage] };
   }
 
