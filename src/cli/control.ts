@@ -27,7 +27,7 @@ export function failoverCommand(): Command {
   )
     .option(
       '--force <name>',
-      "without the witness's word: you know that the primary doesn't run. The VM's name",
+      "whatever the witness says, which is told if it answers within 5 s: you know that the primary doesn't run. The VM's name",
     )
     .action(async (options: ControlOptions) =>
       report(options, await sendCommand(options.control ?? onlyControlPath(), 'failover', options.force)),
@@ -38,7 +38,7 @@ export function stopCommand(): Command {
   return controlCommand('stop', 'End protection and the agent; the VM keeps running')
     .option(
       '--force <name>',
-      "without the witness's word: you know that the standby doesn't run. The VM's name",
+      "whatever the witness says, which is told if it answers within 5 s: you know that the standby doesn't run. The VM's name",
     )
     .action(async (options: ControlOptions) =>
       report(options, await sendCommand(options.control ?? onlyControlPath(), 'stop', options.force)),

@@ -16,6 +16,8 @@ export interface EtcdOptions {
   members?: number;
   /** Serve clients over TLS, and want a certificate from each. */
   tls?: TestCertificates;
+  /** Tokens of users are signed with the server's key, and say which state of users and roles they are of. */
+  signedTokens?: TestCertificates;
   /** Run on one of hosts.ts, and serve all its addresses. */
   prefix?: string[];
 }
@@ -75,7 +77,7 @@ export class TestEtcd {
   }
 
   #command(name: string, peerUrl: string, clientUrl: string, healthUrl: string, cluster: string): string[] {
-    const { tls, prefix } = this.#options;
+    const { tls, signedTokens, prefix } = this.#options;
     const served = prefix ? clientUrl.replace('127.0.0.1', '0.0.0.0') : clientUrl;
     return [
       ...(prefix ?? []),
@@ -90,6 +92,12 @@ export class TestEtcd {
         ? ['--cert-file', tls.serverCert, '--key-file', tls.serverKey, '--trusted-ca-file', tls.ca]
         : []),
       ...(tls ? ['--client-cert-auth'] : []),
+      ...(signedTokens
+        ? [
+            '--auth-token',
+            `jwt,pub-key=${signedTokens.serverCert},priv-key=${signedTokens.serverKey},sign-method=ES256`,
+          ]
+        : []),
     ];
   }
 

@@ -73,7 +73,7 @@ export class AgentProcess {
 
   /** The witness names another host: this one's VM is none. Other things that are wrong here, a full disk say, have the same exit code. */
   get refused(): boolean {
-    return /: refused: by the witness it runs on /.test(this.log());
+    return /: (refused|stale-twin): by the witness it runs on /.test(this.log());
   }
 
   async end(): Promise<void> {

@@ -37,6 +37,11 @@ export interface HostOptions {
   onTap(tap: string): void;
 }
 
+/** A standby that waits for an answer, or tries again what has failed. */
+const BLOCKED_FOR_NOW = /before the witness answers|tried again every/;
+/** The primary's VM died before the witness was told of this standby: only a person can let it run. */
+const NEVER_TOLD = /wasn't told that this standby holds a checkpoint/;
+
 export class ChaosHost {
   readonly name: VmHost;
   role: Role = 'secondary';
@@ -85,7 +90,7 @@ export class ChaosHost {
     if (this.#frozen > 0 || this.role === 'primary' || this.status === null) return null;
     const { state, reason } = this.status;
     if (state === 'SYNCING') return null;
-    if (state === 'BLOCKED') return reason.includes('before the witness answers');
+    if (state === 'BLOCKED') return BLOCKED_FOR_NOW.test(reason) && !NEVER_TOLD.test(reason);
     return ['STANDBY', 'TAKING-OVER', 'RUNNING'].includes(state);
   }
 
