@@ -6,6 +6,7 @@
 #include <poll.h>
 #include <sys/socket.h>
 
+#include <atomic>
 #include <condition_variable>
 #include <mutex>
 #include <optional>
@@ -51,9 +52,9 @@ class Log {
               changed_.notify_all();
             }};
   }
-  bool wait(std::size_t accepted_count, std::size_t refused_count) {
+  bool wait(std::size_t accepted_count, std::size_t refused_count, int patience_ms = kPatienceMs) {
     std::unique_lock lock(mutex_);
-    return changed_.wait_for(lock, std::chrono::milliseconds(kPatienceMs), [&] {
+    return changed_.wait_for(lock, std::chrono::milliseconds(patience_ms), [&] {
       return accepted.size() == accepted_count && refused.size() == refused_count;
     });
   }
@@ -161,6 +162,50 @@ TEST(TlsLinks, SlowPeersHoldUpNobodyAndGoWhenTheirTimeIsUp) {
   ASSERT_TRUE(log.wait(1, 6));
   EXPECT_EQ(log.refused[0], "no TLS handshake within 2000 ms");
   EXPECT_EQ(log.refused[5], "no preface within 2000 ms");
+}
+
+// A byte now and then doesn't lengthen anybody's time: neither inside the handshake nor behind it.
+TEST(TlsLinks, OneByteAfterTheOtherIsNotEnough) {
+  const PairedHosts hosts;
+  Log log;
+  const Acceptor acceptor("127.0.0.1", 0, log.events(), hosts.server, 4000);
+  LinkSockets sockets;
+  Connection& shaken = sockets.connect("127.0.0.1", acceptor.port(), kPatienceMs, hosts.client.get());
+  const Connection shaking(connect_from("127.0.0.2", acceptor.port()));
+  std::string hello = std::string("\x16\x03\x01\x02\x00\x01\x00\x01\xfc", 9) + std::string(600, '\0');
+  std::string magic = preface("COLOCTL1");
+  for (std::size_t at = 0; at < magic.size() - 1 && !log.wait(0, 2, 100); ++at) {
+    try {
+      send_text(shaking, hello.substr(at, 1));
+      send_text(shaken, magic.substr(at, 1));
+    } catch (const Error&) {
+      // It has been left.
+    }
+  }
+  ASSERT_TRUE(log.wait(0, 2, 0)) << "they hold their places for as long as they like";
+  EXPECT_EQ(log.refused[0], "no preface within 4000 ms");
+  EXPECT_EQ(log.refused[1], "no TLS handshake within 4000 ms");
+}
+
+// Its kernel answers, and keeps the connection alive for ever.
+TEST(TlsLinks, APeerThatTakesNothingIsLeft) {
+  const testing::Listener listener;
+  LinkSockets sockets(300);
+  Connection& connection = sockets.connect("127.0.0.1", listener.port, kPatienceMs, nullptr);
+  std::atomic<bool> ended = false;
+  std::thread impatient([&] {
+    for (int waited_ms = 0; !ended && waited_ms < kPatienceMs; waited_ms += 50) ::poll(nullptr, 0, 50);
+    sockets.cut();
+  });
+  try {
+    send_text(connection, std::string(64 << 20, 'x'));
+    ADD_FAILURE() << "nobody has taken it";
+  } catch (const Error& error) {
+    EXPECT_STREQ(error.code(), "ERR_COLO_LINK");
+    EXPECT_EQ(error.sys_errno(), ETIMEDOUT);
+  }
+  ended = true;
+  impatient.join();
 }
 
 TEST(TlsLinks, WhoHasMostConnectionsMakesRoom) {

@@ -16,6 +16,7 @@ import type { Log } from './log.ts';
 import { formatHostPort, type HostPort, parseHostPort } from './peer-address.ts';
 import { PeerHeartbeat } from './peer-heartbeat.ts';
 import { PeerLink } from './peer-link.ts';
+import { Refusals } from './refusals.ts';
 import { SecondaryTrace } from './secondary-trace.ts';
 import { attachStandby } from './standby-attach.ts';
 import type { StandbyVm } from './standby-vm.ts';
@@ -44,7 +45,7 @@ export interface SecondaryAgentOptions {
 }
 
 export interface SecondaryOutcome {
-  outcome: 'stopped' | 'guest-shutdown' | 'vm-lost';
+  outcome: (SecondaryEffect & { type: 'finished' })['outcome'];
   reason: string;
 }
 
@@ -76,14 +77,16 @@ export class SecondaryAgent {
   /** The addresses of who is connected, and of the last primary that had a session here. */
   #peerHost = '';
   #primaryHost = '';
+  /** A person has fenced, or knows that it isn't needed. */
+  readonly #fenceSkipped = new AbortController();
   #state: StateWord = 'STARTING';
   #reason = '';
   #onChange: () => void = () => {};
 
   /** Attaches to a VM started with -S and listens. Throws NotAStandbyError, PreflightError, QmpError, NativeError or GenerationFileError. */
   static async attach(options: SecondaryAgentOptions): Promise<SecondaryAgent> {
-    const { traceFile, vm: name, stateFolder, log } = options;
-    const generations = new GenerationFile(stateFolder, name);
+    const { traceFile, vm: name, stateFolder, node, log } = options;
+    const generations = new GenerationFile(stateFolder, name, node);
     const trace = traceFile === null ? null : await SecondaryTrace.open(traceFile, name, log);
     let vm: StandbyVm | null = null;
     try {
@@ -114,6 +117,7 @@ export class SecondaryAgent {
       onSilent: (reason, heardMs) => this.#dispatch({ type: 'peer-silent', reason, heardMs }),
       onMalformed: (reason) => this.#dispatch({ type: 'peer-malformed', reason }),
     });
+    const refusals = new Refusals(log);
     this.#acceptor = new native.Acceptor({
       host: options.listen.host,
       port: options.listen.port,
@@ -123,7 +127,7 @@ export class SecondaryAgent {
         else if (link === 'heartbeat') this.#heartbeat.accept(connection, preface, peer);
         else this.#accept(connection, peer);
       },
-      onRefused: (peer, reason) => options.log.warn('a connection was refused', { peer, reason }),
+      onRefused: (peer, reason) => refusals.tell(peer, reason),
     });
     this.#finished = new Promise((resolve) => {
       this.#finish = resolve;
@@ -284,9 +288,16 @@ export class SecondaryAgent {
         break;
       case 'promote':
         this.#after(this.#mayRun(effect.generation), effect, (reason) => ({
-          type: 'promote-failed',
+          type: 'not-promoted',
           reason,
         }));
+        break;
+      case 'settle-disks':
+        this.#after(this.#mayClaim(), effect, (reason) => ({ type: 'not-settled', reason }));
+        break;
+      case 'skip-fence':
+        this.#options.log.warn('not fenced', { by: 'failover --force' });
+        this.#fenceSkipped.abort();
         break;
       case 'state':
         this.#setState(effect.state, effect.reason);
@@ -311,7 +322,7 @@ export class SecondaryAgent {
   /** INVARIANT 4: a generation is durable on this host before anything is answered in it, and before its VM runs. */
   #after(
     ready: Promise<void>,
-    effect: Extract<SecondaryEffect, { type: 'compare' | 'promote' }>,
+    effect: Extract<SecondaryEffect, { type: 'compare' | 'settle-disks' | 'promote' }>,
     failed: (reason: string) => EventBody,
   ): void {
     ready.then(
@@ -320,12 +331,21 @@ export class SecondaryAgent {
     );
   }
 
+  /** Whoever wins a generation must be able to record it, or nobody runs: seen before it is claimed. */
+  async #mayClaim(): Promise<void> {
+    if (this.#arbitration !== null) await this.#generations.rewrite();
+  }
+
   /** INVARIANT 4: where a fence is asked for, the VM runs only once the other host is known to be unable to. */
   async #mayRun(generation: number): Promise<void> {
     const { fence: options, vm, log } = this.#options;
-    await this.#generations.record(generation);
-    if (options !== null)
-      await fence(options, { vm, host: options.host ?? this.#primaryHost, generation }, log);
+    await this.#generations.win(generation);
+    const { signal } = this.#fenceSkipped;
+    if (options === null || signal.aborted) return;
+    const target = { vm, host: options.host ?? this.#primaryHost, generation };
+    await fence(options, target, log, signal).catch((error: Error) => {
+      if (!signal.aborted) throw error;
+    });
   }
 
   #setState(state: StateWord, reason: string): void {
