@@ -1,6 +1,7 @@
 /** The primary's shell: one protected VM, its QMP connection, the native parts and the link to the standby, run as the machine says. */
 
 import { randomBytes } from 'node:crypto';
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { TlsCredentials } from '../native/binding.ts';
 import type { PrimaryEffect, PrimaryEvent, StateWord, Timings } from '../protocol/machine.ts';
 import type { Mode } from '../protocol/messages.ts';
@@ -44,12 +45,17 @@ export interface PrimaryAgentOptions {
   node: string;
   /** This very process has taken the VM over, in the newest generation that is kept; nobody can dispute it. */
   tookOver: boolean;
+  /** The same, at a person's word that the witness doesn't know of: it is told first. */
+  forced: boolean;
   /** Where the newest generation is kept. */
   stateFolder: string;
   /** The file for a breakdown of each checkpoint, or null. */
   traceFile: string | null;
   log: Log;
 }
+
+/** Less than a client waits for its answer. */
+const FORCED_STOP_MS = 20_000;
 
 export interface AgentOutcome {
   outcome: (PrimaryEffect & { type: 'finished' })['outcome'];
@@ -81,8 +87,8 @@ export class PrimaryAgent {
    * then.
    */
   static async attach(options: PrimaryAgentOptions): Promise<PrimaryAgent> {
-    const { traceFile, vm: name, stateFolder, log } = options;
-    const generations = new GenerationFile(stateFolder, name);
+    const { traceFile, vm: name, stateFolder, node, log } = options;
+    const generations = new GenerationFile(stateFolder, name, node);
     const trace = traceFile === null ? null : await PrimaryTrace.open(traceFile, name, log);
     try {
       return new PrimaryAgent(options, await attachPrimary(options), generations, trace);
@@ -125,6 +131,7 @@ export class PrimaryAgent {
       arbitration: witness.kind === 'etcd' ? 'witness' : 'none',
       timings: options.timings,
       tookOver: options.tookOver,
+      forced: options.forced,
       foundClosedGate: vm.foundClosedGate,
     });
     this.#driver = new Driver(
@@ -160,9 +167,18 @@ export class PrimaryAgent {
     return outcome;
   }
 
-  /** `force`: a person says that the standby doesn't run, whatever the witness may say. */
-  stop(force = false): void {
+  /**
+   * Ends protection. `force`: a person says that the standby doesn't run, whatever the witness may say; what comes of it is waited for then, for a while, and in the text
+   * that is resolved with.
+   */
+  async stop(force = false): Promise<string> {
     this.#dispatch({ type: 'command', command: force ? 'force-stop' : 'stop' });
+    const begun = 'protection ends; the VM keeps running';
+    if (!force) return begun;
+    const ended = this.#finished.then(({ outcome, reason }) =>
+      outcome === 'stopped' ? `protection has ended; the VM keeps running (${reason})` : reason,
+    );
+    return Promise.race([ended, sleep(FORCED_STOP_MS, begun, { ref: false })]);
   }
 
   /** The last committed epoch; also of an agent that has ended. */
@@ -251,7 +267,7 @@ export class PrimaryAgent {
     };
     // INVARIANT 4: HELLO tells no generation that isn't recorded on this host and beside the disks.
     const { generation } = this.#machine;
-    Promise.all([this.#generations.record(generation), this.#vm.disks.record(generation)]).then(
+    Promise.all([this.#generations.win(generation), this.#vm.disks.record(generation)]).then(
       () => !cancelled && this.#connectPeer(),
       (error: Error) => !cancelled && this.#dispatch({ type: 'peer-lost', reason: error.message }),
     );

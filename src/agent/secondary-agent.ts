@@ -2,6 +2,7 @@
 import { Socket } from 'node:net';
 import { type Acceptor, native, type PeerConnection, type TlsCredentials } from '../native/binding.ts';
 import type { SecondaryEffect, SecondaryEvent, StateWord, Timings } from '../protocol/machine.ts';
+import type { Message } from '../protocol/messages.ts';
 import { SecondaryMachine } from '../protocol/secondary.ts';
 import { vmIdOf } from '../protocol/vm-id.ts';
 import type { AcceptedExceptions } from '../vm/preflight.ts';
@@ -44,7 +45,7 @@ export interface SecondaryAgentOptions {
 }
 
 export interface SecondaryOutcome {
-  outcome: 'stopped' | 'guest-shutdown' | 'vm-lost';
+  outcome: (SecondaryEffect & { type: 'finished' })['outcome'];
   reason: string;
 }
 
@@ -76,14 +77,16 @@ export class SecondaryAgent {
   /** The addresses of who is connected, and of the last primary that had a session here. */
   #peerHost = '';
   #primaryHost = '';
+  /** A person has fenced, or knows that it isn't needed. */
+  readonly #fenceSkipped = new AbortController();
   #state: StateWord = 'STARTING';
   #reason = '';
   #onChange: () => void = () => {};
 
   /** Attaches to a VM started with -S and listens. Throws NotAStandbyError, PreflightError, QmpError, NativeError or GenerationFileError. */
   static async attach(options: SecondaryAgentOptions): Promise<SecondaryAgent> {
-    const { traceFile, vm: name, stateFolder, log } = options;
-    const generations = new GenerationFile(stateFolder, name);
+    const { traceFile, vm: name, stateFolder, node, log } = options;
+    const generations = new GenerationFile(stateFolder, name, node);
     const trace = traceFile === null ? null : await SecondaryTrace.open(traceFile, name, log);
     let vm: StandbyVm | null = null;
     try {
@@ -148,13 +151,7 @@ export class SecondaryAgent {
       (event) => trace?.event(event),
     );
     this.#arbitration = arbitrationOf(witness, { node, generations, log }, (event) => this.#dispatch(event));
-    vm.listen((event) => {
-      if (event.type === 'session-opened') {
-        this.#heartbeat.expect(event.bulkToken, this.#machine.generation);
-        this.#primaryHost = this.#peerHost;
-      }
-      this.#dispatch(event);
-    });
+    vm.listen((event) => this.#dispatch(event));
   }
 
   /** The last committed epoch; also of an agent that has ended. */
@@ -269,7 +266,7 @@ export class SecondaryAgent {
   #perform(effect: SecondaryEffect): void {
     switch (effect.type) {
       case 'send':
-        this.#link?.send(effect.message);
+        this.#send(effect.message);
         break;
       case 'disconnect':
         this.#options.log.info('disconnected', { reason: effect.reason });
@@ -291,9 +288,16 @@ export class SecondaryAgent {
         break;
       case 'promote':
         this.#after(this.#mayRun(effect.generation), effect, (reason) => ({
-          type: 'promote-failed',
+          type: 'not-promoted',
           reason,
         }));
+        break;
+      case 'settle-disks':
+        this.#after(this.#mayClaim(), effect, (reason) => ({ type: 'not-settled', reason }));
+        break;
+      case 'skip-fence':
+        this.#options.log.warn('not fenced', { by: 'failover --force' });
+        this.#fenceSkipped.abort();
         break;
       case 'state':
         this.#setState(effect.state, effect.reason);
@@ -306,10 +310,19 @@ export class SecondaryAgent {
     }
   }
 
+  /** READY goes to the primary of a session that is open: one that ended while it was being opened must not be waited for, nor its host be fenced. */
+  #send(message: Message): void {
+    if (this.#link === null) return;
+    this.#link.send(message);
+    if (message.body.type !== 'ready') return;
+    this.#heartbeat.expect(message.body.bulkToken, message.generation);
+    this.#primaryHost = this.#peerHost;
+  }
+
   /** INVARIANT 4: a generation is durable on this host before anything is answered in it, and before its VM runs. */
   #after(
     ready: Promise<void>,
-    effect: Extract<SecondaryEffect, { type: 'compare' | 'promote' }>,
+    effect: Extract<SecondaryEffect, { type: 'compare' | 'settle-disks' | 'promote' }>,
     failed: (reason: string) => EventBody,
   ): void {
     ready.then(
@@ -318,12 +331,21 @@ export class SecondaryAgent {
     );
   }
 
+  /** Whoever wins a generation must be able to record it, or nobody runs: seen before it is claimed. */
+  async #mayClaim(): Promise<void> {
+    if (this.#arbitration !== null) await this.#generations.rewrite();
+  }
+
   /** INVARIANT 4: where a fence is asked for, the VM runs only once the other host is known to be unable to. */
   async #mayRun(generation: number): Promise<void> {
     const { fence: options, vm, log } = this.#options;
-    await this.#generations.record(generation);
-    if (options !== null)
-      await fence(options, { vm, host: options.host ?? this.#primaryHost, generation }, log);
+    await this.#generations.win(generation);
+    const { signal } = this.#fenceSkipped;
+    if (options === null || signal.aborted) return;
+    const target = { vm, host: options.host ?? this.#primaryHost, generation };
+    await fence(options, target, log, signal).catch((error: Error) => {
+      if (!signal.aborted) throw error;
+    });
   }
 
   #setState(state: StateWord, reason: string): void {

@@ -11,7 +11,7 @@ import type { Status } from './status.ts';
 const RETRY_MS = 30_000;
 
 /** What the agent is to be as a primary. */
-export type Successor = () => Omit<PrimaryAgentOptions, 'tookOver'>;
+export type Successor = () => Omit<PrimaryAgentOptions, 'tookOver' | 'forced'>;
 
 export class Succession implements ControlHandler {
   readonly #options: SecondaryAgentOptions;
@@ -82,15 +82,20 @@ export class Succession implements ControlHandler {
   }
 
   async stop(force: string | null): Promise<string> {
-    const runs = this.#primary !== null || this.#secondary.status().state === 'RUNNING';
-    this.end(isForced(force, this.#options.vm));
+    const forced = isForced(force, this.#options.vm);
+    if (this.#primary !== null) {
+      this.#stopping = true;
+      return this.#primary.stop(forced);
+    }
+    const runs = this.#secondary.status().state === 'RUNNING';
+    this.end();
     return runs ? 'protection ends; the VM keeps running' : 'the standby ends; its VM is left as it stands';
   }
 
   /** In order, whichever it is by now. */
-  end(force = false): void {
+  end(): void {
     this.#stopping = true;
-    if (this.#primary !== null) this.#primary.stop(force);
+    if (this.#primary !== null) void this.#primary.stop();
     else this.#secondary.stop();
   }
 
@@ -115,14 +120,18 @@ export class Succession implements ControlHandler {
   async #runAsPrimary(successor: Successor): Promise<AgentOutcome | null> {
     const { undisputed } = this.#secondary;
     try {
-      this.#primary = await PrimaryAgent.attach({ ...successor(), tookOver: undisputed });
+      this.#primary = await PrimaryAgent.attach({
+        ...successor(),
+        tookOver: undisputed,
+        forced: !undisputed,
+      });
     } catch (error) {
       this.#failed((error as Error).message);
       return null;
     }
     this.#trouble = null;
     const running = this.#primary.run();
-    if (this.#stopping) this.#primary.stop();
+    if (this.#stopping) void this.#primary.stop();
     const outcome = await running;
     // What a person's force has won in the witness's place it may deny; the VM has been left as it was.
     if (outcome.outcome !== 'refused') return outcome;

@@ -33,7 +33,7 @@ async function runPrimary(options: PrimaryCliOptions): Promise<void> {
   const log = new Log(options.logLevel, () => ({
     vm: options.vm,
     role: 'primary',
-    epoch: agent?.status().epoch,
+    epoch: agent?.epoch,
   }));
   const protection = protectionOf(options);
   const witnessed = witnessOf(options.vm, options);
@@ -46,12 +46,9 @@ async function runPrimary(options: PrimaryCliOptions): Promise<void> {
     failover: async () => {
       throw new CliError(EXIT.unavailable, 'this is the primary: run failover on the standby');
     },
-    stop: async (force) => {
-      running.stop(isForced(force, options.vm));
-      return 'protection ends; the VM keeps running';
-    },
+    stop: async (force) => running.stop(isForced(force, options.vm)),
   });
-  onTerminationSignal(() => running.stop());
+  onTerminationSignal(() => void running.stop());
   const progress = showProgress(() => running.status(), options.json === true);
   try {
     report(options, await watchedBy(watchdog, () => running.run()));
@@ -76,6 +73,7 @@ function agentOptions(
     credentials: linkCredentials(options, [options.peer.host], log),
     timings: { ...DEFAULT_TIMINGS, ...protection.timings, ...peerTimings(options) },
     tookOver: false,
+    forced: false,
     traceFile: options.trace ?? null,
     log,
   };

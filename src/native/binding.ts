@@ -288,6 +288,8 @@ export interface HeartbeatOptions {
   closedGraceMs: number;
   /** Once at most. `reason` goes on after "the primary" or "the secondary"; `heardUs`, on CLOCK_MONOTONIC: when the peer was last known to live. */
   onVerdict(verdict: HeartbeatVerdict, reason: string, heardUs: number): void;
+  /** Once, before the first heartbeat: why the thread doesn't run before ordinary ones, and why its memory may be swapped out; null where nothing is wrong. */
+  onPrivileges(noRealTime: string | null, noLockedMemory: string | null): void;
 }
 
 export interface HeartbeatQuantiles {

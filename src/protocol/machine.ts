@@ -111,7 +111,8 @@ export type PrimaryEvent = { nowMs: number } & (
   | { type: 'vm-shutdown'; gone: boolean }
   | { type: 'vm-lost'; reason: string }
   | ClaimEvent
-  /** `force-stop`: without the witness's word; a person knows that the standby doesn't run. */
+  | Superseded
+  /** `force-stop`: without the witness's word; a person knows that the standby doesn't run. It is written down there if the witness answers soon. */
   | { type: 'command'; command: 'stop' | 'force-stop' | 'checkpoint' }
 );
 
@@ -121,6 +122,13 @@ export type ClaimEvent =
   | { type: 'claim-won'; kind: Claim['kind']; generation: number }
   | { type: 'claim-lost'; kind: Claim['kind']; reason: string }
   | { type: 'claim-unanswered'; kind: Claim['kind']; reason: string };
+
+/** The witness has a newer generation, won by another host, than the one that this host has won last. May be told again and again. */
+export interface Superseded {
+  type: 'superseded';
+  generation: number;
+  reason: string;
+}
 
 export type PrimaryEffect =
   /** Ask the witness, until it has answered. Takes the place of a claim before. */
@@ -185,6 +193,8 @@ export interface PrimaryOptions {
   timings: Timings;
   /** This agent has taken the VM over itself, and `generation` is what it won: nobody has to be asked before a standby is looked for. */
   tookOver: boolean;
+  /** The same by a person's word alone, which the witness doesn't know of: it is told first. */
+  forced: boolean;
   /** A gate of an earlier agent was found: output is cut off until the witness, or without one the peer, has said that nobody took over. */
   foundClosedGate: boolean;
 }
@@ -219,12 +229,20 @@ export type SecondaryEvent = { nowMs: number } & (
   | { type: 'load-failed'; epoch: number; reason: string }
   /** The answers to `settle-disks`. */
   | { type: 'disks-settled' }
+  /** A disk has lost a write. */
   | { type: 'settle-failed'; reason: string }
+  /** What a promotion has to write can't be written: nothing is lost by trying it again. */
+  | { type: 'not-settled'; reason: string }
+  /** The answers to `promote`. */
   | { type: 'promoted' }
+  /** The VM hasn't been touched: what has to come before it (the fence, a record) has failed, and may be tried again. */
+  | { type: 'not-promoted'; reason: string }
+  /** Nobody knows whether the VM runs. */
   | { type: 'promote-failed'; reason: string }
   | { type: 'vm-lost'; reason: string }
   | ClaimEvent
-  /** `force-failover`: without the witness's word; a person knows that the primary doesn't run. */
+  | Superseded
+  /** `force-failover`: without the witness's word; a person knows that the primary doesn't run. It is written down there if the witness answers soon, or later. */
   | { type: 'command'; command: 'stop' | 'failover' | 'force-failover' }
 );
 
@@ -250,13 +268,19 @@ export type SecondaryEffect =
   | { type: 'claim'; claim: Claim }
   /** The claim isn't wanted any more. */
   | { type: 'withdraw-claim' }
-  /** Sync the disks. Never while a flush or a load is in progress (invariant 6). */
+  /** Sync the disks, and with a witness see that all that a promotion writes can be written. Never while a flush or a load is in progress (invariant 6). */
   | { type: 'settle-disks' }
-  /** INVARIANT 4: the disks recorded as the newest, in `generation`, which has been won; then `cont` and `announce-self`. Only after `disks-settled`. */
+  /**
+   * INVARIANT 4: the other host fenced if that was asked for, the disks recorded as the newest, in `generation`, which has been won; then `cont` and
+   * `announce-self`. Only after `disks-settled`.
+   */
   | { type: 'promote'; generation: number }
+  /** A person knows that the other host can do no harm: a fence that is under way is given up, and none is begun. No answer. */
+  | { type: 'skip-fence' }
   | { type: 'quit-vm' }
   | { type: 'state'; state: StateWord; reason: string }
-  | { type: 'finished'; outcome: 'stopped' | 'guest-shutdown' | 'vm-lost'; reason: string };
+  /** `fenced`: it has run the VM, and another host has won a newer generation. */
+  | { type: 'finished'; outcome: 'stopped' | 'guest-shutdown' | 'vm-lost' | 'fenced'; reason: string };
 
 export interface SecondaryOptions {
   vmId: string;

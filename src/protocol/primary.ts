@@ -7,6 +7,7 @@ import type {
   PrimaryEvent,
   PrimaryOptions,
   StateWord,
+  Superseded,
 } from './machine.ts';
 import type { ByeReason, Lineage } from './messages.ts';
 import { Answers } from './primary-answers.ts';
@@ -68,7 +69,12 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
 
   get nextTimepointMs(): number | null {
     if (this.finished) return null;
-    const dueMs = [this.session?.nextTimepointMs, this.vm.retryMs, this.connectableAtMs()];
+    const dueMs = [
+      this.session?.nextTimepointMs,
+      this.vm.retryMs,
+      this.authority.nextTimepointMs,
+      this.connectableAtMs(),
+    ];
     const earliestMs = Math.min(...dueMs.map((at) => at ?? Number.POSITIVE_INFINITY));
     return earliestMs === Number.POSITIVE_INFINITY ? null : earliestMs;
   }
@@ -122,6 +128,9 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
       case 'claim-unanswered':
         this.onClaim(event);
         break;
+      case 'superseded':
+        this.onSuperseded(event);
+        break;
       case 'vm-paused':
       case 'vm-resumed':
       case 'vm-reset':
@@ -145,7 +154,7 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
   private onClaim(event: ClaimEvent): void {
     if (!this.authority.onAnswer(event)) return;
     if (event.type === 'claim-lost') this.onClaimLost(event);
-    else if (event.type === 'claim-won' && event.kind === 'alone') this.onAlone();
+    else if (event.type === 'claim-won' && event.kind !== 'protected') this.onAlone();
     else if (this.session === null) this.showAlone();
   }
 
@@ -164,6 +173,13 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
     } else {
       this.finish('refused', reason);
     }
+  }
+
+  /** INVARIANT 4: whatever led to it, a person's force say, of two that run with an open gate the older generation ends. */
+  private onSuperseded({ generation, reason }: Superseded): void {
+    if (!this.authority.everWon || generation <= this.context.generation) return;
+    if (this.session === null) this.fence(reason);
+    else this.session.end ??= { cause: 'fenced', reason, tell: null };
   }
 
   /** INVARIANT 4: somebody else runs in a newer generation. Our gate isn't opened on the way. */
@@ -192,7 +208,7 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
   }
 
   private onStopCommand(force: boolean): void {
-    if (force) this.authority.override();
+    if (force) this.authority.force();
     // Without a witness a person's word opens even the gate of an earlier agent.
     if (this.authority.mayOpenGate) this.departure.adoptForeignGate();
     // A VM that has shut down still stands only because of us.
@@ -244,10 +260,18 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
 
   private advance(): void {
     this.vm.poll();
+    this.overrideWhenDue();
     this.session?.advance();
     if (this.session !== null) this.follow(this.session);
     if (this.session === null && !this.finished) this.settle();
     this.showState();
+  }
+
+  private overrideWhenDue(): void {
+    const silence = this.authority.override();
+    if (silence === null) return;
+    this.departure.adoptForeignGate();
+    this.departure.leaveUnheard(silence);
   }
 
   private follow(session: PrimarySession): void {
@@ -297,8 +321,13 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
         this.link.retrySlowly();
         break;
       case 'split-brain':
-        this.setState('BLOCKED', `split brain: ${end.reason}; one of the two VMs must be ended by a person`);
-        this.link.retrySlowly();
+        this.setState(
+          'BLOCKED',
+          `split brain: ${end.reason}; one of the two VMs must be ended by ${this.judge}`,
+        );
+        // A host that stood still while it was superseded ends its VM as soon as it has asked.
+        if (this.authority.witnessed) this.link.retry();
+        else this.link.retrySlowly();
         break;
       case 'stale':
         if (session.staleSince !== null) this.authority.claimAlone(session.staleSince + 1);
@@ -307,6 +336,12 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
       default:
         this.link.retryAfterSession(end.cause === 'local');
     }
+  }
+
+  private get judge(): string {
+    return this.authority.witnessed
+      ? 'its agent, when that has asked the witness, or by a person'
+      : 'a person';
   }
 
   private disconnect(session: PrimarySession, reason: string): void {

@@ -57,11 +57,12 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
 
   get nextTimepointMs(): number | null {
     if (this.finished) return null;
-    if (this.connectedAtMs === null) return this.life.claimAtMs;
+    const lifeMs = this.life.nextTimepointMs;
+    if (this.connectedAtMs === null) return lifeMs;
     const sessionMs =
       this.session === null ? this.connectedAtMs + HELLO_TIMEOUT_MS : this.session.nextTimepointMs;
     const never = Number.POSITIVE_INFINITY;
-    const dueMs = Math.min(sessionMs ?? never, this.life.claimAtMs ?? never);
+    const dueMs = Math.min(sessionMs ?? never, lifeMs ?? never);
     return dueMs === never ? null : dueMs;
   }
 
@@ -117,6 +118,9 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
       case 'claim-unanswered':
         this.life.onClaim(event);
         break;
+      case 'superseded':
+        if (this.life.mustEnd(event)) this.fence(event.reason);
+        break;
       default:
         this.onAnswer(event);
         break;
@@ -162,6 +166,11 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
       this.context.send(tell);
       this.disconnect(reason);
     }
+  }
+
+  private fence(reason: string): void {
+    this.context.emit({ type: 'quit-vm' });
+    this.finish('fenced', reason);
   }
 
   private onVmLost(reason: string): void {
@@ -217,6 +226,14 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
       case 'settle-failed':
         steps.end('settle-disks');
         this.life.onSettleFailed(event.reason);
+        break;
+      case 'not-settled':
+        steps.end('settle-disks');
+        this.life.onPostponed(event.reason);
+        break;
+      case 'not-promoted':
+        steps.end('promote');
+        this.life.onPostponed(event.reason);
         break;
       case 'promoted':
         steps.end('promote');
@@ -332,7 +349,7 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
     }
     this.session = null;
     this.finished = true;
-    this.setState('STOPPED', reason);
+    this.setState(outcome === 'fenced' ? 'FENCED' : 'STOPPED', reason);
     this.showState();
     this.context.emit({ type: 'finished', outcome, reason });
   }

@@ -183,9 +183,10 @@ export class TestVm {
     this.#child.kill(signal);
   }
 
-  /** Any number of times. Rejects when QEMU had crashed before: whatever an agent does to it, that it must survive. */
+  /** Any number of times. Rejects, the first time, when QEMU had crashed before: whatever an agent does to it, that it must survive. */
   async destroy(): Promise<void> {
     await this.#child.stop();
+    if (!existsSync(this.#directory)) return;
     const { code, signal } = await this.exited;
     const crashed = signal === null ? code !== 0 : !['SIGKILL', 'SIGTERM'].includes(signal);
     const complaint = crashed

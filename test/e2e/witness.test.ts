@@ -4,7 +4,7 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { TestAgent } from '../../src/testbed/agents.ts';
+import { type AgentStatus, TestAgent } from '../../src/testbed/agents.ts';
 import { Cleanup } from '../../src/testbed/cleanup.ts';
 import { StreamClient } from '../../src/testbed/client.ts';
 import { TestEtcd } from '../../src/testbed/etcd.ts';
@@ -240,9 +240,27 @@ describe('a person', () => {
     await pair.primary.command('stop');
     await pair.primary.waitState('BLOCKED', 60_000);
     await expect(pair.primary.command('stop', 'other')).rejects.toThrow(/this agent's is e2e/);
-    await pair.primary.command('stop', VM_NAME);
+    expect(await pair.primary.command('stop', VM_NAME)).toMatch(
+      /^protection has ended; .*by force; the witness does not know of it: /,
+    );
     expect((await pair.primary.exited).code).toBe(0);
     await goesOn(pair.client);
+  });
+
+  test('forced beside a primary that runs alone: one of the two is left as soon as the witness hears of it', async () => {
+    const pair = await protect();
+    await hosts.cut('north-south', 'south-witness');
+    const alone = ({ state, reason }: AgentStatus) => state === 'EXPOSED' && !/asking/.test(reason);
+    await pair.primary.waitStatus('the primary alone', 60_000, alone);
+    await pair.secondary.waitState('BLOCKED', 60_000);
+    expect(await pair.secondary.command('failover', VM_NAME)).toMatch(/the witness does not know of it/);
+    expect(pair.primaryVm.running).toBe(true);
+    await hosts.mend('south-witness');
+    expect((await pair.primary.exited).code).toBe(75);
+    expect(pair.primary.log()).toMatch(/FENCED.*it runs on south/);
+    await pair.primaryVm.exited;
+    expect(await pair.secondary.status()).toMatchObject({ state: 'RUNNING', reason: 'took over' });
+    expect(pair.standbyVm.running).toBe(true);
   });
 
   test('`failover --force` without the witness', async () => {
@@ -252,7 +270,13 @@ describe('a person', () => {
     pair.primaryVm.kill();
     await pair.secondary.waitState('BLOCKED', 60_000);
     await expect(pair.secondary.command('failover')).rejects.toThrow(/before the witness answers/);
-    expect(await pair.secondary.command('failover', VM_NAME)).toBe('took over');
+    expect(await pair.secondary.command('failover', VM_NAME)).toMatch(
+      /^took over, by force; the witness does not know of it, and will be told: /,
+    );
+    await goesOn(pair.client);
+    // And it is, when it can be reached again.
+    await hosts.mend('south-witness');
+    await pair.secondary.waitStatus('the record', 60_000, ({ reason }) => reason === 'took over');
     await goesOn(pair.client);
   });
 });

@@ -42,7 +42,7 @@ export class PrimaryAgent extends Agent<PrimaryEvent, PrimaryEffect> {
         this.arbitration.ask(effect.claim);
         return;
       case 'connect':
-        this.world.record(0, this.machine.generation);
+        this.world.win(0, this.machine.generation);
         this.connect();
         break;
       case 'disconnect':

@@ -11,6 +11,7 @@ const DEFAULTS: GoldenOptions = {
   witness: false,
   foreign: false,
   tookOver: false,
+  forced: false,
   disks: false,
   generation: 1,
   standbyGeneration: 0,

@@ -48,6 +48,8 @@ export interface GoldenOptions {
   foreign: boolean;
   /** The primary's agent has taken the VM over itself, in `generation`. */
   tookOver: boolean;
+  /** The same by a person's word. */
+  forced: boolean;
   /** The VM has a disk that is copied. */
   disks: boolean;
   generation: number;
@@ -71,6 +73,7 @@ export class Conversation {
       node: 'north',
       arbitration: options.witness ? 'witness' : 'none',
       tookOver: options.tookOver,
+      forced: options.forced,
       foundClosedGate: options.foreign,
     });
     const secondary = new SecondaryMachine({
@@ -208,8 +211,12 @@ function fieldsOf(
     case 'stream-failed':
     case 'session-failed':
     case 'promote-failed':
+    case 'not-promoted':
+    case 'not-settled':
     case 'settle-failed':
       return { reason: rest(1) };
+    case 'superseded':
+      return { generation: Number(first), reason: rest(2) };
     case 'claim-won':
       return { kind: first, generation: Number(second) };
     case 'claim-lost':

@@ -25,6 +25,7 @@ const newPrimary = (foundClosedGate = false): PrimaryMachine =>
     node: 'north',
     arbitration: 'none',
     tookOver: false,
+    forced: false,
     foundClosedGate,
   });
 const newSecondary = (): SecondaryMachine =>
