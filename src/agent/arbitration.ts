@@ -29,8 +29,8 @@ export interface WitnessStatus {
 
 /** Who decides, when the two sides have lost each other. */
 export type WitnessChoice =
-  /** `key`: of this VM's record. */
-  { kind: 'etcd'; client: EtcdClient; key: string } | { kind: 'manual' | 'none' };
+  /** `key`: of this VM's record. `nodeKey`: this host's own, under the same prefix. */
+  { kind: 'etcd'; client: EtcdClient; key: string; nodeKey: string } | { kind: 'manual' | 'none' };
 
 export interface ArbitrationOptions {
   witness: WitnessChoice & { kind: 'etcd' };
@@ -85,6 +85,12 @@ export class Arbitration {
     this.#claims++;
     this.#options.log.info('claim', { claim: JSON.stringify(claim) });
     this.#dispatch({ type: 'ask', claim, id: randomBytes(16).toString('hex') });
+  }
+
+  /** What the witness holds now, linearisably; null: nothing. Rejects with EtcdError, and with Error for what is no record. */
+  async read(): Promise<VmRecord | null> {
+    const { client, key } = this.#options.witness;
+    return this.#entryOf(await client.read(key)).record;
   }
 
   withdraw(): void {

@@ -21,6 +21,7 @@ import { PrimaryMeters } from './primary-meters.ts';
 import { PrimaryTrace } from './primary-trace.ts';
 import type { PrimaryVm } from './primary-vm.ts';
 import type { PrimaryStatus } from './status.ts';
+import { assertWitnessAccess } from './witness-access.ts';
 
 export interface PrimaryAgentOptions {
   vm: string;
@@ -83,12 +84,14 @@ export class PrimaryAgent {
   #reason = '';
 
   /**
-   * Attaches to the VM without stopping it. Throws (PreflightError, QmpError, NativeError, GenerationFileError) when it can't be protected; it is unharmed
+   * Attaches to the VM without stopping it. Throws (PreflightError, QmpError, NativeError, GenerationFileError, WitnessAccessError) when it can't be protected; it is unharmed
    * then.
    */
   static async attach(options: PrimaryAgentOptions): Promise<PrimaryAgent> {
     const { traceFile, vm: name, stateFolder, node, log } = options;
     const generations = new GenerationFile(stateFolder, name, node);
+    // A survivor's VM runs already, whatever the witness says.
+    if (!options.tookOver && !options.forced) await assertWitnessAccess(options.witness, log);
     const trace = traceFile === null ? null : await PrimaryTrace.open(traceFile, name, log);
     try {
       return new PrimaryAgent(options, await attachPrimary(options), generations, trace);

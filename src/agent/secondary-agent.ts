@@ -21,6 +21,7 @@ import { SecondaryTrace } from './secondary-trace.ts';
 import { attachStandby } from './standby-attach.ts';
 import type { StandbyVm } from './standby-vm.ts';
 import type { SecondaryStatus } from './status.ts';
+import { assertWitnessAccess } from './witness-access.ts';
 
 export interface SecondaryAgentOptions {
   vm: string;
@@ -83,10 +84,11 @@ export class SecondaryAgent {
   #reason = '';
   #onChange: () => void = () => {};
 
-  /** Attaches to a VM started with -S and listens. Throws NotAStandbyError, PreflightError, QmpError, NativeError or GenerationFileError. */
+  /** Attaches to a VM started with -S and listens. Throws NotAStandbyError, PreflightError, QmpError, NativeError, GenerationFileError or WitnessAccessError. */
   static async attach(options: SecondaryAgentOptions): Promise<SecondaryAgent> {
     const { traceFile, vm: name, stateFolder, node, log } = options;
     const generations = new GenerationFile(stateFolder, name, node);
+    await assertWitnessAccess(options.witness, log);
     const trace = traceFile === null ? null : await SecondaryTrace.open(traceFile, name, log);
     let vm: StandbyVm | null = null;
     try {
@@ -280,6 +282,9 @@ export class SecondaryAgent {
       case 'withdraw-claim':
         this.#arbitration?.withdraw();
         break;
+      case 'read-record':
+        this.#readRecord();
+        break;
       case 'compare':
         this.#after(this.#generations.record(effect.generation), effect, (reason) => ({
           type: 'compared',
@@ -328,6 +333,14 @@ export class SecondaryAgent {
     ready.then(
       () => this.#vm.perform(effect),
       (error: Error) => this.#dispatch(failed(error.message)),
+    );
+  }
+
+  #readRecord(): void {
+    const arbitration = this.#arbitration as Arbitration; // the machine asks only where there is one
+    arbitration.read().then(
+      (record) => this.#dispatch({ type: 'record-read', record }),
+      (error: Error) => this.#dispatch({ type: 'record-unread', reason: error.message }),
     );
   }
 

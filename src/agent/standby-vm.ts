@@ -101,7 +101,17 @@ export class StandbyVm {
   perform(
     effect: Exclude<
       SecondaryEffect,
-      { type: 'claim' | 'withdraw-claim' | 'skip-fence' | 'send' | 'disconnect' | 'state' | 'finished' }
+      {
+        type:
+          | 'read-record'
+          | 'claim'
+          | 'withdraw-claim'
+          | 'skip-fence'
+          | 'send'
+          | 'disconnect'
+          | 'state'
+          | 'finished';
+      }
     >,
   ): void {
     switch (effect.type) {

@@ -12,7 +12,7 @@
  * - From READY to its end the shell watches a session's peer by heartbeats of its own (src/agent/peer-heartbeat.ts), and says `peer-silent` once: after what
  *   lay on the control connection by then.
  */
-import type { Claim } from './arbiter.ts';
+import type { Claim, VmRecord } from './arbiter.ts';
 import type { Arbitration, Lineage, Message, Mode } from './messages.ts';
 
 /** The one word that `status` shows (docs/architecture.md, "State"). */
@@ -214,6 +214,9 @@ export type SecondaryEvent = { nowMs: number } & (
   /** What came isn't the protocol. The connection is still open: the machine answers with ERROR and disconnects. */
   | { type: 'peer-malformed'; reason: string }
   | { type: 'message'; message: Message }
+  /** The answers to `read-record`. */
+  | { type: 'record-read'; record: VmRecord | null }
+  | { type: 'record-unread'; reason: string }
   /** The answer to `compare`. */
   | { type: 'compared'; difference: string | null }
   | { type: 'session-opened'; bulkToken: string; lineages: (Lineage | null)[] }
@@ -249,6 +252,8 @@ export type SecondaryEvent = { nowMs: number } & (
 export type SecondaryEffect =
   | { type: 'send'; message: Message }
   | { type: 'disconnect'; reason: string }
+  /** What this side's witness holds, linearisably. */
+  | { type: 'read-record' }
   /**
    * Hold HELLO's description against this VM's, and its generation against what is recorded beside the disks: a disk is overwritten only when it is
    * known to be the older one. Without a difference, the records say from here on whose copies they are to be. `lineage` is what the disks become

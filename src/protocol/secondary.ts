@@ -150,8 +150,7 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
       return;
     }
     life.yieldToPrimary();
-    context.generation = generation;
-    this.session = new SecondarySession(context, this.standby, hello);
+    this.session = new SecondarySession(context, this.standby, hello, generation);
   }
 
   private refuse(code: string, message: string): void {
@@ -188,6 +187,14 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
   private onAnswer(event: SecondaryEvent): void {
     const { steps } = this.context;
     switch (event.type) {
+      case 'record-read':
+        steps.end('read-record');
+        this.session?.onRecordRead(event.record);
+        break;
+      case 'record-unread':
+        steps.end('read-record');
+        this.session?.onRecordUnread(event.reason);
+        break;
       case 'compared':
         steps.end('compare');
         this.session?.onCompared(event.difference);
@@ -282,6 +289,7 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
   private endSession(session: SecondarySession, end: SecondaryEnd): void {
     if (end.tell !== null) this.context.send(end.tell);
     this.disconnect(end.reason);
+    session.forget();
     // INVARIANT 2: what is staged and not committed goes, whole. One that was failing has closed it already.
     if (session.phase === 'open' || session.phase === 'opening') this.context.emit({ type: 'close-session' });
     this.session = null;

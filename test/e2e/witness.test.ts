@@ -259,7 +259,7 @@ describe('a person', () => {
     expect((await pair.primary.exited).code).toBe(75);
     expect(pair.primary.log()).toMatch(/FENCED.*it runs on south/);
     await pair.primaryVm.exited;
-    expect(await pair.secondary.status()).toMatchObject({ state: 'RUNNING', reason: 'took over' });
+    await pair.secondary.waitStatus('the record', 60_000, ({ reason }) => reason === 'took over');
     expect(pair.standbyVm.running).toBe(true);
   });
 

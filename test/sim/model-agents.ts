@@ -172,6 +172,9 @@ export class ModelSecondary extends ModelAgent<SecondaryEvent, SecondaryEffect> 
       case 'withdraw-claim':
         this.withdraw();
         break;
+      case 'read-record':
+        this.step({ type: 'record-read', record: this.world.witness.entry.record });
+        break;
       case 'compare':
         host.recorded = Math.max(host.recorded, effect.generation);
         this.step({ type: 'compared', difference: null });

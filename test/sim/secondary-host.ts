@@ -109,6 +109,9 @@ export class SecondaryAgent extends Agent<SecondaryEvent, SecondaryEffect> {
       case 'withdraw-claim':
         this.arbitration.withdraw();
         return;
+      case 'read-record':
+        this.readRecord();
+        break;
       case 'compare':
         this.world.record(1, effect.generation);
         this.later(() => {
@@ -153,6 +156,16 @@ export class SecondaryAgent extends Agent<SecondaryEvent, SecondaryEffect> {
       case 'state':
         return;
     }
+  }
+
+  private readRecord(): void {
+    this.world.etcd.request(1, { type: 'read', request: 0 }, (entry) =>
+      this.dispatch(
+        entry === null
+          ? { type: 'record-unread', reason: 'no answer' }
+          : { type: 'record-read', record: entry.record },
+      ),
+    );
   }
 
   guestDied(): void {

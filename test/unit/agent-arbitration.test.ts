@@ -56,7 +56,7 @@ function host(node: string, state = path.join(folder, node), endpoints = etcd.en
   const generations = new GenerationFile(state, 'web', node);
   const answers: ClaimEvent[] = [];
   const superseded: Superseded[] = [];
-  const witness = { kind: 'etcd' as const, client: newClient(endpoints), key };
+  const witness = { kind: 'etcd' as const, client: newClient(endpoints), key, nodeKey: `${key}/${node}` };
   const arbitration = new Arbitration({ witness, node, generations, log: SILENT }, (event) => {
     // INVARIANT 4: what is told to be won is durable already.
     if (event.type === 'claim-won')

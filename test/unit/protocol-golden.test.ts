@@ -12,6 +12,7 @@ const DEFAULTS: GoldenOptions = {
   foreign: false,
   tookOver: false,
   forced: false,
+  record: true,
   disks: false,
   generation: 1,
   standbyGeneration: 0,
