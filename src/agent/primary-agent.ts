@@ -135,6 +135,7 @@ export class PrimaryAgent {
       timings: options.timings,
       tookOver: options.tookOver,
       forced: options.forced,
+      tookPart: generations.highest > 0,
       foundClosedGate: vm.foundClosedGate,
     });
     this.#driver = new Driver(
@@ -315,6 +316,11 @@ export class PrimaryAgent {
 }
 
 function adviceOn(outcome: AgentOutcome['outcome']): string {
+  if (outcome === 'stale-twin')
+    return (
+      '. The VM here is an older twin of it: it has been stopped, and is left for you to look at. Do not let it go on; end it, and start it with -S as a standby. ' +
+      'Hosts should start protected VMs with -S only'
+    );
   if (outcome !== 'refused') return '';
   return (
     '. This VM was left as it is. If it is the same VM, end it here and start it as a standby; if it does not run there any more, ' +

@@ -12,6 +12,7 @@ const OUTCOME_EXIT: Record<Outcome['outcome'], number> = {
   'vm-lost': EXIT.unavailable,
   fenced: EXIT.tryAgain,
   refused: EXIT.configuration,
+  'stale-twin': EXIT.configuration,
 };
 
 export function report({ vm, json }: SharedOptions, { outcome, reason }: Outcome): void {

@@ -171,11 +171,13 @@ export type PrimaryEffect =
   /** LOADED(epoch): the standby's disks hold what the guest wrote until then. */
   | { type: 'confirm-disks'; epoch: number }
   | { type: 'quit-vm' }
+  /** It is to stand, and stay. */
+  | { type: 'stop-vm' }
   | { type: 'state'; state: StateWord; reason: string }
-  /** The agent is done. `refused`: the VM may not be protected here, and is as it was. */
+  /** The agent is done. `refused`: the VM may not be protected here, and is as it was. `stale-twin`: nor may it run, and it stands. */
   | {
       type: 'finished';
-      outcome: 'stopped' | 'guest-shutdown' | 'vm-lost' | 'fenced' | 'refused';
+      outcome: 'stopped' | 'guest-shutdown' | 'vm-lost' | 'fenced' | 'refused' | 'stale-twin';
       reason: string;
     };
 
@@ -195,6 +197,8 @@ export interface PrimaryOptions {
   tookOver: boolean;
   /** The same by a person's word alone, which the witness doesn't know of: it is told first. */
   forced: boolean;
+  /** This host has had a part in the VM's protection before. */
+  tookPart: boolean;
   /** A gate of an earlier agent was found: output is cut off until the witness, or without one the peer, has said that nobody took over. */
   foundClosedGate: boolean;
 }

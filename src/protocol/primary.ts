@@ -170,6 +170,11 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
       this.session?.onStepFailed('claim', reason);
     } else if (this.authority.everWon || this.context.foreignGate) {
       this.fence(reason);
+    } else if (this.context.options.tookPart) {
+      // INVARIANT 4: its host came back and started it by itself. What is newer runs elsewhere; a person may want to look at this one.
+      this.setState('FENCED', reason);
+      this.context.emit({ type: 'stop-vm' });
+      this.finish('stale-twin', reason);
     } else {
       this.finish('refused', reason);
     }
@@ -391,7 +396,7 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
   private finish(outcome: Outcome, reason: string): void {
     this.finished = true;
     this.session = null;
-    if (outcome !== 'fenced') this.setState('STOPPED', reason);
+    if (this.word !== 'FENCED') this.setState('STOPPED', reason);
     this.showState();
     this.context.emit({ type: 'finished', outcome, reason });
   }

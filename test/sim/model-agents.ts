@@ -36,6 +36,7 @@ export class ModelPrimary extends ModelAgent<PrimaryEvent, PrimaryEffect> {
       foundClosedGate: host.gate === 'closed',
       tookOver: false,
       forced: false,
+      tookPart: false,
     });
     super(side, machine, host, world);
     this.onOutput = onOutput;

@@ -97,6 +97,10 @@ export class PrimaryAgent extends Agent<PrimaryEvent, PrimaryEffect> {
         this.disk.confirm(effect.epoch);
         this.known = this.lineage;
         return;
+      case 'stop-vm':
+        this.world.requireLost();
+        this.guest.running = false;
+        return;
       case 'quit-vm':
         if (this.machine.state === 'FENCED') this.world.requireLost();
         this.world.killGuest('P');

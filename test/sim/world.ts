@@ -169,6 +169,7 @@ export class World {
       copiesDisks: true,
       tookOver,
       forced: false,
+      tookPart: this.recorded[0] > 0,
       foundClosedGate: this.gate !== null,
     });
     this.primary = new PrimaryAgent(this, this.pvm, machine);

@@ -12,6 +12,7 @@ const DEFAULTS: GoldenOptions = {
   foreign: false,
   tookOver: false,
   forced: false,
+  tookPart: false,
   record: true,
   disks: false,
   generation: 1,

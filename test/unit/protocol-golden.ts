@@ -51,6 +51,8 @@ export interface GoldenOptions {
   tookOver: boolean;
   /** The same by a person's word. */
   forced: boolean;
+  /** The primary's host has had a part in it before. */
+  tookPart: boolean;
   /** The standby's witness has what HELLO says; false: the text has what it says. */
   record: boolean;
   /** The VM has a disk that is copied. */
@@ -79,6 +81,7 @@ export class Conversation {
       arbitration: options.witness ? 'witness' : 'none',
       tookOver: options.tookOver,
       forced: options.forced,
+      tookPart: options.tookPart,
       foundClosedGate: options.foreign,
     });
     const secondary = new SecondaryMachine({

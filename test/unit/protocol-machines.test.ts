@@ -26,6 +26,7 @@ const newPrimary = (foundClosedGate = false): PrimaryMachine =>
     arbitration: 'none',
     tookOver: false,
     forced: false,
+    tookPart: false,
     foundClosedGate,
   });
 const newSecondary = (): SecondaryMachine =>
