@@ -29,7 +29,7 @@ test('what the disks are is still told when they are closed: the agent has thing
   const log = new Log('error', () => ({ vm: 'test', role: 'primary', epoch: undefined }));
   const exceptions = { ungatedDisks: [], sharedDisks: [] };
   const options = { vm: 'test', bufferBytes: 4 << 20, exceptions, log };
-  const disks = await PrimaryDisks.attach(fakeQemu().client, options);
+  const disks = await PrimaryDisks.attach(fakeQemu().client, (body) => body(), options);
   const before = disks.status();
   expect(before).toEqual([expect.objectContaining({ id: 'd0', state: 'absent', sizeBytes: SIZE_BYTES })]);
   disks.close();
