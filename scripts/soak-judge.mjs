@@ -11,6 +11,8 @@ export const GROWTH_MAX = {
   /** Of QEMU, where they aren't among `fds`: it has five fewer in a pause, and part of a run may have no sample from one. */
   eventfds: 8,
   threads: 0,
+  /** Workers of QEMU's pool come when there is work for several, and go when they have had none for ten seconds. */
+  qemuThreads: 8,
   /** Arenas of the allocator and parts of V8's heap come and go. */
   mappings: 24,
   /** Those that a userfaultfd watches. */

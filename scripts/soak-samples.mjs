@@ -18,7 +18,7 @@ export async function processFigures(pid) {
 export async function qemuFigures(pid, monitor) {
   const count = async (command, args) => (await monitor.execute(command, args)).length;
   return {
-    ...(await leastOf(() => ({ ...qemuFds(pid), threads: threads(pid) }))),
+    ...(await leastOf(() => ({ ...qemuFds(pid), qemuThreads: threads(pid) }))),
     ...memoryFigures(pid),
     fdsets: await count('query-fdsets'),
     chardevs: await count('query-chardev'),
