@@ -288,7 +288,7 @@ export class SecondaryAgent {
         }));
         break;
       case 'promote':
-        this.#after(this.#mayRun(effect.generation), effect, (reason) => ({
+        this.#after(this.#mayRun(effect), effect, (reason) => ({
           type: 'promote-failed',
           reason,
         }));
@@ -316,11 +316,11 @@ export class SecondaryAgent {
     );
   }
 
-  /** INVARIANT 4: where a fence is asked for, the VM runs only once the other host is known to be unable to. */
-  async #mayRun(generation: number): Promise<void> {
+  /** INVARIANT 4: where a fence is asked for, the VM runs only once the other host is known to be unable to; one that has handed it over has said so itself. */
+  async #mayRun({ generation, handedOver }: SecondaryEffect & { type: 'promote' }): Promise<void> {
     const { fence: options, vm, log } = this.#options;
     await this.#generations.record(generation);
-    if (options !== null)
+    if (options !== null && handedOver !== true)
       await fence(options, { vm, host: options.host ?? this.#primaryHost, generation }, log);
   }
 

@@ -66,7 +66,8 @@ export type PrimaryStep =
   | 'capture'
   | 'save'
   | 'resume'
-  | 'transmit';
+  | 'transmit'
+  | 'stand';
 
 export type PrimaryEvent = { nowMs: number } & (
   | { type: 'start' }
@@ -96,6 +97,8 @@ export type PrimaryEvent = { nowMs: number } & (
   /** `stoodMs`: how long the guest stood by QEMU's own clock, which is less than from `stop` to `cont`'s answer. Without it, that counts. */
   | { type: 'resumed'; stoodMs?: number }
   | { type: 'transmitted'; epoch: number }
+  /** As `stopped`, for `stand-still`. */
+  | { type: 'stood'; wasRunning: boolean }
   /** Three may also come unasked: `gate` when the gate has broken, `disks` when a disk isn't mirrored any more, `resume` when a hand-over left the VM standing. */
   | { type: 'step-failed'; step: PrimaryStep; reason: string }
   /** The gate got the first frame of the open epoch. */
@@ -111,8 +114,11 @@ export type PrimaryEvent = { nowMs: number } & (
   | { type: 'vm-shutdown'; gone: boolean }
   | { type: 'vm-lost'; reason: string }
   | ClaimEvent
-  /** `force-stop`: without the witness's word; a person knows that the standby doesn't run. */
-  | { type: 'command'; command: 'stop' | 'force-stop' | 'checkpoint' }
+  /**
+   * `force-stop`: without the witness's word; a person knows that the standby doesn't run. `drill`: hand the VM over to the standby; it is answered by
+   * `drilled`, once.
+   */
+  | { type: 'command'; command: 'stop' | 'force-stop' | 'checkpoint' | 'drill' }
 );
 
 /** The answers to `claim`. `won` and `lost` come once, `unanswered` any number of times before, and only of the last claim. */
@@ -162,12 +168,23 @@ export type PrimaryEffect =
   | { type: 'release-output'; epoch: number }
   /** LOADED(epoch): the standby's disks hold what the guest wrote until then. */
   | { type: 'confirm-disks'; epoch: number }
+  /**
+   * INVARIANT 4: `stop` of a VM that is to be handed over. From its answer on nobody resumes it, whatever becomes of this agent, unless `resume` is asked for.
+   */
+  | { type: 'stand-still' }
+  /**
+   * INVARIANT 4: the VM runs elsewhere. What is ours is taken off this one, which stands and is never resumed; what the gate holds is dropped. No answer;
+   * `finished` comes next.
+   */
+  | { type: 'leave-vm' }
+  /** The answer to the command `drill`. Null: the VM runs on the standby's host; else why it doesn't. */
+  | { type: 'drilled'; failure: string | null }
   | { type: 'quit-vm' }
   | { type: 'state'; state: StateWord; reason: string }
-  /** The agent is done. `refused`: the VM may not be protected here, and is as it was. */
+  /** The agent is done. `refused`: the VM may not be protected here, and is as it was. `handed-over`: it stands here and runs elsewhere. */
   | {
       type: 'finished';
-      outcome: 'stopped' | 'guest-shutdown' | 'vm-lost' | 'fenced' | 'refused';
+      outcome: 'stopped' | 'guest-shutdown' | 'vm-lost' | 'fenced' | 'refused' | 'handed-over';
       reason: string;
     };
 
@@ -252,8 +269,11 @@ export type SecondaryEffect =
   | { type: 'withdraw-claim' }
   /** Sync the disks. Never while a flush or a load is in progress (invariant 6). */
   | { type: 'settle-disks' }
-  /** INVARIANT 4: the disks recorded as the newest, in `generation`, which has been won; then `cont` and `announce-self`. Only after `disks-settled`. */
-  | { type: 'promote'; generation: number }
+  /**
+   * INVARIANT 4: the disks recorded as the newest, in `generation`, which has been won; then `cont` and `announce-self`. Only after `disks-settled`.
+   * `handedOver`: the primary itself has said that its VM stands, so that its host needs no fence.
+   */
+  | { type: 'promote'; generation: number; handedOver?: true }
   | { type: 'quit-vm' }
   | { type: 'state'; state: StateWord; reason: string }
   | { type: 'finished'; outcome: 'stopped' | 'guest-shutdown' | 'vm-lost'; reason: string };

@@ -5,6 +5,7 @@ import type { Standby } from './standby.ts';
 
 export class TakeOver {
   readonly reason: string;
+  private readonly handedOver: boolean;
   private readonly context: SecondaryContext;
   private readonly standby: Standby;
   private claimed = false;
@@ -12,10 +13,11 @@ export class TakeOver {
   /** A failed load may be tried once more. */
   private retryLeft = true;
 
-  constructor(context: SecondaryContext, standby: Standby, reason: string) {
+  constructor(context: SecondaryContext, standby: Standby, reason: string, handedOver: boolean) {
     this.context = context;
     this.standby = standby;
     this.reason = reason;
+    this.handedOver = handedOver;
   }
 
   /** The witness may still say no, or the primary come back. */
@@ -37,7 +39,8 @@ export class TakeOver {
     } else if (standby.won !== null) {
       // INVARIANT 4: the only place where the VM is let run, and only in a generation that has been won.
       context.steps.begin('promote');
-      context.emit({ type: 'promote', generation: standby.won });
+      const { handedOver } = this;
+      context.emit({ type: 'promote', generation: standby.won, ...(handedOver && { handedOver }) });
     }
     return null;
   }

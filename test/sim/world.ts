@@ -111,6 +111,8 @@ export class World {
   crashed = false;
   /** How many processes and hosts have been killed. */
   deaths = 0;
+  /** The standby's VM has been let run. */
+  private tookOver = false;
   /** How many epochs the standby has confirmed. */
   commits = 0;
   readonly log: string[] = [];
@@ -195,6 +197,7 @@ export class World {
     this.pvm = this.svm;
     this.wireFrames();
     this.gate = null;
+    this.tookOver = false;
     this.standbyDisk = new StandbyDisk();
     this.standbyDisk.blocks.splice(0, old.disk.length, ...old.disk);
     this.svm = new Guest(this, this.standbyDisk.blocks);
@@ -294,6 +297,7 @@ export class World {
   }
 
   promoted(device: number): void {
+    this.tookOver = true;
     if (this.seen > device)
       violated(1, `the world has seen state ${this.seen}, the standby resumes at ${device}`);
   }
@@ -316,6 +320,14 @@ export class World {
       violated(7, `the primary is fenced, the witness has ${JSON.stringify(this.etcd.entry.record)}`);
   }
 
+  /** INVARIANT 7: a VM is given up only for one that runs. Whoever may have resumed it, it stands from here on. */
+  leaveVm(): void {
+    if (!this.tookOver) violated(7, 'the VM is left, and the standby has never run it');
+    this.pvm.left = true;
+    this.pvm.running = false;
+    if (this.gate !== null) this.gate.dead = true;
+  }
+
   handOver(): void {
     this.requireAlone(0, 'opens its gate');
     if (this.gate !== null && !this.gate.dead) this.gate.open();
@@ -334,6 +346,7 @@ export class World {
   check(): void {
     const { pvm, svm, clock } = this;
     const open = this.gate === null || this.gate.passes;
+    if (pvm.left && pvm.running) violated(4, 'a VM runs that was handed over');
     if (svm.running && pvm.running && open) violated(4, 'two VMs run with an open gate');
     const holder = this.etcd.entry.record?.primary;
     if (this.witnessed && svm.running && holder !== this.nodes[1])
