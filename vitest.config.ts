@@ -12,8 +12,8 @@ export default defineConfig({
         test: {
           name: 'e2e',
           include: ['test/e2e/**/*.test.ts'],
-          // Real guests under software emulation on as few as two cores: one file at a time, and generous limits.
-          fileParallelism: false,
+          // Real guests under software emulation on as few as two cores: two files at a time, each of which waits half of its time, and generous limits.
+          maxWorkers: 2,
           testTimeout: 300_000,
           hookTimeout: 180_000,
           bail: 0,

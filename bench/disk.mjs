@@ -115,7 +115,7 @@ async function mirror({ primaryVm, remotePath }) {
   });
   await waitFor('mirror that is ready', TIMEOUT_MS, async () => (await jobStatus()) === 'ready');
   return async () => {
-    await monitor.execute('block-job-cancel', { device: 'mirror', force: true });
+    await monitor.execute('block-job-cancel', { device: 'mirror' }); // not by force: see src/vm/disk-mirror.ts
     await waitFor('end of the mirror', TIMEOUT_MS, async () => (await jobStatus()) === undefined);
     await monitor.execute('blockdev-del', { 'node-name': 'mirror-target' });
     monitor.close();

@@ -221,13 +221,13 @@ class Estimator {
     assertMayStop(await problemsOf(qmp, qmp.peer.pid)); // devices may have come since
     // INVARIANT 7: should this process be killed while the guest stands.
     const guard = await PauseGuard.start(qmp, this.#options.log);
-    const runState = new RunState(qmp, guard, {
+    const runState = new RunState(qmp, guard, () => wakeInterrupts(qmp.peer.pid, this.#options.log));
+    runState.listen({
       onPaused: () => {},
       onResumed: () => {},
       onPauseEnded: (ms) => {
         pauseMs = ms;
       },
-      onResumedByUs: () => wakeInterrupts(qmp.peer.pid, this.#options.log),
     });
     try {
       return { ...(await this.#measurePause(runState, () => pauseMs)), source: 'measured' };

@@ -12,10 +12,13 @@ import { PauseGuard } from './pause-guard.ts';
 import type { PrimaryAgentOptions } from './primary-agent.ts';
 import { PrimaryDisks } from './primary-disks.ts';
 import { PrimaryVm } from './primary-vm.ts';
+import { RunState } from './run-state.ts';
+import { wakeInterrupts } from './wake-interrupts.ts';
 
 export interface PrimaryParts {
   qmp: QmpClient;
   guard: PauseGuard;
+  runState: RunState;
   engine: PrimaryEngine;
   vmstate: VmstateFile;
   nics: Nic[];
@@ -39,7 +42,14 @@ export async function attachPrimary(options: PrimaryAgentOptions): Promise<Prima
     const nics = (await findNics(qmp, pid)).filter((nic) => !isUngated(nic, options.exceptions.ungatedNics));
     const blocks = await findRamBlocks(qmp, pid);
     const { vm, diskBufferBytes: bufferBytes, exceptions, log } = options;
-    disks = await PrimaryDisks.attach(qmp, { vm, bufferBytes, exceptions, log });
+    guard = await PauseGuard.start(qmp, log);
+    const runState = new RunState(qmp, guard, () => wakeInterrupts(pid, log));
+    disks = await PrimaryDisks.attach(qmp, (body) => runState.whileStopped(body), {
+      vm,
+      bufferBytes,
+      exceptions,
+      log,
+    });
     const { owner } = disks;
     const description = await describeVm(qmp, pid, blocks, null, { ...exceptions, owner, bufferBytes });
     const shutdownAction = ShutdownAction.of(pid);
@@ -54,11 +64,11 @@ export async function attachPrimary(options: PrimaryAgentOptions): Promise<Prima
       scrubSliceBytes: options.scrubSliceBytes,
       disks: disks.exports,
     });
-    guard = await PauseGuard.start(qmp, options.log);
     native.startMemoryKeeper();
     return new PrimaryVm(options, {
       qmp,
       guard,
+      runState,
       engine,
       vmstate,
       nics,

@@ -3,7 +3,7 @@ import { randomBytes } from 'node:crypto';
 import { type DiskExport, native, type PrimaryEngine } from '../native/binding.ts';
 import type { Lineage } from '../protocol/messages.ts';
 import type { QmpClient } from '../qmp/client.ts';
-import { DiskMirror, removeLeftMirrors } from '../vm/disk-mirror.ts';
+import { DiskMirror, removeLeftMirrors, type WhileStopped } from '../vm/disk-mirror.ts';
 import { bootId, readRecord, writeRecord } from '../vm/disk-record.ts';
 import { DiskSource, removeLeftSources } from '../vm/disk-source.ts';
 import { copiedDisks, type Disk, type DiskExceptions, diskFile, findDisks } from '../vm/disks.ts';
@@ -19,10 +19,12 @@ export interface PrimaryDisksOptions {
 }
 
 export interface PrimaryDisksListener {
+  /** Between the checkpoints. */
+  whileStopped: WhileStopped;
   /** A log is nearly full: a checkpoint is wanted. */
   onPressure(): void;
   /** QEMU says that a disk isn't mirrored any more: its writes are missed from now on, and the session's checkpoints are not whole. */
-  onMirrorEnded(reason: string): void;
+  onMirrorFailed(reason: string): void;
   /** The same, as a disk's export sees it: QEMU may be dead, or the log has run over. No checkpoint is sent any more. */
   onExportFailed(reason: string): void;
 }
@@ -48,8 +50,9 @@ export class PrimaryDisks {
   readonly #options: PrimaryDisksOptions;
   readonly #disks: Mirrored[];
   #listener: PrimaryDisksListener = {
+    whileStopped: () => Promise.reject(new Error('no VM to stop')),
     onPressure: () => {},
-    onMirrorEnded: () => {},
+    onMirrorFailed: () => {},
     onExportFailed: () => {},
   };
   #copying: { failure: string | null; engine: PrimaryEngine } | null = null;
@@ -59,8 +62,12 @@ export class PrimaryDisks {
   #recorded = 0;
 
   /** Takes off what an agent that died has left, and records the disks as this VM's. Adds nothing to QEMU yet. Throws DiskRecordError. */
-  static async attach(qmp: QmpClient, options: PrimaryDisksOptions): Promise<PrimaryDisks> {
-    await removeLeftMirrors(qmp);
+  static async attach(
+    qmp: QmpClient,
+    whileStopped: WhileStopped,
+    options: PrimaryDisksOptions,
+  ): Promise<PrimaryDisks> {
+    await removeLeftMirrors(qmp, whileStopped);
     await removeLeftSources(qmp);
     const copied = copiedDisks(await findDisks(qmp), options.exceptions);
     const disks = new PrimaryDisks(qmp.peer.pid, copied, options);
@@ -221,25 +228,24 @@ export class PrimaryDisks {
   }
 
   async #mirror(qmp: QmpClient, mirrored: Mirrored): Promise<void> {
-    if (mirrored.mirror && mirrored.export.stats().clients > 0) return;
-    // Its connection has ended, with its job or without.
+    if (mirrored.mirror?.mirrors && mirrored.export.stats().clients > 0) return;
     await this.#takeOff(mirrored);
     // Whatever the guest wrote while there was no mirror is known to nobody.
     mirrored.known = null;
-    mirrored.mirror = await DiskMirror.start(qmp, mirrored.disk, mirrored.export, (reason) => {
-      mirrored.known = null;
-      this.#fail(reason, () => this.#listener.onMirrorEnded(reason));
-      this.#takeOff(mirrored).catch((error: Error) => {
-        // Its node is without use now, and the next agent removes it.
-        this.#options.log.warn('a mirror could not be taken off QEMU', { error: error.message });
-      });
+    mirrored.mirror = await DiskMirror.start(qmp, mirrored.disk, mirrored.export, {
+      whileStopped: this.#listener.whileStopped,
+      // It is taken off when the next session begins, or at the end: the VM may be in the middle of a checkpoint now.
+      onFailed: (reason) => {
+        mirrored.known = null;
+        this.#fail(reason, () => this.#listener.onMirrorFailed(reason));
+      },
     });
   }
 
   async #takeOff(mirrored: Mirrored): Promise<void> {
     const { mirror } = mirrored;
     mirrored.mirror = null;
-    await mirror?.stop();
+    await mirror?.stop(this.#listener.whileStopped);
   }
 
   /** A copy in progress fails with the reason; a session with checkpoints is told of it. */

@@ -10,9 +10,8 @@ import type { PrimaryDisks } from './primary-disks.ts';
 import type { PrimaryMeters } from './primary-meters.ts';
 import { PrimaryOutput } from './primary-output.ts';
 import { QemuProcess } from './qemu-process.ts';
-import { RunState } from './run-state.ts';
+import type { RunState } from './run-state.ts';
 import { SerialQueue } from './serial-queue.ts';
-import { wakeInterrupts } from './wake-interrupts.ts';
 
 type EventBody = PrimaryEvent extends infer E ? (E extends PrimaryEvent ? Omit<E, 'nowMs'> : never) : never;
 
@@ -50,11 +49,11 @@ export class PrimaryVm {
     this.#process = new QemuProcess(parts.qmp, options.log, (reason) =>
       this.#emit({ type: 'vm-lost', reason }),
     );
-    this.#runState = new RunState(parts.qmp, parts.guard, {
+    this.#runState = parts.runState;
+    this.#runState.listen({
       onPaused: () => this.#emit({ type: 'vm-paused' }),
       onResumed: () => this.#emit({ type: 'vm-resumed' }),
       onPauseEnded: (pauseMs) => this.#listener?.onPauseEnded(pauseMs),
-      onResumedByUs: () => wakeInterrupts(this.pid, this.#options.log),
     });
     this.#output = new PrimaryOutput(options.gateLimitBytes, {
       onHeld: () => this.#emit({ type: 'output-held' }),
@@ -74,7 +73,8 @@ export class PrimaryVm {
     const { qmp, disks } = this.#parts;
     disks.listen({
       onPressure: () => this.#emit({ type: 'pressure' }),
-      onMirrorEnded: (reason) => this.#failed('disks', reason),
+      whileStopped: (body) => this.#queue.run(() => this.#runState.whileStopped(body)),
+      onMirrorFailed: (reason) => this.#failed('disks', reason),
       onExportFailed: (reason) => void this.#failedUnlessGone('disks', reason),
     });
     qmp.onEvent('SHUTDOWN', (event) => this.#onShutdown(event.data.guest));
@@ -220,16 +220,14 @@ export class PrimaryVm {
   async detach(): Promise<void> {
     const { qmp, guard, engine, vmstate, disks } = this.#parts;
     if (!this.#process.gone) {
-      await this.#queue
-        .run(async () => {
-          await this.#handOver();
-          await disks.detach();
-          await vmstate.detach(qmp);
-        })
-        .catch((error: Error) => {
-          // What stays behind holds nothing up, and the next agent removes it.
-          this.#options.log.warn('not everything could be taken off QEMU', { error: error.message });
-        });
+      try {
+        await this.#queue.run(() => this.#handOver());
+        await disks.detach();
+        await this.#queue.run(() => vmstate.detach(qmp));
+      } catch (error) {
+        // What stays behind holds nothing up, and the next agent removes it.
+        this.#options.log.warn('not everything could be taken off QEMU', { error: (error as Error).message });
+      }
     }
     await this.#queue.run(async () => {}); // what is under way, a quit say, comes to its end
     this.#process.close();

@@ -6,8 +6,6 @@ export interface RunStateEvents {
   onResumed(): void;
   /** One of our own pauses is over; by QEMU's own clock, STOP event to RESUME event. */
   onPauseEnded(pauseMs: number): void;
-  /** QEMU has answered a `cont` of ours. */
-  onResumedByUs(): void;
 }
 
 /** Who resumes the VM when this process dies while `stopped` holds. */
@@ -21,8 +19,9 @@ export interface Guard {
  */
 export class RunState {
   readonly #qmp: QmpClient;
-  readonly #events: RunStateEvents;
   readonly #guard: Guard;
+  readonly #onResumedByUs: () => void;
+  #events: RunStateEvents = { onPaused: () => {}, onResumed: () => {}, onPauseEnded: () => {} };
   #ours = false;
   #stopping = false;
   #resuming = false;
@@ -32,12 +31,18 @@ export class RunState {
   #stoppedAtMs: number | null = null;
   #lastPauseMs: number | null = null;
 
-  constructor(qmp: QmpClient, guard: Guard, events: RunStateEvents) {
+  /** `onResumedByUs`: QEMU has answered a `cont` of ours. */
+  constructor(qmp: QmpClient, guard: Guard, onResumedByUs: () => void) {
     this.#qmp = qmp;
     this.#guard = guard;
-    this.#events = events;
+    this.#onResumedByUs = onResumedByUs;
     qmp.onEvent('STOP', (event) => this.#onStop(eventMs(event.timestamp)));
     qmp.onEvent('RESUME', (event) => this.#onResume(eventMs(event.timestamp)));
+  }
+
+  /** Events go there from here on. */
+  listen(events: RunStateEvents): void {
+    this.#events = events;
   }
 
   /** The VM stands because of us. */
@@ -95,10 +100,21 @@ export class RunState {
       await this.#qmp.execute('cont');
       this.#ours = false;
       this.#guard.setStopped(false);
-      this.#events.onResumedByUs();
+      this.#onResumedByUs();
       return this.#lastPauseMs; // QEMU sends RESUME before it answers `cont`
     } finally {
       this.#resuming = false;
+    }
+  }
+
+  /** Runs `body` while the VM stands and all of its I/O has ended. Not in a pause that is somebody else's to end. */
+  async whileStopped(body: () => Promise<void>): Promise<void> {
+    if (this.#ours) throw new Error('the VM stands for a checkpoint'); // resuming it here would spoil that
+    try {
+      await this.stop();
+      await body();
+    } finally {
+      await this.resume();
     }
   }
 

@@ -115,7 +115,7 @@ export interface QmpCommands {
       target: string;
       sync: 'none';
       'copy-mode': 'write-blocking';
-      'on-target-error': 'report';
+      'on-target-error': 'stop';
       'filter-node-name': string;
     },
     Nothing
@@ -161,6 +161,7 @@ export interface QmpEvents {
   BLOCK_IO_ERROR: { device: string; operation: string; action: string; reason?: string };
   GUEST_PANICKED: { action: string };
   BLOCK_EXPORT_DELETED: { id: string };
+  BLOCK_JOB_ERROR: { device: string; operation: string; action: string };
   BLOCK_JOB_COMPLETED: { device: string; error?: string };
   JOB_STATUS_CHANGE: { id: string; status: JobStatus };
   RESET: { guest: boolean; reason: string };

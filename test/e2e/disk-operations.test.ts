@@ -86,7 +86,7 @@ test('the user cancels our job: the session ends, and protection comes back by i
   const ours = jobs.filter(({ type }) => type === 'mirror');
   expect(ours).toHaveLength(1);
   const logged = primary.log().length;
-  await execute(primaryVm, 'block-job-cancel', { device: ours[0]?.id, force: true });
+  await execute(primaryVm, 'block-job-cancel', { device: ours[0]?.id });
   await primary.waitStatus('word of it', 60_000, () =>
     /mirror job of disk d0/.test(primary.log().slice(logged)),
   );

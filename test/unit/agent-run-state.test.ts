@@ -19,11 +19,11 @@ beforeEach(async () => {
   qmp = await QmpClient.connect(server.path);
   seen = [];
   const guard = { setStopped: () => {} };
-  runState = new RunState(qmp, guard, {
+  runState = new RunState(qmp, guard, () => seen.push('resumed'));
+  runState.listen({
     onPaused: () => seen.push('paused by others'),
     onResumed: () => seen.push('resumed by others'),
     onPauseEnded: () => seen.push('pause ended'),
-    onResumedByUs: () => seen.push('resumed'),
   });
 });
 
@@ -54,5 +54,29 @@ describe('a RESUME while our cont is on its way', () => {
     await pause();
     expect(seen).toContain('resumed by others');
     expect(seen).not.toContain('pause ended');
+  });
+});
+
+describe('while the VM is stopped for something else', () => {
+  test('it is resumed, also when that fails', async () => {
+    await expect(
+      runState.whileStopped(() => {
+        expect(runState.stoppedByUs).toBe(true);
+        return Promise.reject(new Error('no'));
+      }),
+    ).rejects.toThrow('no');
+    expect(seen).toEqual(['pause ended', 'resumed']);
+  });
+
+  test('it is left as it is when somebody else had stopped it', async () => {
+    answers['stop'] = (request) => ok(request);
+    await runState.whileStopped(async () => expect(runState.stoppedByUs).toBe(false));
+    expect(seen).toEqual([]);
+  });
+
+  test('a checkpoint’s pause is not ended by it', async () => {
+    await runState.stop();
+    await expect(runState.whileStopped(async () => {})).rejects.toThrow(/stands for a checkpoint/);
+    expect(runState.stoppedByUs).toBe(true);
   });
 });
