@@ -109,6 +109,7 @@ export class RunState {
 
   /** Runs `body` while the VM stands and all of its I/O has ended. Not in a pause that is somebody else's to end. */
   async whileStopped(body: () => Promise<void>): Promise<void> {
+    if (this.#left) return body(); // it stands already, and for good
     if (this.#ours) throw new Error('the VM stands for a checkpoint'); // resuming it here would spoil that
     try {
       await this.stop();
