@@ -4,6 +4,7 @@ import type { SecondaryContext } from './secondary-context.ts';
 import type { Life } from './secondary-life.ts';
 
 export class Handover {
+  answered = false;
   private readonly context: SecondaryContext;
   private readonly epoch: number;
   private readonly sinceMs: number;
@@ -24,9 +25,13 @@ export class Handover {
     this.claimedMs = this.passedMs;
   }
 
-  /** Tells the primary how it has ended; false: it hasn't. */
+  /**
+   * Tells the primary how it has ended, once it has: returns whether it did so now. The connection is the primary's to close: the end of the heartbeats
+   * could come before the answer, and be taken for this side's death.
+   */
   answer({ now }: Life): boolean {
-    if (now === 'taking-over') return false;
+    if (this.answered || now === 'taking-over') return false;
+    this.answered = true;
     if (now === 'running') {
       const { settledMs, claimedMs, passedMs: runsMs } = this;
       this.context.send({ type: 'took-over', settledMs, claimedMs, runsMs }, this.epoch);

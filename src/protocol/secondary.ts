@@ -60,7 +60,7 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
 
   get nextTimepointMs(): number | null {
     if (this.finished) return null;
-    if (this.connectedAtMs === null || this.handover !== null) return this.life.claimAtMs;
+    if (this.connectedAtMs === null || this.owesAnswer) return this.life.claimAtMs;
     const sessionMs =
       this.session === null ? this.connectedAtMs + HELLO_TIMEOUT_MS : this.session.nextTimepointMs;
     const never = Number.POSITIVE_INFINITY;
@@ -138,7 +138,7 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
       this.session.onMessage(message);
     } else if (this.handover !== null) {
       // Whoever goes on by now, it isn't by this message.
-      this.disconnect(`the primary waits no longer: ${body.type}`);
+      this.disconnect('the primary waits no longer');
     } else if (body.type === 'hello') {
       this.onHello(body, message.generation);
     } else {
@@ -259,7 +259,7 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
     if (this.session !== null) this.follow(this.session);
     else this.checkSilentConnection();
     this.life.advance(this.session !== null);
-    if (this.handover?.answer(this.life) === true) this.disconnect('the primary knows who runs the VM');
+    if (this.handover?.answer(this.life) === true) this.connectedAtMs = this.context.nowMs;
     this.showState();
   }
 
@@ -329,8 +329,13 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
     }
   }
 
+  /** A connection that says nothing is the primary's that waits for it. */
+  private get owesAnswer(): boolean {
+    return this.handover?.answered === false;
+  }
+
   private checkSilentConnection(): void {
-    if (this.connectedAtMs === null || this.handover !== null) return;
+    if (this.connectedAtMs === null || this.owesAnswer) return;
     if (this.context.nowMs >= this.connectedAtMs + HELLO_TIMEOUT_MS) {
       this.disconnect('no HELLO came');
     }
