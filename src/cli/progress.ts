@@ -16,7 +16,7 @@ export function showProgress(status: () => Status, json: boolean): { end(): void
   const timer = setInterval(() => {
     const current = status();
     const { state, reason } = current;
-    const { syncPercent, syncSecondsLeft } = current.role === 'primary' ? current : NO_COPY;
+    const { syncPercent, syncSecondsLeft } = 'syncPercent' in current ? current : NO_COPY;
     if (terminal && state === 'SYNCING' && syncPercent !== null) {
       process.stderr.write(
         `\r\x1b[Kfirst copy ${syncPercent} %${syncSecondsLeft === null ? '' : `, ${syncSecondsLeft} s left`}`,
