@@ -15,7 +15,9 @@
  *   output_passes          P    a frame, gate open                                       it leaves
  *   session_lost           P,S  time-out, closed connection                              P: claims anew, its gate open if no `protected` was asked for
  *   primary_claims         P    read answer                                              transact alone(g+1, P), or FENCED
- *   secondary_claims       S    read answer                                              no RECEIVED any more; transact alone(g+1, S), or nothing is held any more
+ *   key_removed            W    etcd has been emptied, or is another one                 nobody decides anything; only with WITH_REMOVAL
+ *   take_over_fails        S    flush, load or sync of the disks fails                   nothing is held any more, and the key isn't touched
+ *   secondary_claims       S    disks settled, read answer that decides something        no RECEIVED any more; transact alone(g+1, S), or nothing is held any more
  *   protect_won            P    transaction answer, or read answer with our claim        PROTECTED
  *   primary_won            P    the same                                                 generation fsynced, gate opened: EXPOSED
  *   secondary_won          S    the same                                                 generation fsynced, VM runs, gate open; this agent has done its work
@@ -25,12 +27,20 @@
  *   joins_as_standby       S    a standby's agent, or a fenced host's VM, starts anew    it holds nothing
  *
  * A request or an answer that is lost is no step: who has asked goes on asking the same (same claim, same compared revision) until it knows.
- * Bounds: each of the five budgets is a number of times that something may happen; everything else is unlimited. All runs end, so that a
+ * Bounds: each of the six budgets is a number of times that something may happen; everything else is unlimited. All runs end, so that a
  * property of their last states says what comes about when failures have stopped and the witness answers.
  *
  * AS_CODED leaves out what the code doesn't make use of, and what is safe all the same: a restarted agent of P opens a session without a claim, in the generation that the
  * key has.
  */
+#if defined(WITH_REMOVAL) || defined(MUTANT_GONE_IS_LOST) || defined(MUTANT_GONE_IS_NEW)
+#define REMOVALS 1
+#define SESSIONS 2
+#define AGENT_DEATHS 1
+#define HOST_DEATHS 1
+#else
+#define REMOVALS 0
+#endif
 #ifndef EPOCHS
 #define EPOCHS 3   /* the VM's epochs, from 1 */
 #endif
@@ -45,6 +55,9 @@
 #endif
 #ifndef HOST_DEATHS
 #define HOST_DEATHS 2
+#endif
+#ifndef FAILURES
+#define FAILURES 1 /* take-overs whose checkpoint turns out to be of no use */
 #endif
 #define GENERATIONS_MAX 16
 #define NOBODY 2
@@ -75,6 +88,15 @@
 
 /* The witness's key. Its primary's peer is the other host: there are two. */
 byte revision = 1, key_generation = 1, key_mode = ALONE, key_primary = 0;
+#if REMOVALS > 0
+bool gone = false;
+byte removals = REMOVALS;
+#define GONE gone
+#define COMES_BACK gone = false
+#else
+#define GONE false
+#define COMES_BACK skip
+#endif
 
 /* What each host has asked for and doesn't know the answer of, and what it has asked for in vain, or a dead agent of it has. */
 typedef Transaction { bool live; byte expected; byte mode; byte generation };
@@ -93,7 +115,7 @@ bool linked[2];       /* as this side sees the session */
 byte sent[2], received[2];  /* in flight from this host: an epoch's pages; RECEIVED */
 bool waits[2];        /* P: for RECEIVED */
 
-byte sessions = SESSIONS, losses = LOSSES, agent_deaths = AGENT_DEATHS, host_deaths = HOST_DEATHS;
+byte sessions = SESSIONS, losses = LOSSES, agent_deaths = AGENT_DEATHS, host_deaths = HOST_DEATHS, failures = FAILURES;
 
 /* What only the properties look at. */
 byte line = 0;        /* whose VM the world is talking to */
@@ -152,6 +174,7 @@ inline forget(t) {
 
 inline execute(t) {
   revision++;
+  COMES_BACK;
   key_mode = t.mode;
   key_generation = t.generation;
   key_primary = h;
@@ -227,10 +250,20 @@ inline die() {
 #define ALONE_IN_FLIGHT(t) (t.live && t.mode == ALONE && t.expected == revision)
 #define LOST (asked[h].live && executed_at[h] == 0 && asked[h].expected != revision)
 
+/* S may take over, as the key has it. A key that says neither this nor that a newer generation was won decides nothing. */
+#define ENTITLED (key_mode == PROTECTED && key_primary == o && key_generation == generation[h])
+
 #ifdef MUTANT_ANSWERS_WHILE_CLAIMING
 #define GIVEN_UP true
 #else
 #define GIVEN_UP (!linked[h])
+#endif
+
+#ifdef MUTANT_CLAIMS_FIRST
+/* What it has claimed for isn't known to be of use. */
+#define MAY_FAIL (agent[h] == STANDBY || agent[h] == TAKING)
+#else
+#define MAY_FAIL (agent[h] == STANDBY)
 #endif
 
 #ifdef MUTANT_HELLO_ENDS_CLAIM
@@ -261,6 +294,17 @@ end:
       STEP(witness_executes_late);
       execute(late[h])
     }
+
+#if REMOVALS > 0
+  :: atomic { removals > 0 && h == 0 ->
+      STEP(key_removed);
+      removals--;
+      revision++;
+      forget(late[0]);
+      forget(late[1]);
+      gone = true
+    }
+#endif
 
   /* --- the session --- */
   :: atomic { CONNECTS && TAKES_HELLO && !linked[h] && !linked[o] && sessions > 0 &&
@@ -351,10 +395,23 @@ end:
     }
 
   /* --- claims --- */
+#if defined(MUTANT_GONE_IS_LOST) || defined(MUTANT_GONE_IS_NEW)
   :: atomic { agent[h] == CUT_OFF || agent[h] == RESTARTED ->
+#else
+  :: atomic { (agent[h] == CUT_OFF || agent[h] == RESTARTED) && !GONE ->
+#endif
       STEP(primary_claims);
       if
+#ifdef MUTANT_GONE_IS_LOST
+      :: gone -> fence()
+      :: key_primary == h && !gone ->
+#else
+#ifdef MUTANT_GONE_IS_NEW
+      :: key_primary == h || gone ->
+#else
       :: key_primary == h ->
+#endif
+#endif
         ask(ALONE, key_generation + 1);
         agent[h] = CLAIMING;
 #ifdef MUTANT_OPEN_BEFORE_WINNING
@@ -363,10 +420,20 @@ end:
       :: else -> fence()
       fi
     }
-  :: atomic { agent[h] == STANDBY && GIVEN_UP && held[h] != 0 ->
+  :: atomic { MAY_FAIL && !linked[h] && held[h] != 0 && failures > 0 ->
+      STEP(take_over_fails);
+      failures--;
+      excused = excused || vm[o] != RUNS;
+#ifdef MUTANT_CLAIMS_FIRST
+      leave_under_way();
+      agent[h] = STANDBY;
+#endif
+      held[h] = 0
+    }
+  :: atomic { agent[h] == STANDBY && GIVEN_UP && held[h] != 0 && !GONE && (ENTITLED || key_generation > generation[h]) ->
       STEP(secondary_claims);
       if
-      :: key_mode == PROTECTED && key_primary == o && key_generation == generation[h] ->
+      :: ENTITLED ->
         ask(ALONE, key_generation + 1);
         agent[h] = TAKING
       :: else -> held[h] = 0
@@ -412,12 +479,16 @@ end:
       STEP(lost);
       settle();
       if
-      :: agent[h] == TAKING ->
+      :: agent[h] == TAKING && !GONE ->
         agent[h] = STANDBY;
         held[h] = 0
-      :: agent[h] != TAKING && key_primary == o -> fence()
+      :: agent[h] != TAKING && key_primary == o && !GONE -> fence()
       /* An older transaction of this host has come in between. */
-      :: agent[h] != TAKING && key_primary == h -> forget_session(); agent[h] = CUT_OFF
+      :: agent[h] != TAKING && key_primary == h && !GONE -> forget_session(); agent[h] = CUT_OFF
+#if REMOVALS > 0
+      :: agent[h] == TAKING && gone -> agent[h] = STANDBY
+      :: agent[h] != TAKING && gone -> forget_session(); agent[h] = CUT_OFF
+#endif
       fi
     }
 #ifdef MUTANT_LOST_REPLY_IS_NO
@@ -458,7 +529,7 @@ end:
 #endif
       epoch[h] = 0
     }
-  :: atomic { agent[h] == DEAD && vm[h] == RUNS ->
+  :: atomic { agent[h] == DEAD && vm[h] == RUNS && !GONE ->
       STEP(agent_starts);
       if
       :: key_primary == h ->
@@ -491,7 +562,7 @@ proctype Judge() {
 end:
   timeout;
   tell_state();
-  assert(excused || IN_SERVICE(0, 1) || IN_SERVICE(1, 0))
+  assert(excused || GONE || IN_SERVICE(0, 1) || IN_SERVICE(1, 0))
 }
 
 /* Host 0 runs alone. */

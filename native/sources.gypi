@@ -26,6 +26,7 @@
       "native/core/heartbeat_judge.cc",
       "native/core/job_thread.cc",
       "native/core/link_sockets.cc",
+      "native/core/locked_memory.cc",
       "native/core/memory_keeper.cc",
       "native/core/memory_region.cc",
       "native/core/nbd_client.cc",

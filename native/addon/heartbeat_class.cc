@@ -1,5 +1,6 @@
 #include <chrono>
 #include <memory>
+#include <system_error>
 #include <utility>
 
 #include "../core/error.h"
@@ -41,14 +42,16 @@ class HeartbeatHandle : public Handle<HeartbeatHandle> {
     guard(info.Env(), [&] {
       const Argument options = argument(info, 0, "options");
       on_verdict_ = Napi::Persistent(options.property("onVerdict").function());
+      on_privileges_ = Napi::Persistent(options.property("onPrivileges").function());
       const HeartbeatLimits limits = limits_of(options);
       const std::uint64_t generation = options.property("generation").integer();
       const Argument end = options.property("end");
       if (is_peer_connection(end)) {
         // The last argument that is looked at: from here on the connection is ours.
-        heartbeat_ = std::make_unique<Heartbeat>(limits, generation, take_peer_connection(end), verdict());
+        heartbeat_ = std::make_unique<Heartbeat>(limits, generation, take_peer_connection(end), verdict(),
+                                                 privileges());
       } else {
-        heartbeat_ = std::make_unique<Heartbeat>(limits, generation, target_of(end), verdict());
+        heartbeat_ = std::make_unique<Heartbeat>(limits, generation, target_of(end), verdict(), privileges());
       }
     });
     opened();
@@ -84,6 +87,21 @@ class HeartbeatHandle : public Handle<HeartbeatHandle> {
                       Napi::Number::New(env, heard.count())});
   }
 
+  Heartbeat::OnPrivileges privileges() const {
+    return [queue = environment_.completions(), id = id_](const HeartbeatPrivileges& got) {
+      post_to(queue, id, [got](HeartbeatHandle& self) {
+        const Napi::Env env = self.Env();
+        self.on_privileges_.Call(
+            {reason_or_null(env, got.real_time_errno), reason_or_null(env, got.locked_memory_errno)});
+      });
+    };
+  }
+
+  static Napi::Value reason_or_null(Napi::Env env, int error) {
+    if (error == 0) return env.Null();
+    return Napi::String::New(env, std::generic_category().message(error));
+  }
+
   Napi::Value progress(const Napi::CallbackInfo& info) {
     heartbeat_->progress();
     return info.Env().Undefined();
@@ -91,7 +109,7 @@ class HeartbeatHandle : public Handle<HeartbeatHandle> {
 
   Napi::Value stats(const Napi::CallbackInfo& info) { return to_js(info.Env(), heartbeat_->stats()); }
 
-  Napi::FunctionReference on_verdict_;
+  Napi::FunctionReference on_verdict_, on_privileges_;
   std::unique_ptr<Heartbeat> heartbeat_;
 };
 

@@ -93,9 +93,9 @@ class PeerConnectionHandle : public Handle<PeerConnectionHandle> {
     Napi::Object result = Napi::Object::New(info.Env());
     result.Set("cipher", tls.cipher);
     result.Set("kernelSends", tls.kernel_sends);
-    result.Set("kernelReceives", tls.kernel_receives);
     result.Set("peer", tls.peer);
     result.Set("fingerprint", tls.fingerprint);
+    result.Set("expiresS", Napi::Number::New(info.Env(), static_cast<double>(tls.expires_s)));
     return result;
   }
 

@@ -6,6 +6,7 @@
 #include <array>
 #include <ctime>
 #include <string_view>
+#include <utility>
 
 #include "error.h"
 #include "openssl_owned.h"
@@ -14,6 +15,8 @@ namespace colo {
 namespace {
 
 constexpr std::size_t kSerialBytes = 16;
+// Who is refused says by his certificate what stands in our log.
+constexpr std::size_t kNamesBytesMax = 256;
 
 void require(bool done, const char* what) {
   if (!done) throw Error("ERR_COLO_CREDENTIALS", 0, std::string(what) + ": " + openssl_reason());
@@ -22,6 +25,14 @@ void require(bool done, const char* what) {
 std::string text_of(const ASN1_STRING* string) {
   return {reinterpret_cast<const char*>(::ASN1_STRING_get0_data(string)),
           static_cast<std::size_t>(::ASN1_STRING_length(string))};
+}
+
+std::string for_people(std::string text) {
+  for (char& each : text) {
+    if (each < ' ' || each > '~') each = '?';
+  }
+  if (text.size() > kNamesBytesMax) text.replace(kNamesBytesMax, std::string::npos, "...");
+  return text;
 }
 
 OwnedNames alternative_names_of(X509* certificate) {
@@ -128,8 +139,8 @@ std::string names_of(X509* certificate) {
     const GENERAL_NAME* const name = sk_GENERAL_NAME_value(names.get(), i);
     if (name->type == GEN_DNS) add("host " + text_of(name->d.dNSName));
   }
-  if (!text.empty()) return text;
-  std::array<char, 256> subject;
+  if (!text.empty()) return for_people(std::move(text));
+  std::array<char, kNamesBytesMax> subject;
   ::X509_NAME_oneline(::X509_get_subject_name(certificate), subject.data(), subject.size());
   return subject.data();
 }

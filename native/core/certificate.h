@@ -25,8 +25,8 @@ struct KeyAndCertificate {
 KeyAndCertificate make_self_signed(const CertificateRequest& request);
 
 std::vector<std::string> vms_of(x509_st* certificate);
-// All that the certificate is for, as people read it: its VMs and host names, or its subject where it names
-// neither.
+// What the certificate is for, as people read it: its VMs and host names, or its subject where it names
+// neither. Printable ASCII, and not much of it, whatever the certificate holds.
 std::string names_of(x509_st* certificate);
 // SHA-256 over the whole certificate, 64 hex digits.
 std::string fingerprint_of(x509_st* certificate);

@@ -13,15 +13,15 @@
 #include <cerrno>
 #include <chrono>
 #include <cstring>
-#include <mutex>
 #include <optional>
+#include <span>
 #include <thread>
 #include <utility>
-#include <vector>
 
 #include "error.h"
 #include "heartbeat_frame.h"
 #include "link_sockets.h"
+#include "locked_memory.h"
 #include "socket_io.h"
 #include "unique_fd.h"
 
@@ -32,7 +32,6 @@ using Clock = HeartbeatJudge::Clock;
 using Kind = HeartbeatVerdict::Kind;
 
 constexpr int kConnectTimeoutMs = 5000;
-constexpr std::size_t kSamplesMax = 8192;
 // A peer that sends more than this would keep a thread busy that runs before all others.
 constexpr auto kPeerIntervalMin = std::chrono::milliseconds(5);
 constexpr std::uint64_t kPeerBurstMax = 1000;
@@ -44,38 +43,12 @@ std::uint64_t microseconds(Clock::duration time) {
 
 std::uint64_t now_us(Clock::time_point now) { return microseconds(now.time_since_epoch()); }
 
-class Samples {
- public:
-  void add(std::uint64_t value) {
-    if (ring_.size() < kSamplesMax) {
-      ring_.push_back(value);
-    } else {
-      ring_[count_ % kSamplesMax] = value;
-    }
-    min_ = count_ == 0 ? value : std::min(min_, value);
-    max_ = std::max(max_, value);
-    ++count_;
-  }
-
-  HeartbeatQuantiles quantiles() const {
-    if (ring_.empty()) return {};
-    std::vector<std::uint64_t> sorted = ring_;
-    std::sort(sorted.begin(), sorted.end());
-    const auto at = [&](std::size_t percent) { return sorted[(sorted.size() - 1) * percent / 100]; };
-    return {min_, at(50), at(99), max_};
-  }
-
- private:
-  std::vector<std::uint64_t> ring_;
-  std::uint64_t count_ = 0, min_ = 0, max_ = 0;
-};
-
 // Heartbeats are little work, and must go out on a host whose processors are all busy. Without the privilege
-// they take their turn like everybody else.
-bool become_real_time() {
+// they take their turn like everybody else. Returns the errno.
+int become_real_time() {
   sched_param parameters{};
   parameters.sched_priority = 1;
-  return ::sched_setscheduler(0, SCHED_RR | SCHED_RESET_ON_FORK, &parameters) == 0;
+  return ::sched_setscheduler(0, SCHED_RR | SCHED_RESET_ON_FORK, &parameters) == 0 ? 0 : errno;
 }
 
 bool is_link_error(const Error& error) { return std::strcmp(error.code(), "ERR_COLO_LINK") == 0; }
@@ -87,9 +60,14 @@ short waits_for(const Connection& connection, short plain) {
 
 }  // namespace
 
-struct Heartbeat::State {
-  State(const HeartbeatLimits& heartbeat_limits, std::uint64_t session, OnVerdict callback)
-      : limits(heartbeat_limits), generation(session), on_verdict(std::move(callback)) {
+// In pages of its own: they are locked.
+struct alignas(kMemoryPageBytes) Heartbeat::State {
+  State(const HeartbeatLimits& heartbeat_limits, std::uint64_t session, OnVerdict verdict,
+        OnPrivileges privileges)
+      : limits(heartbeat_limits),
+        generation(session),
+        on_verdict(std::move(verdict)),
+        on_privileges(std::move(privileges)) {
     end.reset(::eventfd(0, EFD_CLOEXEC));
     if (!end) throw_errno("ERR_COLO_RESOURCES", "eventfd");
   }
@@ -97,6 +75,7 @@ struct Heartbeat::State {
   const HeartbeatLimits limits;
   const std::uint64_t generation;
   const OnVerdict on_verdict;
+  const OnPrivileges on_privileges;
   Target target;
   LinkSockets sockets;  // holds the connection of the primary's end
   Connection accepted;  // that of the secondary's
@@ -104,10 +83,10 @@ struct Heartbeat::State {
   std::atomic<std::uint64_t> own_progress = 0;
   std::thread thread;
 
-  mutable std::mutex stats_mutex;  // guards the following
-  std::uint64_t sent = 0, received = 0;
-  Samples rtt_us, gap_us;
-  bool real_time = false;
+  // Written by the thread, read by all.
+  std::atomic<std::uint64_t> sent = 0, received = 0;
+  HeartbeatSamples rtt_us, gap_us;
+  std::atomic<bool> real_time = false;
 
   // The thread's own.
   Connection* connection = nullptr;  // null once it has ended
@@ -115,11 +94,13 @@ struct Heartbeat::State {
   short writing_waits_for = 0;  // 0: nothing is to be written
   std::array<std::byte, kHeartbeatBytes> incoming;
   std::size_t incoming_bytes = 0;
-  std::vector<std::byte> outgoing;  // not yet taken by the kernel
-  HeartbeatFrame last;              // the newest of the peer's; its sequence is 0 before the first
+  std::array<std::byte, kHeartbeatBytes> beat;
+  std::span<const std::byte> outgoing;  // of `beat`, not yet taken by the kernel
+  HeartbeatFrame last;                  // the newest of the peer's; its sequence is 0 before the first
   Clock::time_point last_came, began;
 
   void run();
+  void beat_and_judge();
   void connect();
   std::optional<HeartbeatVerdict> live();
   template <typename Step>
@@ -133,11 +114,16 @@ struct Heartbeat::State {
 };
 
 void Heartbeat::State::run() {
-  const bool raised = become_real_time();
-  {
-    const std::lock_guard lock(stats_mutex);
-    real_time = raised;
-  }
+  const LockedMemory state(this, sizeof *this);
+  const LockedMemory stack = LockedMemory::stack();
+  const int real_time_errno = become_real_time();
+  real_time = real_time_errno == 0;
+  if (on_privileges)
+    on_privileges({real_time_errno, state.sys_errno() != 0 ? state.sys_errno() : stack.sys_errno()});
+  beat_and_judge();
+}
+
+void Heartbeat::State::beat_and_judge() {
   try {
     if (connection == nullptr) connect();
     if (const auto verdict = live(); verdict && !ended()) on_verdict(*verdict);
@@ -228,13 +214,9 @@ void Heartbeat::State::take(HeartbeatJudge& judge, Clock::time_point now) {
   const std::uint64_t travelled_us = now_us(now) - frame.echo_us;
   if (frame.echo_us > now_us(now) || frame.progress < last.progress)
     throw Error("ERR_COLO_PEER", 0, "a heartbeat's numbers go backwards");
-  {
-    const std::lock_guard lock(stats_mutex);
-    ++received;
-    if (last.sequence != 0) gap_us.add(microseconds(now - last_came));
-    if (frame.echo_us != 0)
-      rtt_us.add(travelled_us - std::min<std::uint64_t>(travelled_us, frame.echo_age_us));
-  }
+  ++received;
+  if (last.sequence != 0) gap_us.add(microseconds(now - last_came));
+  if (frame.echo_us != 0) rtt_us.add(travelled_us - std::min<std::uint64_t>(travelled_us, frame.echo_age_us));
   last = frame;
   last_came = now;
   judge.heard(now, frame.progress);
@@ -253,19 +235,16 @@ void Heartbeat::State::queue_beat(Clock::time_point now) {
     frame.echo_age_us =
         static_cast<std::uint32_t>(std::min<std::uint64_t>(microseconds(now - last_came), UINT32_MAX));
   }
-  {
-    const std::lock_guard lock(stats_mutex);
-    frame.sequence = ++sent;
-  }
-  const auto bytes = encode_heartbeat(frame);
-  outgoing.assign(bytes.begin(), bytes.end());
+  frame.sequence = ++sent;
+  beat = encode_heartbeat(frame);
+  outgoing = beat;
 }
 
 // As far as the kernel takes it. Throws ERR_COLO_LINK when the connection has ended.
 void Heartbeat::State::flush() {
   writing_waits_for = 0;
   while (!outgoing.empty()) {
-    iovec piece = {outgoing.data(), outgoing.size()};
+    iovec piece = {const_cast<std::byte*>(outgoing.data()), outgoing.size()};
     msghdr message = {};
     message.msg_iov = &piece;
     message.msg_iovlen = 1;
@@ -277,7 +256,7 @@ void Heartbeat::State::flush() {
       return;
     }
     if (took < 0) throw Error("ERR_COLO_LINK", errno, std::strerror(errno));
-    outgoing.erase(outgoing.begin(), outgoing.begin() + took);
+    outgoing = outgoing.subspan(static_cast<std::size_t>(took));
   }
 }
 
@@ -297,16 +276,16 @@ bool Heartbeat::State::wait_until(Clock::time_point at) const {
 }
 
 Heartbeat::Heartbeat(const HeartbeatLimits& limits, std::uint64_t generation, Target target,
-                     OnVerdict on_verdict)
-    : state_(std::make_unique<State>(limits, generation, std::move(on_verdict))) {
+                     OnVerdict on_verdict, OnPrivileges on_privileges)
+    : state_(std::make_unique<State>(limits, generation, std::move(on_verdict), std::move(on_privileges))) {
   COLO_ASSERT(target.token.size() == kHeartbeatTokenBytes);
   state_->target = std::move(target);
   state_->thread = std::thread([state = state_.get()] { state->run(); });
 }
 
 Heartbeat::Heartbeat(const HeartbeatLimits& limits, std::uint64_t generation, Connection accepted,
-                     OnVerdict on_verdict)
-    : state_(std::make_unique<State>(limits, generation, std::move(on_verdict))) {
+                     OnVerdict on_verdict, OnPrivileges on_privileges)
+    : state_(std::make_unique<State>(limits, generation, std::move(on_verdict), std::move(on_privileges))) {
   COLO_ASSERT(static_cast<bool>(accepted.fd));
   state_->accepted = std::move(accepted);
   state_->connection = &state_->accepted;
@@ -323,7 +302,6 @@ Heartbeat::~Heartbeat() {
 void Heartbeat::progress() { state_->own_progress.fetch_add(1, std::memory_order_relaxed); }
 
 HeartbeatStats Heartbeat::stats() const {
-  const std::lock_guard lock(state_->stats_mutex);
   return {state_->sent, state_->received, state_->rtt_us.quantiles(), state_->gap_us.quantiles(),
           state_->real_time};
 }

@@ -58,7 +58,10 @@ void begin_tls(Connection& connection, const TlsCredentials& credentials, int ti
 Connection* LinkSockets::begin_connect(const addrinfo& address) {
   UniqueFd fd(::socket(address.ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
   const int on = 1;
-  if (!fd || ::setsockopt(fd.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on) != 0) return nullptr;
+  if (!fd || ::setsockopt(fd.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on) != 0 ||
+      ::setsockopt(fd.get(), IPPROTO_TCP, TCP_USER_TIMEOUT, &stall_timeout_ms_, sizeof stall_timeout_ms_) !=
+          0)
+    return nullptr;
   // Together with the look at `cut_`, since shutdown(2) has no effect on a socket that hasn't begun to
   // connect.
   const std::lock_guard lock(mutex_);

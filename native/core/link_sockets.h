@@ -16,8 +16,14 @@ namespace colo {
 
 // Once cut, everything that blocks on one of the sockets ends, and no new one can be opened. A socket is
 // closed only with its owner, so that cut() never meets a number that has become another file's.
+//
+// A peer that lives and takes nothing doesn't hold a session: where the kernel has got rid of no byte for
+// `stall_timeout_ms`, sending fails.
 class LinkSockets {
  public:
+  static constexpr unsigned kStallTimeoutMs = 30'000;
+  explicit LinkSockets(unsigned stall_timeout_ms = kStallTimeoutMs) : stall_timeout_ms_(stall_timeout_ms) {}
+
   // Connects to host:port, trying the name's addresses in turn, each for at most `timeout_ms`, and keeps the
   // connection (non-blocking, TCP_NODELAY, CLOEXEC) where it is. With `credentials` (else nullptr) TLS begins
   // on it, for which the peer gets as much time again. Throws ERR_COLO_LINK with the address in its text.
@@ -37,6 +43,7 @@ class LinkSockets {
  private:
   Connection* begin_connect(const addrinfo& address);
 
+  const unsigned stall_timeout_ms_;
   std::mutex mutex_;
   std::condition_variable cut_changed_;
   std::list<Connection> connections_;  // those of failed attempts, too

@@ -25,17 +25,25 @@ constexpr std::size_t kFileBytesMax = 1u << 20;
 
 [[noreturn]] void fail(const std::string& what) { throw Error("ERR_COLO_CREDENTIALS", 0, what); }
 
-void require_private(const struct stat& status, const std::string& path) {
-  if ((status.st_mode & 077) != 0)
-    fail("the key " + path + " can be read by others than its owner: chmod 600 it, or make a new one");
+enum class FileKind { certificate, trusted, key };
+
+// Who can change the key or the list of those whom we believe is believed.
+void require_unforgeable(const struct stat& status, const std::string& path, FileKind kind) {
+  if (kind == FileKind::certificate) return;
+  const std::string what = kind == FileKind::key ? "the key " + path : path;
+  if (kind == FileKind::key && (status.st_mode & 077) != 0)
+    fail(what + " can be read by others than its owner: chmod 600 it, or make a new one");
+  if ((status.st_mode & 022) != 0)
+    fail(what + " says whom this agent believes, and can be changed by others than its owner: chmod go-w it");
   if (status.st_uid != 0 && status.st_uid != ::geteuid())
-    fail("the key " + path + " belongs to user " + std::to_string(status.st_uid) +
+    fail(what + " belongs to user " + std::to_string(status.st_uid) +
          ", who could change it: it must be root's, or the agent's own");
 }
 
 // Looks at the file that it has open, so that nobody exchanges it between the look and the reading.
-std::string read_file(const std::string& path, bool is_private) {
-  const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+std::string read_file(const std::string& path, FileKind kind) {
+  // Without O_NONBLOCK, a pipe of that name would be waited for.
+  const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
   if (!fd) {
     throw_errno("ERR_COLO_CREDENTIALS",
                 "reading " + path + " (`colo-agent pair` makes it, docs/security.md has other ways)");
@@ -44,7 +52,7 @@ std::string read_file(const std::string& path, bool is_private) {
   if (::fstat(fd.get(), &status) != 0) throw_errno("ERR_COLO_CREDENTIALS", "looking at " + path);
   if (!S_ISREG(status.st_mode) || static_cast<std::size_t>(status.st_size) > kFileBytesMax)
     fail(path + " is not a PEM file of at most 1 MiB");
-  if (is_private) require_private(status, path);
+  require_unforgeable(status, path, kind);
   std::string content(static_cast<std::size_t>(status.st_size), '\0');
   const ssize_t got = ::pread(fd.get(), content.data(), content.size(), 0);
   if (got < 0) throw_errno("ERR_COLO_CREDENTIALS", "reading " + path);
@@ -56,8 +64,8 @@ OwnedBio memory_of(const std::string& content) {
   return OwnedBio(::BIO_new_mem_buf(content.data(), static_cast<int>(content.size())));
 }
 
-std::vector<OwnedCertificate> certificates_in(const std::string& path) {
-  const std::string content = read_file(path, false);
+std::vector<OwnedCertificate> certificates_in(const std::string& path, FileKind kind) {
+  const std::string content = read_file(path, kind);
   const OwnedBio memory = memory_of(content);
   std::vector<OwnedCertificate> certificates;
   while (X509* const each = ::PEM_read_bio_X509(memory.get(), nullptr, nullptr, nullptr))
@@ -75,14 +83,15 @@ std::vector<OwnedCertificate> certificates_in(const std::string& path) {
 int no_password(char*, int, int, void*) { return 0; }
 
 void use_own(SSL_CTX* context, const TlsOptions& options) {
-  const std::vector<OwnedCertificate> chain = certificates_in(options.certificate_file);
+  const std::vector<OwnedCertificate> chain =
+      certificates_in(options.certificate_file, FileKind::certificate);
   if (::SSL_CTX_use_certificate(context, chain[0].get()) != 1)
     fail("the certificate " + options.certificate_file + " can't be used: " + openssl_reason());
   for (std::size_t i = 1; i < chain.size(); ++i) {
     if (::SSL_CTX_add1_chain_cert(context, chain[i].get()) != 1)
       fail("a certificate in " + options.certificate_file + " can't be used: " + openssl_reason());
   }
-  std::string content = read_file(options.key_file, true);
+  std::string content = read_file(options.key_file, FileKind::key);
   const OwnedKey key(::PEM_read_bio_PrivateKey(memory_of(content).get(), nullptr, &no_password, nullptr));
   ::OPENSSL_cleanse(content.data(), content.size());
   if (!key)
@@ -96,7 +105,7 @@ void use_own(SSL_CTX* context, const TlsOptions& options) {
 
 void use_trusted(SSL_CTX* context, const std::string& path) {
   X509_STORE* const store = ::SSL_CTX_get_cert_store(context);
-  for (const OwnedCertificate& each : certificates_in(path)) {
+  for (const OwnedCertificate& each : certificates_in(path, FileKind::trusted)) {
     if (::X509_STORE_add_cert(store, each.get()) != 1)
       fail("a certificate in " + path + " can't be used: " + openssl_reason());
   }

@@ -17,6 +17,8 @@ struct TlsOptions {
   std::string trusted_file;
   std::string vm;         // a peer's certificate must be for this VM (kVmUriPrefix), ...
   std::string peer_name;  // ... or, when this isn't empty, for the host of this name or address
+  // After so many records of 16 KiB at most, what we send gets a new key.
+  std::uint64_t records_per_key = 1u << 24;
 };
 
 // May be used by any number of threads. TLS 1.3 and nothing older, no resumption, no early data: each

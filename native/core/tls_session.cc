@@ -45,6 +45,16 @@ bool is_end_of_stream(unsigned long error) {
   return ERR_GET_LIB(error) == ERR_LIB_SSL && ERR_GET_REASON(error) == SSL_R_UNEXPECTED_EOF_WHILE_READING;
 }
 
+// For receiving, a BIO of the kind that knows nothing of kernel TLS: the kernel could not follow a peer that
+// changes its keys.
+bool attach(SSL* ssl, int fd) {
+  BIO* const sending = ::BIO_new_socket(fd, BIO_NOCLOSE);
+  BIO* const receiving = ::BIO_new_fd(fd, BIO_NOCLOSE);
+  if (sending != nullptr) ::SSL_set0_wbio(ssl, sending);
+  if (receiving != nullptr) ::SSL_set0_rbio(ssl, receiving);
+  return sending != nullptr && receiving != nullptr;
+}
+
 }  // namespace
 
 struct TlsSession::State {
@@ -52,10 +62,13 @@ struct TlsSession::State {
 };
 
 TlsSession::TlsSession(const TlsCredentials& credentials, int fd, Side side)
-    : state_(std::make_unique<State>()), fd_(fd), side_(side) {
+    : state_(std::make_unique<State>()),
+      fd_(fd),
+      side_(side),
+      records_per_key_(credentials.options().records_per_key) {
   state_->ssl.reset(::SSL_new(credentials.context()));
   SSL* const ssl = state_->ssl.get();
-  if (ssl == nullptr || ::SSL_set_fd(ssl, fd) != 1)
+  if (ssl == nullptr || !attach(ssl, fd))
     throw Error("ERR_COLO_LINK", 0, "setting TLS up: " + openssl_reason());
   SSL_set_app_data(ssl, this);
   if (side == Side::client) {
@@ -186,13 +199,25 @@ ssize_t TlsSession::sendmsg(int fd, const msghdr* message, int) {
   ::ERR_clear_error();
   errno = 0;
   const int sent = ::SSL_write(state_->ssl.get(), from, static_cast<int>(length));
-  if (sent > 0) return sent;
+  if (sent > 0) {
+    count_sent_record();
+    return sent;
+  }
   const ssize_t result = failed(sent);
   if (result == 0) {
     errno = EPIPE;
     return -1;
   }
   return result;
+}
+
+// Between two records, where OpenSSL takes the wish for a new key: it goes out in front of the next.
+void TlsSession::count_sent_record() {
+  SSL* const ssl = state_->ssl.get();
+  if (++records_sent_ < records_per_key_ || BIO_get_ktls_send(::SSL_get_wbio(ssl)) != 0) return;
+  if (::SSL_key_update(ssl, SSL_KEY_UPDATE_NOT_REQUESTED) != 1)
+    throw Error("ERR_COLO_LINK", 0, "TLS: changing the key: " + openssl_reason());
+  records_sent_ = 0;
 }
 
 ssize_t TlsSession::recv(int fd, void* into, std::size_t length, int) {
@@ -204,15 +229,18 @@ ssize_t TlsSession::recv(int fd, void* into, std::size_t length, int) {
     errno = 0;
     const std::uint64_t before = ::BIO_number_read(::SSL_get_rbio(ssl));
     const int got = ::SSL_read(ssl, into, most);
-    if (got > 0) return got;
+    if (got > 0) {
+      bytes_received_ += static_cast<std::uint64_t>(got);
+      return got;
+    }
     // It wants more without having been told that there is none: it has met messages of TLS itself, and
     // nothing behind them.
     const bool met_messages = ::SSL_get_error(ssl, got) == SSL_ERROR_WANT_READ && errno == 0 &&
                               ::BIO_number_read(::SSL_get_rbio(ssl)) != before;
     if (!met_messages) return failed(got);
-    // We send none. A peer that sends them without an end must not hold this thread, which may be a real-time
-    // one.
-    if (++empty_reads_ > kEmptyReadsMax)
+    // A peer that changes its keys sends one now and then. One that sends them without an end must not hold
+    // this thread, which may be a real-time one.
+    if (++empty_reads_ > kEmptyReadsMax + bytes_received_ / kBytesForEmptyRead)
       throw Error("ERR_COLO_LINK", 0, "TLS: the peer sends messages without data, again and again");
   }
 }
@@ -234,10 +262,10 @@ TlsInfo TlsSession::info() const {
   TlsInfo info;
   info.cipher = std::string(::SSL_get_version(ssl)) + ", " + ::SSL_get_cipher_name(ssl);
   info.kernel_sends = BIO_get_ktls_send(::SSL_get_wbio(ssl)) != 0;
-  info.kernel_receives = BIO_get_ktls_recv(::SSL_get_rbio(ssl)) != 0;
   if (X509* const certificate = ::SSL_get0_peer_certificate(ssl)) {
     info.peer = names_of(certificate);
     info.fingerprint = fingerprint_of(certificate);
+    info.expires_s = expiry_s_of(certificate);
   }
   return info;
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <cstdint>
 #include <memory>
 #include <string>
 
@@ -14,14 +15,19 @@ namespace colo {
 
 struct TlsInfo {
   std::string cipher;             // "TLSv1.3, TLS_AES_128_GCM_SHA256"
-  bool kernel_sends = false;      // kernel TLS encrypts what we send,
-  bool kernel_receives = false;   // decrypts what we receive
+  bool kernel_sends = false;      // kernel TLS encrypts what we send
   std::string peer, fingerprint;  // what the peer's certificate is for, and its SHA-256 (certificate.h)
+  std::int64_t expires_s = 0;     // the end of its time, since 1970
 };
 
 // Used by one thread at a time, in both directions. Another thread ends what it does by shutdown(2) on the
 // socket. What goes wrong with TLS itself is thrown as ERR_COLO_LINK; what goes wrong with the socket is
 // returned as the plain calls do.
+//
+// A session may last for months: the keys change long before AES-GCM has encrypted more with them than it
+// should (RFC 8446, 5.5: 2^24.5 records). Where the kernel encrypts they can't: no kernel before Linux 6.14
+// takes new ones, and OpenSSL doesn't notice. What we receive is therefore never decrypted by the kernel, so
+// that the peer's may change.
 class TlsSession : public SocketCalls {
  public:
   enum class Side { client, server };
@@ -59,9 +65,11 @@ class TlsSession : public SocketCalls {
  private:
   static constexpr std::size_t kRecordBytesMax = 16384;
   static constexpr std::size_t kGreetingBytes = 8;
-  static constexpr unsigned kEmptyReadsMax = 64;
+  // TLS messages without data that are borne: so many, and one more for so much data.
+  static constexpr std::uint64_t kEmptyReadsMax = 64, kBytesForEmptyRead = 4096;
 
   short greet();
+  void count_sent_record();
   ssize_t failed(int returned);
   std::string handshake_failure(int error, int sys_errno) const;
 
@@ -73,7 +81,9 @@ class TlsSession : public SocketCalls {
   std::array<char, kGreetingBytes> greeting_ = {};
   std::size_t greeting_done_ = 0;
   short wanted_ = 0;  // for which the last call that couldn't go on waits
-  unsigned empty_reads_ = 0;
+  const std::uint64_t records_per_key_;
+  std::uint64_t records_sent_ = 0;  // with the present key
+  std::uint64_t empty_reads_ = 0, bytes_received_ = 0;
   std::string refusal_;
   std::array<std::byte, kRecordBytesMax> record_;
 };

@@ -12,6 +12,7 @@
 #include <mutex>
 #include <optional>
 #include <stdexcept>
+#include <string>
 #include <thread>
 #include <tuple>
 #include <utility>
@@ -104,7 +105,7 @@ TEST(Heartbeat, TwoEndsHearEachOther) {
   EXPECT_TRUE(wait_until([&] { return one->stats().received >= 20 && other->stats().received >= 20; }));
   const HeartbeatStats stats = one->stats();
   EXPECT_GE(stats.sent, 20u);
-  EXPECT_GT(stats.gap_us.min, 0u);
+  EXPECT_GT(stats.gap_us.max, 0u);  // the least may be 0: two that were read at once
   EXPECT_LE(stats.gap_us.p50, stats.gap_us.p99);
   EXPECT_LE(stats.gap_us.p99, stats.gap_us.max);
   EXPECT_LE(stats.rtt_us.min, stats.rtt_us.max);

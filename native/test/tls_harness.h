@@ -33,7 +33,8 @@ inline OwnedCertificate certificate_in(const std::string& pem) {
   return OwnedCertificate(::PEM_read_bio_X509(memory.get(), nullptr, nullptr, nullptr));
 }
 
-// Issues certificates; with a self-signed certificate that is no CA it does what it may not.
+// Issues certificates. Its own becomes a CA's, or stays as it is: an intermediate's, or one by which nothing
+// may be issued.
 class Issuer {
  public:
   explicit Issuer(const KeyAndCertificate& own, bool is_ca = true)
@@ -45,14 +46,21 @@ class Issuer {
 
   std::string certificate_pem() const { return pem_of(certificate_.get()); }
 
-  // `names` as openssl.cnf has them: "URI:colo-agent://vm/web1,DNS:b.example".
-  KeyAndCertificate issue(const std::string& names) const {
-    const KeyAndCertificate plain = self_signed();
-    const OwnedCertificate certificate = certificate_in(plain.certificate_pem);
-    ::X509_set_issuer_name(certificate.get(), ::X509_get_subject_name(certificate_.get()));
-    replace(certificate.get(), NID_subject_alt_name, names.c_str());
-    EXPECT_GT(::X509_sign(certificate.get(), key_.get(), ::EVP_sha256()), 0);
-    return {plain.key_pem, pem_of(certificate.get())};
+  // `names` as openssl.cnf has them: "URI:colo-agent://vm/web1,DNS:b.example"; empty: none. So `usage`:
+  // "clientAuth".
+  KeyAndCertificate issue(const std::string& names, const std::string& usage = "") const {
+    return sign(self_signed(), [&](X509* certificate) {
+      replace(certificate, NID_subject_alt_name, names);
+      replace(certificate, NID_ext_key_usage, usage);
+    });
+  }
+  // A certificate for one who issues, too, if the constraints say so.
+  KeyAndCertificate issue_ca(const std::string& constraints = "critical,CA:TRUE") const {
+    return sign(self_signed(), [&](X509* certificate) {
+      name(certificate);
+      replace(certificate, NID_subject_alt_name, "");
+      replace(certificate, NID_basic_constraints, constraints);
+    });
   }
 
  private:
@@ -63,20 +71,32 @@ class Issuer {
     const long length = BIO_get_mem_data(memory.get(), &data);
     return {data, static_cast<std::size_t>(length)};
   }
-  static void replace(X509* certificate, int nid, const char* value) {
+  template <typename Change>
+  KeyAndCertificate sign(const KeyAndCertificate& plain, const Change& change) const {
+    const OwnedCertificate certificate = certificate_in(plain.certificate_pem);
+    ::X509_set_issuer_name(certificate.get(), ::X509_get_subject_name(certificate_.get()));
+    change(certificate.get());
+    EXPECT_GT(::X509_sign(certificate.get(), key_.get(), ::EVP_sha256()), 0);
+    return {plain.key_pem, pem_of(certificate.get())};
+  }
+  static void name(X509* certificate) {
+    static int cas = 0;
+    const std::string name = "CA " + std::to_string(++cas);
+    ::X509_NAME_add_entry_by_txt(::X509_get_subject_name(certificate), "O", MBSTRING_UTF8,
+                                 reinterpret_cast<const unsigned char*>(name.c_str()), -1, -1, 0);
+  }
+  // Empty: removes it.
+  static void replace(X509* certificate, int nid, const std::string& value) {
     const int at = ::X509_get_ext_by_NID(certificate, nid, -1);
     if (at >= 0) ::X509_EXTENSION_free(::X509_delete_ext(certificate, at));
-    X509_EXTENSION* const extension = ::X509V3_EXT_conf_nid(nullptr, nullptr, nid, value);
+    if (value.empty()) return;
+    X509_EXTENSION* const extension = ::X509V3_EXT_conf_nid(nullptr, nullptr, nid, value.c_str());
     ::X509_add_ext(certificate, extension, -1);
     ::X509_EXTENSION_free(extension);
   }
   void become_ca() {
-    X509_NAME* const subject = ::X509_get_subject_name(certificate_.get());
-    static int cas = 0;
-    const std::string name = "CA " + std::to_string(++cas);
-    ::X509_NAME_add_entry_by_txt(subject, "O", MBSTRING_UTF8,
-                                 reinterpret_cast<const unsigned char*>(name.c_str()), -1, -1, 0);
-    ::X509_set_issuer_name(certificate_.get(), subject);
+    name(certificate_.get());
+    ::X509_set_issuer_name(certificate_.get(), ::X509_get_subject_name(certificate_.get()));
     replace(certificate_.get(), NID_basic_constraints, "critical,CA:TRUE");
     EXPECT_GT(::X509_sign(certificate_.get(), key_.get(), ::EVP_sha256()), 0);
   }
@@ -105,8 +125,10 @@ class HostFiles {
   }
   std::shared_ptr<const TlsCredentials> open(const std::string& vm = "web1",
                                              const std::string& peer_name = "") const {
-    return std::make_shared<TlsCredentials>(
-        TlsOptions{file("certificate"), file("key"), file("trusted"), vm, peer_name});
+    return std::make_shared<TlsCredentials>(options(vm, peer_name));
+  }
+  TlsOptions options(const std::string& vm = "web1", const std::string& peer_name = "") const {
+    return {file("certificate"), file("key"), file("trusted"), vm, peer_name};
   }
 
  private:

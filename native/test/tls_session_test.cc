@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <random>
 #include <thread>
 #include <vector>
@@ -129,10 +130,17 @@ struct Refusal {
   const char* told;    // what the refused one learns
 };
 
+KeyAndCertificate with_chain(const KeyAndCertificate& own, const KeyAndCertificate& issuer) {
+  return {own.key_pem, own.certificate_pem + issuer.certificate_pem};
+}
+
 std::vector<Refusal> refusals() {
   const Issuer ca(self_signed()), other_ca(self_signed());
   const KeyAndCertificate expired = self_signed("*", -3, -1), future = self_signed("*", 1, 2);
   const KeyAndCertificate pinned = self_signed(), other_vm = self_signed("db1");
+  const KeyAndCertificate intermediate = ca.issue_ca(), no_intermediate = ca.issue_ca("critical,CA:FALSE");
+  const KeyAndCertificate last = ca.issue_ca("critical,CA:TRUE,pathlen:0");
+  const KeyAndCertificate below = Issuer(last, false).issue_ca();
   const char* const unknown = "the peer doesn't trust our certificate";
   const char* const wrong = "our certificate is for another VM or host";
   return {
@@ -150,6 +158,22 @@ std::vector<Refusal> refusals() {
        "is for host b.example, not for the VM web1", wrong},
       {"another CA's", other_ca.issue("URI:colo-agent://vm/web1"), ca.certificate_pem(), "web1", "",
        "was issued by nobody in", unknown},
+      {"of a VM whose name begins with ours", ca.issue("URI:colo-agent://vm/web10"), ca.certificate_pem(),
+       "web1", "", "is for VM web10, not for the VM web1", wrong},
+      {"without names", ca.issue(""), ca.certificate_pem(), "web1", "",
+       "is for /CN=test, not for the VM web1", wrong},
+      {"without names, for a host", ca.issue(""), ca.certificate_pem(), "web1", "b.example",
+       "is for /CN=test, not for the host b.example", wrong},
+      {"by an intermediate that wasn't sent", Issuer(intermediate, false).issue("URI:colo-agent://vm/web1"),
+       ca.certificate_pem(), "web1", "", "was issued by nobody in", unknown},
+      {"by an intermediate that may not issue",
+       with_chain(Issuer(no_intermediate, false).issue("URI:colo-agent://vm/web1"), no_intermediate),
+       ca.certificate_pem(), "web1", "", "invalid CA certificate", ""},
+      {"by an intermediate of one that may have none",
+       with_chain(with_chain(Issuer(below, false).issue("URI:colo-agent://vm/web1"), below), last),
+       ca.certificate_pem(), "web1", "", "path length constraint exceeded", ""},
+      {"the intermediate itself", intermediate, ca.certificate_pem(), "web1", "", "is for /CN=test/O=CA",
+       wrong},
       {"issued by a paired host", Issuer(pinned, false).issue("URI:colo-agent://vm/web1"),
        pinned.certificate_pem, "web1", "", "the peer's certificate", ""},
   };
@@ -184,6 +208,57 @@ TEST(TlsSession, BelievesAnOwnCaAndWhatItsCertificatesAreFor) {
   }
 }
 
+TEST(TlsSession, BelievesWhomAnIntermediateOfItsCaHasIssued) {
+  const Issuer ca(self_signed());
+  const KeyAndCertificate intermediate = ca.issue_ca("critical,CA:TRUE,pathlen:0");
+  const KeyAndCertificate own =
+      with_chain(Issuer(intermediate, false).issue("URI:colo-agent://vm/web1"), intermediate);
+  const Credentials host = credentials(own, ca.certificate_pem());
+  const Ends ends = handshake(host, host);
+  EXPECT_EQ(ends.client_error + ends.server_error, "");
+}
+
+TEST(TlsSession, RefusesACertificateThatIsForClientsAloneFromAServer) {
+  const Issuer ca(self_signed());
+  const Credentials both = credentials(ca.issue("URI:colo-agent://vm/web1"), ca.certificate_pem());
+  const Credentials client =
+      credentials(ca.issue("URI:colo-agent://vm/web1", "clientAuth"), ca.certificate_pem());
+  const Ends right = handshake(client, both), wrong = handshake(both, client);
+  EXPECT_EQ(right.client_error + right.server_error, "");
+  EXPECT_NE(wrong.client_error.find("unsuitable certificate purpose"), std::string::npos)
+      << wrong.client_error;
+}
+
+TEST(TlsSession, RefusesAChainOfMoreThan32KiB) {
+  const Issuer ca(self_signed());
+  KeyAndCertificate own = ca.issue("URI:colo-agent://vm/web1");
+  while (own.certificate_pem.size() < 60'000) own.certificate_pem += ca.certificate_pem();  // in PEM: 4/3
+  const Ends ends = handshake(credentials(own, ca.certificate_pem()),
+                              credentials(ca.issue("URI:colo-agent://vm/web1"), ca.certificate_pem()));
+  EXPECT_NE(ends.server_error.find("excessive message size"), std::string::npos) << ends.server_error;
+}
+
+// What stands outlives its certificates: a guest isn't left without protection for a date. What is new is
+// refused.
+TEST(TlsSession, ACertificateThatExpiresEndsNoSessionAndBeginsNone) {
+  for (std::int64_t valid_s = 2; valid_s < 1000; valid_s *= 2) {
+    const std::int64_t until_s = ::time(nullptr) + valid_s;
+    const KeyAndCertificate own = make_self_signed({"test", {"*"}, until_s - testing::kDayS, until_s});
+    const Credentials host = credentials(own, own.certificate_pem);
+    const Ends ends = handshake(host, host);
+    if (!(ends.client_error + ends.server_error).empty()) continue;  // this machine was too slow
+    EXPECT_EQ(ends.client.tls->info().expires_s, until_s);
+    while (::time(nullptr) <= until_s) ::poll(nullptr, 0, 50);
+    std::byte byte = std::byte('x');
+    iovec piece = {&byte, 1};
+    send_all(ends.client.calls(), ends.client.fd.get(), {&piece, 1});
+    receive_all(ends.server.calls(), ends.server.fd.get(), {&byte, 1});
+    EXPECT_NE(handshake(host, host).client_error.find("has expired"), std::string::npos);
+    return;
+  }
+  FAIL() << "no handshake came to its end in time";
+}
+
 // OpenSSL's own client, which knows nothing of credentials.
 std::string server_says_to(SSL_CTX* client_context) {
   const PairedHosts hosts;
@@ -215,6 +290,41 @@ void finish(SSL* ssl, int fd, int (*step)(SSL*)) {
   while (step(ssl) != 1) {
     pollfd waited = {fd, POLLIN, 0};
     ASSERT_EQ(::poll(&waited, 1, kPatienceMs), 1);
+  }
+}
+
+// Counts TLS's KeyUpdate messages, which OpenSSL shows to whoever has set this.
+std::atomic<unsigned> key_updates_seen = 0;
+void count_key_updates(int, int, int type, const void* message, std::size_t length, SSL*, void*) {
+  constexpr char kKeyUpdate = 24;
+  if (type == SSL3_RT_HANDSHAKE && length > 0 && *static_cast<const char*>(message) == kKeyUpdate)
+    ++key_updates_seen;
+}
+
+TEST(TlsSession, ChangesItsKeyInTimeAsOftenAsItTakes) {
+  const KeyAndCertificate own = self_signed();
+  const HostFiles files(own, own.certificate_pem);
+  TlsOptions options = files.options();
+  options.records_per_key = 3;
+  const auto host = std::make_shared<TlsCredentials>(options);
+  ::SSL_CTX_set_msg_callback(host->context(), &count_key_updates);
+  const Ends ends = handshake(host, host);
+  ASSERT_EQ(ends.client_error + ends.server_error, "");
+  std::mt19937_64 random(1);
+  const std::vector<std::byte> sent = random_bytes(8'000'000, random);
+  for (const auto& [from, to] :
+       {std::pair(&ends.client, &ends.server), std::pair(&ends.server, &ends.client)}) {
+    key_updates_seen = 0;
+    std::thread sender([&, from = from] {
+      std::vector<std::byte> bytes = sent;
+      iovec piece = {bytes.data(), bytes.size()};
+      send_all(from->calls(), from->fd.get(), {&piece, 1});
+    });
+    std::vector<std::byte> received(sent.size());
+    receive_all(to->calls(), to->fd.get(), received);
+    sender.join();
+    EXPECT_TRUE(received == sent);
+    EXPECT_GT(key_updates_seen, sent.size() / 16384 / 3);  // each is seen twice: sent, and received
   }
 }
 
@@ -265,6 +375,41 @@ TEST(TlsSession, GivesASilentPeerUp) {
   }
 }
 
+// One byte after the other would make a time limit for each of them worth nothing.
+TEST(TlsSession, GivesAPeerUpThatSendsAByteNowAndThen) {
+  const PairedHosts hosts;
+  auto [ours, theirs] = narrow_socket_pair();
+  std::atomic<bool> ended = false;
+  std::thread slow([&, fd = theirs.get()] {
+    const std::string record = std::string("\x16\x03\x03\x01\x00", 5) + std::string(256, '\x02');
+    for (std::size_t at = 0; !ended; at = (at + 1) % record.size()) {
+      ::send(fd, record.data() + at, 1, MSG_NOSIGNAL);
+      ::poll(nullptr, 0, 20);
+    }
+  });
+  TlsSession session(*hosts.client, ours.get(), TlsSession::Side::client);
+  try {
+    session.handshake_within(1000);
+    ADD_FAILURE() << "a handshake with nobody";
+  } catch (const Error& error) {
+    EXPECT_STREQ(error.what(), "the TLS handshake didn't end within 1000 ms");
+  }
+  ended = true;
+  slow.join();
+}
+
+// They stand in our log, and its owner decides nothing about that.
+TEST(Certificate, NamesForPeopleAreShortAndPrintable) {
+  const std::string vm = "a\x1b[2J\n\xff" + std::string(5000, 'b');
+  const std::int64_t now = ::time(nullptr);
+  const OwnedCertificate certificate =
+      testing::certificate_in(make_self_signed({"test", {vm, "other"}, now, now + 1}).certificate_pem);
+  const std::string names = names_of(certificate.get());
+  EXPECT_EQ(names.substr(0, 11), "VM a?[2J??b");
+  EXPECT_EQ(names.size(), 256u + 3);
+  EXPECT_EQ(vms_of(certificate.get())[0], vm);
+}
+
 std::string error_of(const HostFiles& files) {
   try {
     files.open();
@@ -285,6 +430,13 @@ TEST(TlsCredentials, SaysWhichFileIsOfNoUseAndWhy) {
   ASSERT_EQ(::chown(files.file("key").c_str(), 12345, 0), 0);
   EXPECT_NE(error_of(files).find("belongs to user 12345"), std::string::npos);
   ASSERT_EQ(::chown(files.file("key").c_str(), 0, 0), 0);
+  ::chmod(files.file("trusted").c_str(), 0664);
+  EXPECT_NE(error_of(files).find("trusted says whom this agent believes, and can be changed by others"),
+            std::string::npos);
+  ::chmod(files.file("trusted").c_str(), 0644);
+  ASSERT_EQ(::chown(files.file("trusted").c_str(), 12345, 0), 0);
+  EXPECT_NE(error_of(files).find("trusted belongs to user 12345"), std::string::npos);
+  ASSERT_EQ(::chown(files.file("trusted").c_str(), 0, 0), 0);
   files.write("key", other.key_pem);
   EXPECT_NE(error_of(files).find("is not the one of the certificate"), std::string::npos);
   files.write("key", "no key");

@@ -10,7 +10,7 @@ import {
   parseRecord,
   type VmRecord,
 } from '../protocol/arbiter.ts';
-import type { ClaimEvent } from '../protocol/machine.ts';
+import type { ClaimEvent, Superseded } from '../protocol/machine.ts';
 import { ABSENT, type EtcdClient, type KeyValue } from '../witness/etcd.ts';
 import { Driver, monotonicMs } from './driver.ts';
 import type { GenerationFile } from './generation-file.ts';
@@ -29,8 +29,8 @@ export interface WitnessStatus {
 
 /** Who decides, when the two sides have lost each other. */
 export type WitnessChoice =
-  /** `key`: of this VM's record. */
-  { kind: 'etcd'; client: EtcdClient; key: string } | { kind: 'manual' | 'none' };
+  /** `key`: of this VM's record. `nodeKey`: this host's own, under the same prefix. */
+  { kind: 'etcd'; client: EtcdClient; key: string; nodeKey: string } | { kind: 'manual' | 'none' };
 
 export interface ArbitrationOptions {
   witness: WitnessChoice & { kind: 'etcd' };
@@ -53,7 +53,7 @@ export function noWitness(kind: 'etcd' | 'manual' | 'none', node: string): Witne
 export function arbitrationOf(
   witness: WitnessChoice,
   options: Omit<ArbitrationOptions, 'witness'>,
-  onAnswer: (event: ClaimEvent) => void,
+  onAnswer: (event: ClaimEvent | Superseded) => void,
 ): Arbitration | null {
   return witness.kind === 'etcd' ? new Arbitration({ ...options, witness }, onAnswer) : null;
 }
@@ -64,17 +64,18 @@ export class Arbitration {
   readonly #options: ArbitrationOptions;
   readonly #arbiter: Arbiter;
   readonly #driver: Driver<ArbiterEvent, ArbiterEffect>;
-  readonly #onAnswer: (event: ClaimEvent) => void;
+  readonly #onAnswer: (event: ClaimEvent | Superseded) => void;
   readonly #looking: NodeJS.Timeout;
   #answers: boolean | null = null;
   #reason = '';
   /** Of the claim that is wanted now. */
   #claims = 0;
 
-  constructor(options: ArbitrationOptions, onAnswer: (event: ClaimEvent) => void) {
+  constructor(options: ArbitrationOptions, onAnswer: (event: ClaimEvent | Superseded) => void) {
     this.#options = options;
     this.#onAnswer = onAnswer;
-    this.#arbiter = new Arbiter(options.node);
+    const { highest: seen, won } = options.generations;
+    this.#arbiter = new Arbiter(options.node, { seen, won });
     this.#driver = new Driver(this.#arbiter, (effect) => this.#perform(effect));
     this.#looking = setInterval(() => this.#dispatch({ type: 'look' }), LOOK_INTERVAL_MS);
   }
@@ -84,6 +85,12 @@ export class Arbitration {
     this.#claims++;
     this.#options.log.info('claim', { claim: JSON.stringify(claim) });
     this.#dispatch({ type: 'ask', claim, id: randomBytes(16).toString('hex') });
+  }
+
+  /** What the witness holds now, linearisably; null: nothing. Rejects with EtcdError, and with Error for what is no record. */
+  async read(): Promise<VmRecord | null> {
+    const { client, key } = this.#options.witness;
+    return this.#entryOf(await client.read(key)).record;
   }
 
   withdraw(): void {
@@ -107,16 +114,13 @@ export class Arbitration {
   }
 
   #perform(effect: ArbiterEffect): void {
-    const { witness, generations } = this.#options;
-    const { client, key } = witness;
+    const { client, key } = this.#options.witness;
     switch (effect.type) {
       case 'read':
         this.#request(effect.request, client.read(key));
         break;
       case 'transact': {
         const put = client.putIf(key, effect.expected, encodeRecord(effect.record));
-        // Beside the round trip: a generation that is remembered and then isn't won does no harm. If it can't be, that is told once it is won.
-        generations.record(effect.record.generation).catch(() => {});
         this.#request(
           effect.request,
           put.then(({ current }) => current),
@@ -129,6 +133,11 @@ export class Arbitration {
       case 'lost':
         this.#tell({ type: 'claim-lost', kind: effect.claim.kind, reason: this.#lostTo(effect.holder) });
         break;
+      case 'superseded': {
+        const { generation } = effect.holder;
+        this.#tell({ type: 'superseded', generation, reason: this.#lostTo(effect.holder) });
+        break;
+      }
       case 'unanswered':
         this.#tell({ type: 'claim-unanswered', kind: effect.claim.kind, reason: effect.reason });
         break;
@@ -169,7 +178,7 @@ export class Arbitration {
     const { generations, log } = this.#options;
     log.info('claim won', { kind: claim.kind, generation });
     try {
-      await generations.record(generation);
+      await generations.win(generation);
     } catch (error) {
       log.error('a generation that was won is not recorded', { error: (error as Error).message });
       if (asked !== this.#claims) return;
@@ -180,13 +189,12 @@ export class Arbitration {
     if (asked === this.#claims) this.#tell({ type: 'claim-won', kind: claim.kind, generation });
   }
 
-  #tell(event: ClaimEvent): void {
+  #tell(event: ClaimEvent | Superseded): void {
     this.#onAnswer(event);
   }
 
-  #lostTo(holder: VmRecord | null): string {
+  #lostTo(holder: VmRecord): string {
     const { key } = this.#options.witness;
-    if (holder === null) return `the witness has no record of this VM (${key})`;
     const { primary, generation, mode, secondary } = holder;
     const standby = mode === 'protected' ? `, with ${secondary} as its standby` : '';
     return `by the witness it runs on ${primary} in generation ${generation}${standby} (${key})`;

@@ -27,24 +27,28 @@ const OUTPUT_MAX_BYTES = 2000;
 
 /**
  * Runs `COMMAND VM HOST GENERATION`, the same in its environment as COLO_VM, COLO_HOST and COLO_GENERATION. Resolves when it has exited with 0. Throws
- * FenceError for anything else, which includes a time-out: it is killed then, with every process of its group. Its output is logged.
+ * FenceError for anything else, which includes a time-out and `skipped`: it is killed then, with every process of its group. Its output is logged.
  */
-export async function fence(options: FenceOptions, target: FenceTarget, log: Log): Promise<void> {
+export async function fence(
+  options: FenceOptions,
+  target: FenceTarget,
+  log: Log,
+  skipped?: AbortSignal,
+): Promise<void> {
   const { vm, host, generation } = target;
   const args = [vm, host, String(generation)];
   log.warn('fencing', { command: options.command, host, generation });
-  const { ended, output } = await run(options, args, {
-    ...process.env,
-    COLO_VM: vm,
-    COLO_HOST: host,
-    COLO_GENERATION: String(generation),
-  });
+  const environment = { COLO_VM: vm, COLO_HOST: host, COLO_GENERATION: String(generation) };
+  const { ended, output } = await run(options, args, { ...process.env, ...environment }, skipped);
   if (ended === null) {
     log.warn('fenced', { host, output });
     return;
   }
   const said = output === '' ? 'it said nothing' : `it said: ${output}`;
-  throw new FenceError(`${host} is not fenced: ${options.command} ${args.join(' ')} ${ended}; ${said}`);
+  const remedy = `mend it, or fence by hand and say \`colo-agent failover --force ${vm}\``;
+  throw new FenceError(
+    `${host} is not fenced: ${options.command} ${args.join(' ')} ${ended}; ${said}; ${remedy}`,
+  );
 }
 
 /** `ended`: null for exit status 0, else what happened. */
@@ -52,6 +56,7 @@ function run(
   { command, timeoutMs }: FenceOptions,
   args: string[],
   env: NodeJS.ProcessEnv,
+  skipped?: AbortSignal,
 ): Promise<{ ended: string | null; output: string }> {
   return new Promise((resolve) => {
     // A group of its own, so that a script's children end with it.
@@ -64,8 +69,14 @@ function run(
     child.stderr.on('data', keep);
     const end = (ended: string | null) => {
       clearTimeout(timer);
+      skipped?.removeEventListener('abort', giveUp);
       resolve({ ended, output: output.trim() });
     };
+    const giveUp = () => {
+      killGroup(child.pid);
+      end('was given up');
+    };
+    skipped?.addEventListener('abort', giveUp);
     const timer = setTimeout(() => {
       killGroup(child.pid);
       end(`has not come to an end within ${timeoutMs / 1000} s`);

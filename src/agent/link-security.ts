@@ -21,8 +21,10 @@ export interface LinkSecurityOptions {
 }
 
 const EXPIRES_SOON_S = 30 * 86_400;
+/** A session outlives its certificates; what comes after it doesn't begin. So it has to be said in time, also by an agent that runs for years. */
+const EXPIRY_LOOK_MS = 86_400_000;
 
-/** Throws NativeError ERR_COLO_CREDENTIALS, which names the file and what to do. Warns of a certificate that ends soon. */
+/** Throws NativeError ERR_COLO_CREDENTIALS, which names the file and what to do. Warns of a certificate that ends soon, every day. */
 export function openCredentials({ vm, folder, peerName }: LinkSecurityOptions, log: Log): TlsCredentials {
   const credentials = new native.TlsCredentials({
     certificateFile: path.join(folder, CREDENTIAL_FILES.certificate),
@@ -31,15 +33,23 @@ export function openCredentials({ vm, folder, peerName }: LinkSecurityOptions, l
     vm,
     peerName,
   });
-  const { names, expiresS } = credentials.own();
-  if (expiresS - Date.now() / 1000 < EXPIRES_SOON_S) {
-    const expires = new Date(expiresS * 1000).toISOString();
-    log.warn('our certificate ends soon, or has ended: pair the hosts again, or renew it', {
-      names,
-      expires,
-    });
-  }
+  const own = credentials.own();
+  warnOfExpiry(own, log);
+  setInterval(() => warnOfExpiry(own, log), EXPIRY_LOOK_MS).unref();
   return credentials;
+}
+
+function warnOfExpiry({ names, expiresS }: { names: string; expiresS: number }, log: Log): void {
+  if (expiresS - Date.now() / 1000 >= EXPIRES_SOON_S) return;
+  log.warn(
+    'our certificate ends soon, or has ended: pair the hosts again, or renew it, and restart this agent',
+    { names, expires: isoTime(expiresS) },
+  );
+}
+
+function isoTime(seconds: number): string {
+  // An own CA may write a time that no Date can hold.
+  return new Date(Math.min(seconds * 1000, 8.64e15)).toISOString();
 }
 
 /** What is dumped would hold the key, and the guest's memory. */
@@ -60,10 +70,13 @@ export interface LinkStatus {
   /** What the peer's certificate is for. */
   peer: string | null;
   fingerprint: string | null;
+  /** Until when it is valid, as ISO time: a session that stands goes on, the next one won't begin. */
+  expires: string | null;
 }
 
 export function linkStatus(tls: TlsInfo | null): LinkStatus {
-  if (!tls) return { encryption: 'plain', cipher: null, peer: null, fingerprint: null };
-  const { cipher, kernelSends, peer, fingerprint } = tls;
-  return { encryption: kernelSends ? 'kernel-tls' : 'tls', cipher, peer, fingerprint };
+  if (!tls) return { encryption: 'plain', cipher: null, peer: null, fingerprint: null, expires: null };
+  const { cipher, kernelSends, peer, fingerprint, expiresS } = tls;
+  const encryption = kernelSends ? 'kernel-tls' : 'tls';
+  return { encryption, cipher, peer, fingerprint, expires: isoTime(expiresS) };
 }

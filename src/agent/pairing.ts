@@ -66,11 +66,20 @@ export class PairingOffer {
   readonly #own: HostCredentials;
   readonly #secret = randomBytes(SECRET_BYTES);
   readonly #server: Server;
+  readonly #exchangeMs: number;
   #settle: { resolve(paired: Paired): void; reject(error: Error): void } | null = null;
   #wrongSecrets = 0;
 
-  /** Listens at `listen`, which the other host must reach under the same address. Throws when it can't. */
-  static async open(own: HostCredentials, listen: HostPort, timeoutMs: number): Promise<PairingOffer> {
+  /**
+   * Listens at `listen`, which the other host must reach under the same address, for `timeoutMs`; one connection may take `exchangeMs`, its handshake
+   * apart. Throws when it can't.
+   */
+  static async open(
+    own: HostCredentials,
+    listen: HostPort,
+    timeoutMs: number,
+    exchangeMs = EXCHANGE_TIMEOUT_MS,
+  ): Promise<PairingOffer> {
     const server = createServer({
       key: own.key,
       cert: own.certificate,
@@ -84,12 +93,18 @@ export class PairingOffer {
     await once(server, 'listening');
     const bound = server.address();
     const port = typeof bound === 'object' && bound ? bound.port : listen.port;
-    return new PairingOffer(own, server, { host: listen.host, port }, timeoutMs);
+    return new PairingOffer(own, server, { host: listen.host, port }, { timeoutMs, exchangeMs });
   }
 
-  private constructor(own: HostCredentials, server: Server, address: HostPort, timeoutMs: number) {
+  private constructor(
+    own: HostCredentials,
+    server: Server,
+    address: HostPort,
+    { timeoutMs, exchangeMs }: { timeoutMs: number; exchangeMs: number },
+  ) {
     this.#own = own;
     this.#server = server;
+    this.#exchangeMs = exchangeMs;
     const { fingerprint, vms } = own;
     this.code = encodeCode({ address, fingerprint, secret: this.#secret, vms });
     this.paired = new Promise((resolve, reject) => {
@@ -113,7 +128,7 @@ export class PairingOffer {
 
   async #serve(socket: TLSSocket): Promise<void> {
     try {
-      const line = await readLine(socket);
+      const line = await readLine(socket, this.#exchangeMs);
       if (!this.#isSecret(line)) return this.#refuse(socket);
       const certificate = certificateOf(socket);
       const vms = vmsOf(certificate).sort().join();
@@ -160,7 +175,7 @@ export async function joinPairing(own: HostCredentials, code: PairingCode): Prom
     if (fingerprintOf(certificate) !== code.fingerprint)
       throw new PairingError('it is not the host that printed the code: its certificate is another');
     socket.write(`${Buffer.from(code.secret).toString('hex')}\n`);
-    const answer = await readLine(socket);
+    const answer = await readLine(socket, EXCHANGE_TIMEOUT_MS);
     if (answer !== 'paired') throw new PairingError(answer);
     trustCertificate(own.folder, certificate);
     return { fingerprint: code.fingerprint };
@@ -181,10 +196,11 @@ function fingerprintOf(certificate: X509Certificate): string {
   return createHash('sha256').update(certificate.raw).digest('hex');
 }
 
-function readLine(socket: TLSSocket): Promise<string> {
+/** All of it within `timeoutMs`: a byte now and then would hold one of the few connections. */
+function readLine(socket: TLSSocket, timeoutMs: number): Promise<string> {
   return new Promise((resolve, reject) => {
     let text = '';
-    socket.setTimeout(EXCHANGE_TIMEOUT_MS, () => socket.destroy(new Error('no answer')));
+    const timer = setTimeout(() => socket.destroy(new Error('no answer')), timeoutMs);
     socket.on('data', (chunk: Buffer) => {
       text += chunk.toString('latin1');
       const end = text.indexOf('\n');
@@ -192,6 +208,9 @@ function readLine(socket: TLSSocket): Promise<string> {
       else if (text.length > LINE_BYTES_MAX) socket.destroy(new Error('too long an answer'));
     });
     socket.on('error', reject);
-    socket.on('close', () => reject(new Error('the other host closed the connection')));
+    socket.on('close', () => {
+      clearTimeout(timer);
+      reject(new Error('the other host closed the connection'));
+    });
   });
 }

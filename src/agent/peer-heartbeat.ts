@@ -22,6 +22,13 @@ const PROGRESS_MS = 250;
 /** From READY until the primary's heartbeats have come, and from their connection until the secondary's have. */
 const FIRST_HEARTBEAT_MS = 5000;
 
+const NO_REAL_TIME =
+  "the heartbeats' thread has no real-time priority: where all processors are busy they come late, and the peer may take this host for dead; " +
+  'give the agent CAP_SYS_NICE (systemd: LimitRTPRIO=1), or its peer a longer --peer-timeout';
+const NO_LOCKED_MEMORY =
+  "the memory of the heartbeats' thread is not locked: on a host that swaps they may come late; " +
+  'give the agent CAP_IPC_LOCK (systemd: LimitMEMLOCK=1M), or its peer a longer --peer-timeout';
+
 export interface PeerHeartbeatOptions {
   peer: 'primary' | 'secondary';
   timings: Timings;
@@ -38,6 +45,7 @@ export class PeerHeartbeat {
   #native: Heartbeat | null = null;
   #progress: NodeJS.Timeout | null = null;
   #firstTimer: NodeJS.Timeout | null = null;
+  readonly #warned = new Set<string>();
 
   constructor(options: PeerHeartbeatOptions) {
     this.#options = options;
@@ -127,6 +135,10 @@ export class PeerHeartbeat {
         // After a stand-still of our event loop the peer's last words may lie on the control connection, unread: they come first.
         setImmediate(() => this.#judged(heartbeat, kind, reason, heardMs));
       },
+      onPrivileges: (noRealTime, noLockedMemory) => {
+        this.#warnOnce(NO_REAL_TIME, noRealTime);
+        this.#warnOnce(NO_LOCKED_MEMORY, noLockedMemory);
+      },
     });
     this.#native = heartbeat;
     heartbeat.progress();
@@ -138,6 +150,13 @@ export class PeerHeartbeat {
     const { peer, onSilent, onMalformed } = this.#options;
     if (kind === 'malformed') onMalformed(`the ${peer} ${reason}`);
     else onSilent(`the ${peer} ${reason}`, heardMs);
+  }
+
+  /** Of all sessions: the next one's thread is given no more. */
+  #warnOnce(message: string, error: string | null): void {
+    if (error === null || this.#warned.has(message)) return;
+    this.#warned.add(message);
+    this.#options.log.warn(message, { error });
   }
 
   #stopWaiting(): void {

@@ -1,6 +1,7 @@
 /** The primary's shell: one protected VM, its QMP connection, the native parts and the link to the standby, run as the machine says. */
 
 import { randomBytes } from 'node:crypto';
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { TlsCredentials } from '../native/binding.ts';
 import type { PrimaryEffect, PrimaryEvent, StateWord, Timings } from '../protocol/machine.ts';
 import type { Mode } from '../protocol/messages.ts';
@@ -22,6 +23,7 @@ import { PrimaryMeters } from './primary-meters.ts';
 import { PrimaryTrace } from './primary-trace.ts';
 import type { PrimaryVm } from './primary-vm.ts';
 import type { PrimaryStatus } from './status.ts';
+import { assertWitnessAccess } from './witness-access.ts';
 
 export interface PrimaryAgentOptions {
   vm: string;
@@ -48,12 +50,17 @@ export interface PrimaryAgentOptions {
   node: string;
   /** This very process has taken the VM over, in the newest generation that is kept; nobody can dispute it. */
   tookOver: boolean;
+  /** The same, at a person's word that the witness doesn't know of: it is told first. */
+  forced: boolean;
   /** Where the newest generation is kept. */
   stateFolder: string;
   /** The file for a breakdown of each checkpoint, or null. */
   traceFile: string | null;
   log: Log;
 }
+
+/** Less than a client waits for its answer. */
+const FORCED_STOP_MS = 20_000;
 
 export interface AgentOutcome {
   outcome: (PrimaryEffect & { type: 'finished' })['outcome'];
@@ -87,12 +94,14 @@ export class PrimaryAgent {
   #reason = '';
 
   /**
-   * Attaches to the VM without stopping it. Throws (PreflightError, QmpError, NativeError, GenerationFileError) when it can't be protected; it is unharmed
+   * Attaches to the VM without stopping it. Throws (PreflightError, QmpError, NativeError, GenerationFileError, WitnessAccessError) when it can't be protected; it is unharmed
    * then.
    */
   static async attach(options: PrimaryAgentOptions): Promise<PrimaryAgent> {
-    const { traceFile, vm: name, stateFolder, log } = options;
-    const generations = new GenerationFile(stateFolder, name);
+    const { traceFile, vm: name, stateFolder, node, log } = options;
+    const generations = new GenerationFile(stateFolder, name, node);
+    // A survivor's VM runs already, whatever the witness says.
+    if (!options.tookOver && !options.forced) await assertWitnessAccess(options.witness, log);
     const trace = traceFile === null ? null : await PrimaryTrace.open(traceFile, name, log);
     try {
       return new PrimaryAgent(options, await attachPrimary(options), generations, trace);
@@ -135,6 +144,8 @@ export class PrimaryAgent {
       arbitration: witness.kind === 'etcd' ? 'witness' : 'none',
       timings: options.timings,
       tookOver: options.tookOver,
+      forced: options.forced,
+      tookPart: generations.highest > 0,
       foundClosedGate: vm.foundClosedGate,
     });
     this.#driver = new Driver(
@@ -173,9 +184,18 @@ export class PrimaryAgent {
     return outcome;
   }
 
-  /** `force`: a person says that the standby doesn't run, whatever the witness may say. */
-  stop(force = false): void {
+  /**
+   * Ends protection. `force`: a person says that the standby doesn't run, whatever the witness may say; what comes of it is waited for then, for a while, and in the text
+   * that is resolved with.
+   */
+  async stop(force = false): Promise<string> {
     this.#dispatch({ type: 'command', command: force ? 'force-stop' : 'stop' });
+    const begun = 'protection ends; the VM keeps running';
+    if (!force) return begun;
+    const ended = this.#finished.then(({ outcome, reason }) =>
+      outcome === 'stopped' ? `protection has ended; the VM keeps running (${reason})` : reason,
+    );
+    return Promise.race([ended, sleep(FORCED_STOP_MS, begun, { ref: false })]);
   }
 
   /** Hands the VM over. Resolves when the standby runs it; throws ControlError `refused` with the reason when it doesn't. */
@@ -281,7 +301,7 @@ export class PrimaryAgent {
     };
     // INVARIANT 4: HELLO tells no generation that isn't recorded on this host and beside the disks.
     const { generation } = this.#machine;
-    Promise.all([this.#generations.record(generation), this.#vm.disks.record(generation)]).then(
+    Promise.all([this.#generations.win(generation), this.#vm.disks.record(generation)]).then(
       () => !cancelled && this.#connectPeer(),
       (error: Error) => !cancelled && this.#dispatch({ type: 'peer-lost', reason: error.message }),
     );
@@ -329,6 +349,11 @@ export class PrimaryAgent {
 }
 
 function adviceOn(outcome: AgentOutcome['outcome']): string {
+  if (outcome === 'stale-twin')
+    return (
+      '. The VM here is an older twin of it: it has been stopped, and is left for you to look at. Do not let it go on; end it, and start it with -S as a standby. ' +
+      'Hosts should start protected VMs with -S only'
+    );
   if (outcome !== 'refused') return '';
   return (
     '. This VM was left as it is. If it is the same VM, end it here and start it as a standby; if it does not run there any more, ' +

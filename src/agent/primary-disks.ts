@@ -60,6 +60,8 @@ export class PrimaryDisks {
   /** What the standby's disks become when the session's first checkpoint is confirmed. */
   #lineage: Lineage | null = null;
   #recorded = 0;
+  /** What there was to say when they were closed. */
+  #last: DiskStatus[] | null = null;
 
   /** Takes off what an agent that died has left, and records the disks as this VM's. Adds nothing to QEMU yet. Throws DiskRecordError. */
   static async attach(
@@ -173,11 +175,14 @@ export class PrimaryDisks {
     for (const mirrored of this.#disks) await this.#takeOff(mirrored);
   }
 
+  /** `status` may still be asked for: an agent has things to say while it ends. */
   close(): void {
+    this.#last ??= this.status();
     for (const mirrored of this.#disks) mirrored.export.close();
   }
 
   status(): DiskStatus[] {
+    if (this.#last !== null) return this.#last;
     return this.#disks.map(({ disk, export: target, mirror }) => {
       const { loggedBytes, writes, differingBytes } = statsOf(target, disk.sizeBytes);
       const state = this.#copying ? 'copying' : this.#inSession && mirror ? 'mirrored' : 'absent';

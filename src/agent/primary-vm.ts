@@ -209,6 +209,9 @@ export class PrimaryVm {
       case 'leave-vm':
         void this.#queue.run(() => this.#leave());
         break;
+      case 'stop-vm':
+        void this.#queue.run(() => this.#stand());
+        break;
       case 'quit-vm':
         // INVARIANT 4: its gate is not opened on the way.
         void this.#queue.run(() => this.#process.quit());
@@ -236,6 +239,14 @@ export class PrimaryVm {
     this.#output.close();
     await guard.close();
     qmp.close();
+  }
+
+  async #stand(): Promise<void> {
+    try {
+      await this.#parts.qmp.execute('stop');
+    } catch (error) {
+      this.#options.log.error('the VM could not be stopped', { error: (error as Error).message });
+    }
   }
 
   async #installGate(): Promise<void> {

@@ -53,6 +53,8 @@ export class QemuProcess {
     this.#gone = true;
     const timer = setTimeout(() => this.#watch.signal(9), QUIT_TIMEOUT_MS);
     try {
+      // Where no gate lies under it, nothing of it is to be heard any more from here on.
+      await this.#qmp.execute('stop');
       await this.#qmp.execute('quit');
     } catch (error) {
       this.#log.warn('QEMU did not obey quit; killing it', { error: (error as Error).message });

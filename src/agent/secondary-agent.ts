@@ -2,6 +2,7 @@
 import { Socket } from 'node:net';
 import { type Acceptor, native, type PeerConnection, type TlsCredentials } from '../native/binding.ts';
 import type { SecondaryEffect, SecondaryEvent, StateWord, Timings } from '../protocol/machine.ts';
+import type { Message } from '../protocol/messages.ts';
 import { SecondaryMachine } from '../protocol/secondary.ts';
 import { vmIdOf } from '../protocol/vm-id.ts';
 import type { AcceptedExceptions } from '../vm/preflight.ts';
@@ -15,10 +16,12 @@ import type { Log } from './log.ts';
 import { formatHostPort, type HostPort, parseHostPort } from './peer-address.ts';
 import { PeerHeartbeat } from './peer-heartbeat.ts';
 import { PeerLink } from './peer-link.ts';
+import { Refusals } from './refusals.ts';
 import { SecondaryTrace } from './secondary-trace.ts';
 import { attachStandby } from './standby-attach.ts';
 import type { StandbyVm } from './standby-vm.ts';
 import type { SecondaryStatus } from './status.ts';
+import { assertWitnessAccess } from './witness-access.ts';
 
 export interface SecondaryAgentOptions {
   vm: string;
@@ -43,7 +46,7 @@ export interface SecondaryAgentOptions {
 }
 
 export interface SecondaryOutcome {
-  outcome: 'stopped' | 'guest-shutdown' | 'vm-lost';
+  outcome: (SecondaryEffect & { type: 'finished' })['outcome'];
   reason: string;
 }
 
@@ -75,14 +78,17 @@ export class SecondaryAgent {
   /** The addresses of who is connected, and of the last primary that had a session here. */
   #peerHost = '';
   #primaryHost = '';
+  /** A person has fenced, or knows that it isn't needed. */
+  readonly #fenceSkipped = new AbortController();
   #state: StateWord = 'STARTING';
   #reason = '';
   #onChange: () => void = () => {};
 
-  /** Attaches to a VM started with -S and listens. Throws NotAStandbyError, PreflightError, QmpError, NativeError or GenerationFileError. */
+  /** Attaches to a VM started with -S and listens. Throws NotAStandbyError, PreflightError, QmpError, NativeError, GenerationFileError or WitnessAccessError. */
   static async attach(options: SecondaryAgentOptions): Promise<SecondaryAgent> {
-    const { traceFile, vm: name, stateFolder, log } = options;
-    const generations = new GenerationFile(stateFolder, name);
+    const { traceFile, vm: name, stateFolder, node, log } = options;
+    const generations = new GenerationFile(stateFolder, name, node);
+    await assertWitnessAccess(options.witness, log);
     const trace = traceFile === null ? null : await SecondaryTrace.open(traceFile, name, log);
     let vm: StandbyVm | null = null;
     try {
@@ -113,6 +119,7 @@ export class SecondaryAgent {
       onSilent: (reason, heardMs) => this.#dispatch({ type: 'peer-silent', reason, heardMs }),
       onMalformed: (reason) => this.#dispatch({ type: 'peer-malformed', reason }),
     });
+    const refusals = new Refusals(log);
     this.#acceptor = new native.Acceptor({
       host: options.listen.host,
       port: options.listen.port,
@@ -122,7 +129,7 @@ export class SecondaryAgent {
         else if (link === 'heartbeat') this.#heartbeat.accept(connection, preface, peer);
         else this.#accept(connection, peer);
       },
-      onRefused: (peer, reason) => options.log.warn('a connection was refused', { peer, reason }),
+      onRefused: (peer, reason) => refusals.tell(peer, reason),
     });
     this.#finished = new Promise((resolve) => {
       this.#finish = resolve;
@@ -146,13 +153,7 @@ export class SecondaryAgent {
       (event) => trace?.event(event),
     );
     this.#arbitration = arbitrationOf(witness, { node, generations, log }, (event) => this.#dispatch(event));
-    vm.listen((event) => {
-      if (event.type === 'session-opened') {
-        this.#heartbeat.expect(event.bulkToken, this.#machine.generation);
-        this.#primaryHost = this.#peerHost;
-      }
-      this.#dispatch(event);
-    });
+    vm.listen((event) => this.#dispatch(event));
   }
 
   /** The last committed epoch; also of an agent that has ended. */
@@ -267,7 +268,7 @@ export class SecondaryAgent {
   #perform(effect: SecondaryEffect): void {
     switch (effect.type) {
       case 'send':
-        this.#link?.send(effect.message);
+        this.#send(effect.message);
         break;
       case 'disconnect':
         this.#options.log.info('disconnected', { reason: effect.reason });
@@ -281,6 +282,9 @@ export class SecondaryAgent {
       case 'withdraw-claim':
         this.#arbitration?.withdraw();
         break;
+      case 'read-record':
+        this.#readRecord();
+        break;
       case 'compare':
         this.#after(this.#generations.record(effect.generation), effect, (reason) => ({
           type: 'compared',
@@ -289,9 +293,16 @@ export class SecondaryAgent {
         break;
       case 'promote':
         this.#after(this.#mayRun(effect), effect, (reason) => ({
-          type: 'promote-failed',
+          type: 'not-promoted',
           reason,
         }));
+        break;
+      case 'settle-disks':
+        this.#after(this.#mayClaim(), effect, (reason) => ({ type: 'not-settled', reason }));
+        break;
+      case 'skip-fence':
+        this.#options.log.warn('not fenced', { by: 'failover --force' });
+        this.#fenceSkipped.abort();
         break;
       case 'state':
         this.#setState(effect.state, effect.reason);
@@ -304,10 +315,19 @@ export class SecondaryAgent {
     }
   }
 
+  /** READY goes to the primary of a session that is open: one that ended while it was being opened must not be waited for, nor its host be fenced. */
+  #send(message: Message): void {
+    if (this.#link === null) return;
+    this.#link.send(message);
+    if (message.body.type !== 'ready') return;
+    this.#heartbeat.expect(message.body.bulkToken, message.generation);
+    this.#primaryHost = this.#peerHost;
+  }
+
   /** INVARIANT 4: a generation is durable on this host before anything is answered in it, and before its VM runs. */
   #after(
     ready: Promise<void>,
-    effect: Extract<SecondaryEffect, { type: 'compare' | 'promote' }>,
+    effect: Extract<SecondaryEffect, { type: 'compare' | 'settle-disks' | 'promote' }>,
     failed: (reason: string) => EventBody,
   ): void {
     ready.then(
@@ -316,12 +336,29 @@ export class SecondaryAgent {
     );
   }
 
+  #readRecord(): void {
+    const arbitration = this.#arbitration as Arbitration; // the machine asks only where there is one
+    arbitration.read().then(
+      (record) => this.#dispatch({ type: 'record-read', record }),
+      (error: Error) => this.#dispatch({ type: 'record-unread', reason: error.message }),
+    );
+  }
+
+  /** Whoever wins a generation must be able to record it, or nobody runs: seen before it is claimed. */
+  async #mayClaim(): Promise<void> {
+    if (this.#arbitration !== null) await this.#generations.rewrite();
+  }
+
   /** INVARIANT 4: where a fence is asked for, the VM runs only once the other host is known to be unable to; one that has handed it over has said so itself. */
   async #mayRun({ generation, handedOver }: SecondaryEffect & { type: 'promote' }): Promise<void> {
     const { fence: options, vm, log } = this.#options;
-    await this.#generations.record(generation);
-    if (options !== null && handedOver !== true)
-      await fence(options, { vm, host: options.host ?? this.#primaryHost, generation }, log);
+    await this.#generations.win(generation);
+    const { signal } = this.#fenceSkipped;
+    if (options === null || handedOver === true || signal.aborted) return;
+    const target = { vm, host: options.host ?? this.#primaryHost, generation };
+    await fence(options, target, log, signal).catch((error: Error) => {
+      if (!signal.aborted) throw error;
+    });
   }
 
   #setState(state: StateWord, reason: string): void {

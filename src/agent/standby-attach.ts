@@ -13,6 +13,8 @@ import { StandbyVm } from './standby-vm.ts';
 
 export interface StandbyParts {
   vm: string;
+  /** Its take-over asks a witness. */
+  claims: boolean;
   qmp: QmpClient;
   disks: StandbyDisks;
   mailbox: Mailbox;
@@ -27,7 +29,7 @@ export class NotAStandbyError extends Error {
 
 /** Attaches to a VM that was started with -S and has not run. Throws NotAStandbyError when it runs, PreflightError for what it isn't fit for. */
 export async function attachStandby(
-  { vm, qmpPath, overwriteDisks, succeed, log }: SecondaryAgentOptions,
+  { vm, qmpPath, overwriteDisks, succeed, witness, log }: SecondaryAgentOptions,
   trace: SecondaryTrace | null,
 ): Promise<StandbyVm> {
   const qmp = await QmpClient.connect(qmpPath);
@@ -47,7 +49,9 @@ export async function attachStandby(
     const overwritten = await findOverwrittenRanges(qmp, blocks);
     const mailbox = await Mailbox.attach(qmp);
     const disks = new StandbyDisks(qmp, overwriteDisks);
-    return new StandbyVm({ vm, qmp, disks, mailbox, blocks, overwritten, description }, log, trace);
+    const claims = witness.kind === 'etcd';
+    const parts = { vm, claims, qmp, disks, mailbox, blocks, overwritten, description };
+    return new StandbyVm(parts, log, trace);
   } catch (error) {
     qmp.close();
     throw error;

@@ -101,7 +101,17 @@ export class StandbyVm {
   perform(
     effect: Exclude<
       SecondaryEffect,
-      { type: 'claim' | 'withdraw-claim' | 'send' | 'disconnect' | 'state' | 'finished' }
+      {
+        type:
+          | 'read-record'
+          | 'claim'
+          | 'withdraw-claim'
+          | 'skip-fence'
+          | 'send'
+          | 'disconnect'
+          | 'state'
+          | 'finished';
+      }
     >,
   ): void {
     switch (effect.type) {
@@ -292,17 +302,33 @@ export class StandbyVm {
       this.#onEvent({ type: 'settle-failed', reason: (error as Error).message });
       return;
     }
+    try {
+      if (this.#parts.claims) await this.#rehearseRecord();
+    } catch (error) {
+      this.#onEvent({ type: 'not-settled', reason: (error as Error).message });
+      return;
+    }
     this.#onEvent({ type: 'disks-settled' });
+  }
+
+  /** Before the generation is claimed: the records beside the disks can be written, which a promotion has to do. */
+  async #rehearseRecord(): Promise<void> {
+    if (this.#source) await this.#parts.disks.record('copy', this.#source, this.#lineage);
   }
 
   async #promote(generation: number): Promise<void> {
     const { qmp, disks } = this.#parts;
+    const source = this.#source;
     try {
-      const source = this.#source;
       // INVARIANT 4: whoever asks later must find here that this disk is the newest. Before the guest's first write, too.
       await this.#timed('record disks', async () => {
         if (source) await disks.record('source', { ...source, generation }, []);
       });
+    } catch (error) {
+      this.#onEvent({ type: 'not-promoted', reason: (error as Error).message });
+      return;
+    }
+    try {
       await this.#timed('cont', () => Promise.all([qmp.execute('cont'), this.#announce()]));
     } catch (error) {
       this.#onEvent({ type: 'promote-failed', reason: (error as Error).message });

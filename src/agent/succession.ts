@@ -13,7 +13,7 @@ import type { Status } from './status.ts';
 const RETRY_MS = 30_000;
 
 /** What the agent is to be as a primary, and as a standby: asked for anew each time, because an agent that ends closes what it was given. */
-export type Successor = () => Omit<PrimaryAgentOptions, 'tookOver'>;
+export type Successor = () => Omit<PrimaryAgentOptions, 'tookOver' | 'forced'>;
 export type StandIn = () => SecondaryAgentOptions;
 
 type Outcome = SecondaryOutcome | AgentOutcome;
@@ -45,7 +45,11 @@ export class Succession implements ControlHandler {
   /** Begins as the primary of a VM that runs. As PrimaryAgent.attach. */
   static async protect(options: SuccessionOptions & { successor: Successor }): Promise<Succession> {
     const succession = new Succession(options);
-    succession.#primary = await PrimaryAgent.attach({ ...options.successor(), tookOver: false });
+    succession.#primary = await PrimaryAgent.attach({
+      ...options.successor(),
+      tookOver: false,
+      forced: false,
+    });
     return succession;
   }
 
@@ -93,15 +97,20 @@ export class Succession implements ControlHandler {
   }
 
   async stop(force: string | null): Promise<string> {
-    const runs = this.#primary !== null || this.#secondary?.status().state === 'RUNNING';
-    this.end(isForced(force, this.#options.vm));
+    const forced = isForced(force, this.#options.vm);
+    if (this.#primary !== null) {
+      this.#stopping = true;
+      return this.#primary.stop(forced);
+    }
+    const runs = this.#secondary?.status().state === 'RUNNING';
+    this.end();
     return runs ? 'protection ends; the VM keeps running' : 'the standby ends; its VM is left as it stands';
   }
 
   /** In order, whichever it is by now. */
-  end(force = false): void {
+  end(): void {
     this.#stopping = true;
-    if (this.#primary !== null) this.#primary.stop(force);
+    if (this.#primary !== null) void this.#primary.stop();
     else this.#secondary?.stop();
   }
 
@@ -153,14 +162,18 @@ export class Succession implements ControlHandler {
   /** Null, with the reason in #trouble, when the VM may be tried again. */
   async #runAsPrimary(successor: Successor, undisputed: boolean): Promise<AgentOutcome | null> {
     try {
-      this.#primary = await PrimaryAgent.attach({ ...successor(), tookOver: undisputed });
+      this.#primary = await PrimaryAgent.attach({
+        ...successor(),
+        tookOver: undisputed,
+        forced: !undisputed,
+      });
     } catch (error) {
       this.#failed((error as Error).message);
       return null;
     }
     this.#trouble = null;
     const running = this.#primary.run();
-    if (this.#stopping) this.#primary.stop();
+    if (this.#stopping) void this.#primary.stop();
     const outcome = await running;
     // What a person's force has won in the witness's place it may deny; the VM has been left as it was.
     if (outcome.outcome !== 'refused') return outcome;

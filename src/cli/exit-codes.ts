@@ -33,7 +33,12 @@ const UNAVAILABLE_CODES = new Set([
   'refused',
 ]);
 
-const CONFIGURATION_ERRORS = new Set(['PreflightError', 'NotAStandbyError', 'GenerationFileError']);
+const CONFIGURATION_ERRORS = new Set([
+  'PreflightError',
+  'NotAStandbyError',
+  'GenerationFileError',
+  'WitnessAccessError',
+]);
 
 /** The exit code for whatever went wrong. */
 export function exitCodeOf(error: unknown): number {

@@ -13,6 +13,7 @@ const OUTCOME_EXIT: Record<Outcome['outcome'], number> = {
   'handed-over': EXIT.ok,
   fenced: EXIT.tryAgain,
   refused: EXIT.configuration,
+  'stale-twin': EXIT.configuration,
 };
 
 export function report({ vm, json }: SharedOptions, { outcome, reason }: Outcome): void {

@@ -11,7 +11,7 @@ import { report } from './outcome.ts';
 import { withPeerOptions } from './peer-options.ts';
 import { showProgress } from './progress.ts';
 import { withProtectionOptions } from './protection-options.ts';
-import { primaryOf, type RoleOptions, standbyOf } from './roles.ts';
+import { checkOptions, primaryOf, type RoleOptions, standbyOf } from './roles.ts';
 import { linkCredentials, withSharedOptions } from './shared-options.ts';
 import { onTerminationSignal } from './signals.ts';
 import { armWatchdog, type WatchdogOptions, withWatchdogOptions } from './watchdog-options.ts';
@@ -36,6 +36,7 @@ export function primaryCommand(): Command {
 }
 
 async function runPrimary(options: PrimaryCliOptions): Promise<void> {
+  checkOptions(options);
   let agent: Succession | null = null;
   const { vm, trace } = options;
   const log = new Log(options.logLevel, () => ({

@@ -23,11 +23,17 @@ export interface Surroundings {
   traceFile: string | null;
 }
 
-/** Null where there is no peer to protect the VM at. Throws CliError for options that contradict each other, now. */
+/** Before anything is looked at on this host. Throws CliError for options that contradict each other. */
+export function checkOptions(options: RoleOptions): void {
+  protectionOf(options);
+  peerTimings(options);
+}
+
+/** Null where there is no peer to protect the VM at. */
 export function primaryOf(
   options: RoleOptions,
   { credentials, log, traceFile }: Surroundings,
-): (() => Omit<PrimaryAgentOptions, 'tookOver'>) | null {
+): (() => Omit<PrimaryAgentOptions, 'tookOver' | 'forced'>) | null {
   const { peer } = options;
   if (peer === undefined) return null;
   const protection = protectionOf(options);

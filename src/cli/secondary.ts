@@ -10,7 +10,7 @@ import { collect, listenAddress, peerAddress } from './option-parsers.ts';
 import { report } from './outcome.ts';
 import { withPeerOptions } from './peer-options.ts';
 import { withProtectionOptions } from './protection-options.ts';
-import { primaryOf, type RoleOptions, standbyOf } from './roles.ts';
+import { checkOptions, primaryOf, type RoleOptions, standbyOf } from './roles.ts';
 import { linkCredentials, withSharedOptions } from './shared-options.ts';
 import { onTerminationSignal } from './signals.ts';
 import { armWatchdog, type WatchdogOptions, withWatchdogOptions } from './watchdog-options.ts';
@@ -46,6 +46,7 @@ export function secondaryCommand(): Command {
 }
 
 async function runSecondary(options: SecondaryCliOptions): Promise<void> {
+  checkOptions(options);
   let agent: Succession | null = null;
   const { vm, trace } = options;
   const log = new Log(options.logLevel, () => ({

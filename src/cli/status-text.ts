@@ -66,7 +66,7 @@ function linkText(link: LinkStatus | null): string {
   if (!link) return 'none';
   if (link.encryption === 'plain') return 'plain text (--insecure)';
   const by = link.encryption === 'kernel-tls' ? ' by the kernel' : '';
-  return `${link.cipher}${by}; the peer: ${link.peer}, SHA-256 ${link.fingerprint?.slice(0, 16)}...`;
+  return `${link.cipher}${by}; the peer: ${link.peer}, SHA-256 ${link.fingerprint?.slice(0, 16)}..., until ${link.expires?.slice(0, 10)}`;
 }
 
 function diskText({ state, sizeBytes, differingBytes, loggedBytes, writes }: DiskStatus): string {

@@ -59,7 +59,7 @@ export interface Witnessed {
 /** Throws CliError for options that don't fit together, and for files that can't be used. */
 export function witnessOf(vm: string, options: WitnessCliOptions): Witnessed {
   const node = options.node ?? defaultNode();
-  return { witness: choiceOf(vm, options), node, stateFolder: options.stateDir };
+  return { witness: choiceOf(vm, node, options), node, stateFolder: options.stateDir };
 }
 
 /** What `--witness none` risks, on every start. */
@@ -71,7 +71,7 @@ export function warnOfNoWitness({ witness }: WitnessCliOptions): void {
   );
 }
 
-function choiceOf(vm: string, options: WitnessCliOptions): WitnessChoice {
+function choiceOf(vm: string, node: string, options: WitnessCliOptions): WitnessChoice {
   if (typeof options.witness === 'string') {
     const [given] = ['witnessCa', 'witnessCert', 'witnessKey', 'witnessUser', 'witnessPasswordFile'].filter(
       (name) => name in options,
@@ -87,6 +87,7 @@ function choiceOf(vm: string, options: WitnessCliOptions): WitnessChoice {
     kind: 'etcd',
     client: clientOf(options.witness, options),
     key: `${options.witnessPrefix}/vm/${vm}`,
+    nodeKey: `${options.witnessPrefix}/node/${node}/${vm}`,
   };
 }
 

@@ -110,7 +110,7 @@ class Demo {
       ]),
     );
     const { listen } = await secondary.status();
-    this.#say(`colo-agent secondary --vm ${VM_NAME} --qmp ... --listen ${listen} --witness none`);
+    this.#say(`colo-agent secondary --vm ${VM_NAME} --qmp ... --listen ${listen} --tls ... --witness none`);
     const primary = this.#cleanup.own(
       await TestAgent.start('primary', [
         '--vm',
@@ -123,7 +123,7 @@ class Demo {
         'none',
       ]),
     );
-    this.#say(`colo-agent primary --vm ${VM_NAME} --qmp ... --peer ${listen} --witness none`);
+    this.#say(`colo-agent primary --vm ${VM_NAME} --qmp ... --peer ${listen} --tls ... --witness none`);
     return { primary, secondary };
   }
 

@@ -288,6 +288,8 @@ export interface HeartbeatOptions {
   closedGraceMs: number;
   /** Once at most. `reason` goes on after "the primary" or "the secondary"; `heardUs`, on CLOCK_MONOTONIC: when the peer was last known to live. */
   onVerdict(verdict: HeartbeatVerdict, reason: string, heardUs: number): void;
+  /** Once, before the first heartbeat: why the thread doesn't run before ordinary ones, and why its memory may be swapped out; null where nothing is wrong. */
+  onPrivileges(noRealTime: string | null, noLockedMemory: string | null): void;
 }
 
 export interface HeartbeatQuantiles {
@@ -346,12 +348,12 @@ export interface TlsCredentials {
 export interface TlsInfo {
   /** "TLSv1.3, TLS_AES_128_GCM_SHA256" */
   cipher: string;
-  /** Whether kernel TLS encrypts what is sent, and decrypts what is received. */
+  /** Whether kernel TLS encrypts what is sent. */
   kernelSends: boolean;
-  kernelReceives: boolean;
-  /** What the peer's certificate is for, and its SHA-256. */
+  /** What the peer's certificate is for, its SHA-256, and the end of its time in seconds since 1970. */
   peer: string;
   fingerprint: string;
+  expiresS: number;
 }
 
 /** One connection to a peer: connected here, or given by an Acceptor. */

@@ -7,7 +7,9 @@
  *   succeeds, however late the others arrive.
  * - A transaction without an answer may have happened, and may still happen: the very same one is tried again. When that fails, the record has moved on; if it
  *   has our id, the first attempt was it; if not, no attempt can succeed any more, and only then is a new decision taken, on the new revision.
- * - A claim is lost by what the witness answered after the claim was made, never by what is remembered.
+ * - A claim is lost by what the witness answered after the claim was made, never by what is remembered; and only by a record that a real winner must have left: of a
+ *   generation that can't have been won without this host's losing. One that is gone, that is older than what this host knows, or that names a stranger decides nothing:
+ *   a VM isn't destroyed, a gate isn't opened and a checkpoint isn't given up for an etcd that was emptied, restored or mistaken for another.
  */
 import { GENERATION_MAX } from './messages.ts';
 
@@ -33,7 +35,12 @@ export type Claim =
   /** The primary that has won `generation` alone: from now on `secondary` may take over. */
   | { kind: 'protected'; generation: number; secondary: string }
   /** The secondary, with a checkpoint of `primary`'s `generation`. */
-  | { kind: 'take-over'; generation: number; primary: string };
+  | { kind: 'take-over'; generation: number; primary: string }
+  /** Whichever of them, at a person's word, in a generation of its own that is at least `atLeast`: whatever the record says, or where there is none. */
+  | { kind: 'seize'; atLeast: number };
+
+/** So long a person's word waits to be written down before it is acted on all the same. */
+export const SEIZE_MS = 5000;
 
 /** `revision` is opaque; ABSENT_REVISION and no record: there is none. */
 export interface Entry {
@@ -65,10 +72,23 @@ export type ArbiterEffect =
   | { type: 'transact'; request: number; expected: string; record: VmRecord }
   /** To be made durable on this host before anybody acts on it. */
   | { type: 'won'; claim: Claim; generation: number }
-  /** Somebody else runs it: `holder`, or there is no record at all. */
-  | { type: 'lost'; claim: Claim; holder: VmRecord | null }
-  /** For now; it goes on trying until it is won, lost or withdrawn. */
+  /** Somebody else runs it: `holder`. */
+  | { type: 'lost'; claim: Claim; holder: VmRecord }
+  /** Seen by a look: another host has won a newer generation than the one that this host has won last. */
+  | { type: 'superseded'; holder: VmRecord }
+  /** For now, or the answer decides nothing; it goes on trying until it is won, lost or withdrawn. */
   | { type: 'unanswered'; claim: Claim; reason: string };
+
+/** What a host knows of its VM's generations when its agent starts; 0: nothing. */
+export interface Memory {
+  /** The newest that it has won itself, or seen as a standby. */
+  seen: number;
+  /** The newest that it has won itself. */
+  won: number;
+}
+
+/** `put`: what the claim makes of the record. `doubt`: why the record decides nothing, and what to do. */
+type Verdict = { put: VmRecord } | { doubt: string } | 'lost';
 
 const RETRY_MIN_MS = 100;
 const RETRY_MAX_MS = 2000;
@@ -87,16 +107,22 @@ interface Attempt {
 
 export class Arbiter {
   private readonly node: string;
+  private readonly memory: Memory;
+  /** The other end of the last protection that was claimed: besides this host only it can win the generation after. */
+  private peer: string | null = null;
   /** What was last seen; null: nothing yet. */
   private known: Entry | null = null;
   private attempt: Attempt | null = null;
   private requests = 0;
+  /** Looks that were begun before the last claim was settled are older than it. */
+  private looksFrom = 0;
   private nowMs = 0;
   private effects: ArbiterEffect[] = [];
 
   /** `node`: what this host calls itself. */
-  constructor(node: string) {
+  constructor(node: string, memory: Memory = { seen: 0, won: 0 }) {
     this.node = node;
+    this.memory = { ...memory };
   }
 
   get nextTimepointMs(): number | null {
@@ -115,7 +141,7 @@ export class Arbiter {
         this.onAsk(event.claim, event.id);
         break;
       case 'withdraw':
-        this.attempt = null;
+        this.settled();
         break;
       case 'look':
         if (this.attempt === null) this.read();
@@ -139,10 +165,11 @@ export class Arbiter {
     const firstRequest = this.requests + 1;
     const attempt = { claim, id, firstRequest, transaction: null, request: 0, retryAtMs: null };
     this.attempt = { ...attempt, retryMs: RETRY_MIN_MS };
+    if (claim.kind === 'protected') this.peer = claim.secondary;
     // With what is known already it is one round trip: if the record has changed meanwhile, the transaction fails and says how.
-    const record = this.known === null ? null : this.recordFor(this.attempt, this.known.record);
-    if (this.known === null || record === null) this.attempt.request = this.read();
-    else this.transact(this.attempt, this.known.revision, record);
+    const verdict = this.known === null ? 'lost' : this.judge(this.attempt, this.known.record);
+    if (this.known === null || verdict === 'lost' || 'doubt' in verdict) this.attempt.request = this.read();
+    else this.transact(this.attempt, this.known.revision, verdict.put);
   }
 
   private onAnswer(request: number, entry: Entry): void {
@@ -150,24 +177,42 @@ export class Arbiter {
     // Revisions only grow, but for a record that was removed: an older answer can be overtaken by a newer one, and that does no harm, because what is known is
     // only ever compared.
     this.known = entry;
+    if (attempt === null) this.onLook(request, entry);
     if (attempt === null || request < attempt.firstRequest) return;
     if (entry.record?.claim === attempt.id) this.won(attempt, entry.record);
     else if (request === attempt.request) this.decide(attempt, entry);
   }
 
+  private onLook(request: number, { record }: Entry): void {
+    const { seen, won } = this.memory;
+    if (request < this.looksFrom || record === null || won === 0 || won < seen) return;
+    if (record.primary !== this.node && this.isNext(record, won, this.peer))
+      this.effects.push({ type: 'superseded', holder: record });
+  }
+
+  private settled(): void {
+    this.attempt = null;
+    this.looksFrom = this.requests + 1;
+  }
+
   /** The record isn't ours; and a transaction that has been answered so can't succeed any more. */
   private decide(attempt: Attempt, entry: Entry): void {
-    const record = this.recordFor(attempt, entry.record);
-    if (record === null) {
-      this.attempt = null;
+    attempt.transaction = null;
+    const verdict = this.judge(attempt, entry.record);
+    if (verdict === 'lost' && entry.record !== null) {
+      this.settled();
       this.effects.push({ type: 'lost', claim: attempt.claim, holder: entry.record });
-    } else {
-      this.transact(attempt, entry.revision, record);
+    } else if (verdict !== 'lost' && 'put' in verdict) {
+      this.transact(attempt, entry.revision, verdict.put);
+    } else if (verdict !== 'lost') {
+      this.retryLater(attempt, verdict.doubt);
     }
   }
 
   private won({ claim }: Attempt, { generation }: VmRecord): void {
-    this.attempt = null;
+    this.settled();
+    this.memory.seen = Math.max(this.memory.seen, generation);
+    this.memory.won = this.memory.seen;
     this.effects.push({ type: 'won', claim, generation });
   }
 
@@ -191,27 +236,66 @@ export class Arbiter {
     else this.transact(attempt, transaction.expected, transaction.record);
   }
 
-  /** What the claim would make of `current`; null: the claim doesn't fit it. */
-  private recordFor({ claim, id }: Attempt, current: VmRecord | null): VmRecord | null {
+  private judge({ claim, id }: Attempt, current: VmRecord | null): Verdict {
     const alone = { format: 1, mode: 'alone', primary: this.node, secondary: null, claim: id } as const;
+    if (claim.kind === 'seize') return { put: { ...alone, generation: this.seized(claim.atLeast, current) } };
+    const known = claim.kind === 'alone' ? this.memory.seen : claim.generation;
+    if (current === null) {
+      if (claim.kind === 'alone' && known === 0) return { put: { ...alone, generation: claim.atLeast } };
+      return doubt(`has no record of this VM, and this host knows of generation ${known}`);
+    }
+    if (current.generation < known)
+      return doubt(`has generation ${current.generation}, and this host knows of ${known} already`);
+    const mine = current.primary === this.node;
     switch (claim.kind) {
-      case 'alone': {
-        if (current !== null && current.primary !== this.node) return null;
-        return { ...alone, generation: Math.max(claim.atLeast, (current?.generation ?? 0) + 1) };
-      }
+      case 'alone':
+        if (mine) return { put: { ...alone, generation: Math.max(claim.atLeast, current.generation + 1) } };
+        break;
       case 'protected': {
         const { generation, secondary } = claim;
-        const mine = current?.mode === 'alone' && current.primary === this.node;
-        if (!mine || current.generation !== generation) return null;
-        return { ...alone, mode: 'protected', generation, secondary };
+        if (mine && current.mode === 'alone' && current.generation === generation)
+          return { put: { ...alone, mode: 'protected', generation, secondary } };
+        // An older transaction of this host has come in between: the session's end brings a new claim.
+        if (mine) return 'lost';
+        break;
       }
       case 'take-over': {
         const { generation, primary } = claim;
-        const ours = current?.mode === 'protected' && current.secondary === this.node;
-        if (!ours || current.primary !== primary || current.generation !== generation) return null;
-        return { ...alone, generation: generation + 1 };
+        const ours = current.mode === 'protected' && current.secondary === this.node;
+        if (ours && current.primary === primary && current.generation === generation)
+          return { put: { ...alone, generation: generation + 1 } };
+        if (current.primary === primary && current.mode === 'alone' && current.generation === generation)
+          return doubt(`names ${describe(current)}: it wasn't told that this standby holds a checkpoint`);
+        break;
       }
     }
+    return this.isWon(claim, current) ? 'lost' : doubt(`names ${describe(current)}, which can't be so yet`);
+  }
+
+  /** Whether whoever has this record has won it from us. */
+  private isWon(claim: Exclude<Claim, { kind: 'seize' }>, record: VmRecord): boolean {
+    switch (claim.kind) {
+      case 'alone': {
+        const { seen, won } = this.memory;
+        return seen === 0 || won < seen ? record.generation >= seen : this.isNext(record, won, this.peer);
+      }
+      case 'protected':
+        return this.isNext(record, claim.generation, claim.secondary);
+      case 'take-over':
+        return this.isNext(record, claim.generation, claim.primary);
+    }
+  }
+
+  /** What one end of a protection holds nobody else can hold; the generation after it only the other end, if it is known; those after that anybody. */
+  private isNext({ generation, primary }: VmRecord, held: number, peer: string | null): boolean {
+    return generation > held + (peer !== null && primary !== peer ? 1 : 0);
+  }
+
+  /** Whoever isn't in the record leaves a generation out, so that it isn't taken for a stranger by whoever is. */
+  private seized(atLeast: number, current: VmRecord | null): number {
+    const next = current === null ? 0 : current.generation + 1;
+    const inside = current?.primary === this.node || current?.secondary === this.node;
+    return Math.max(atLeast, this.memory.seen + 1, inside || current === null ? next : next + 1);
   }
 
   private transact(attempt: Attempt, expected: string, record: VmRecord): void {
@@ -228,6 +312,18 @@ export class Arbiter {
     this.effects.push({ type: 'read', request: ++this.requests });
     return this.requests;
   }
+}
+
+function doubt(found: string): Verdict {
+  const check =
+    'is --witness the right etcd, --witness-prefix the right path, and was etcd restored or emptied?';
+  return {
+    doubt: `the witness ${found}: ${check} When you know who runs the VM, --force there writes it down`,
+  };
+}
+
+function describe({ primary, generation, mode, secondary }: VmRecord): string {
+  return `${primary} in generation ${generation}${mode === 'alone' ? ', alone' : `, with ${secondary} as its standby`}`;
 }
 
 const NODE_NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/;

@@ -1,5 +1,5 @@
 /** What the primary may do by the witness's word: open its gate, look for a standby, call itself protected. It outlives every session. */
-import type { Claim } from './arbiter.ts';
+import { type Claim, SEIZE_MS } from './arbiter.ts';
 import type { ClaimEvent, StateWord } from './machine.ts';
 import type { PrimaryContext } from './primary-context.ts';
 
@@ -16,6 +16,8 @@ export class Authority {
   private standing: Standing;
   private asked: Claim['kind'] | null = null;
   private protectedWon = false;
+  /** A person has said that nobody else runs; so long the witness is given to be told. */
+  private forcedAtMs: number | null = null;
 
   constructor(context: PrimaryContext) {
     this.context = context;
@@ -54,9 +56,10 @@ export class Authority {
   start(): [StateWord, string] {
     const { foreignGate, options } = this.context;
     // Whatever an earlier agent has left, a generation of our own tells whether anybody has taken its place.
-    if (this.mustAsk) this.claimAlone(options.generation + 1);
+    if (this.mustAsk && options.forced) this.ask({ kind: 'seize', atLeast: options.generation + 1 });
+    else if (this.mustAsk) this.claimAlone(options.generation + 1);
     if (foreignGate) return this.describeAlone('');
-    if (options.tookOver) return this.describeAlone('took over; looking for a standby');
+    if (options.tookOver || options.forced) return this.describeAlone('took over; looking for a standby');
     return ['STARTING', this.witnessed ? 'asking the witness' : 'connecting to the secondary'];
   }
 
@@ -92,7 +95,7 @@ export class Authority {
 
   /** Whoever goes on without the standby does so in a generation of its own. */
   claimAlone(atLeast: number): void {
-    if (this.witnessed) this.ask({ kind: 'alone', atLeast });
+    if (this.witnessed) this.ask({ kind: this.forcedAtMs === null ? 'alone' : 'seize', atLeast });
     else this.context.generation = atLeast;
   }
 
@@ -104,11 +107,26 @@ export class Authority {
     this.ask({ kind: 'protected', generation: this.context.generation, secondary });
   }
 
-  /** A person knows that nobody else runs. */
-  override(): void {
+  /** A person knows that nobody else runs. What the witness says of it is asked for, but not waited for longer than a while. */
+  force(): void {
+    if (this.standing === 'alone' || this.forcedAtMs !== null) return;
+    this.forcedAtMs = this.context.nowMs + SEIZE_MS;
+    this.claimAlone(this.context.generation + 1);
+  }
+
+  get nextTimepointMs(): number | null {
+    return this.forcedAtMs;
+  }
+
+  /** The person's word goes: what the witness, which doesn't know of it, said last. Null: it isn't so, or not yet. */
+  override(): string | null {
+    if (this.forcedAtMs === null || this.context.nowMs < this.forcedAtMs) return null;
+    const silence = this.trouble ?? 'it has not answered';
+    this.forcedAtMs = null;
     this.standing = 'alone';
     this.asked = null;
     this.trouble = null;
+    return silence;
   }
 
   /** Whether the answer is to what was asked last. */
@@ -119,7 +137,10 @@ export class Authority {
     this.asked = null;
     if (event.type === 'claim-lost') return true;
     this.protectedWon = event.kind === 'protected';
-    if (event.kind === 'alone') this.standing = 'alone';
+    if (event.kind !== 'protected') {
+      this.standing = 'alone';
+      this.forcedAtMs = null;
+    }
     this.context.generation = event.generation;
     return true;
   }

@@ -12,7 +12,7 @@
  * - From READY to its end the shell watches a session's peer by heartbeats of its own (src/agent/peer-heartbeat.ts), and says `peer-silent` once: after what
  *   lay on the control connection by then.
  */
-import type { Claim } from './arbiter.ts';
+import type { Claim, VmRecord } from './arbiter.ts';
 import type { Arbitration, Lineage, Message, Mode } from './messages.ts';
 
 /** The one word that `status` shows (docs/architecture.md, "State"). */
@@ -114,8 +114,9 @@ export type PrimaryEvent = { nowMs: number } & (
   | { type: 'vm-shutdown'; gone: boolean }
   | { type: 'vm-lost'; reason: string }
   | ClaimEvent
+  | Superseded
   /**
-   * `force-stop`: without the witness's word; a person knows that the standby doesn't run. `drill`: hand the VM over to the standby; it is answered by
+   * `force-stop`: without the witness's word; a person knows that the standby doesn't run. It is written down there if the witness answers soon. `drill`: hand the VM over to the standby; it is answered by
    * `drilled`, once.
    */
   | { type: 'command'; command: 'stop' | 'force-stop' | 'checkpoint' | 'drill' }
@@ -127,6 +128,13 @@ export type ClaimEvent =
   | { type: 'claim-won'; kind: Claim['kind']; generation: number }
   | { type: 'claim-lost'; kind: Claim['kind']; reason: string }
   | { type: 'claim-unanswered'; kind: Claim['kind']; reason: string };
+
+/** The witness has a newer generation, won by another host, than the one that this host has won last. May be told again and again. */
+export interface Superseded {
+  type: 'superseded';
+  generation: number;
+  reason: string;
+}
 
 export type PrimaryEffect =
   /** Ask the witness, until it has answered. Takes the place of a claim before. */
@@ -180,11 +188,13 @@ export type PrimaryEffect =
   /** The answer to the command `drill`. Null: the VM runs on the standby's host; else why it doesn't. */
   | { type: 'drilled'; failure: string | null }
   | { type: 'quit-vm' }
+  /** It is to stand, and stay. */
+  | { type: 'stop-vm' }
   | { type: 'state'; state: StateWord; reason: string }
-  /** The agent is done. `refused`: the VM may not be protected here, and is as it was. `handed-over`: it stands here and runs elsewhere. */
+  /** The agent is done. `refused`: the VM may not be protected here, and is as it was. `stale-twin`: nor may it run, and it stands. `handed-over`: it stands here and runs elsewhere. */
   | {
       type: 'finished';
-      outcome: 'stopped' | 'guest-shutdown' | 'vm-lost' | 'fenced' | 'refused' | 'handed-over';
+      outcome: 'stopped' | 'guest-shutdown' | 'vm-lost' | 'fenced' | 'refused' | 'stale-twin' | 'handed-over';
       reason: string;
     };
 
@@ -202,6 +212,10 @@ export interface PrimaryOptions {
   timings: Timings;
   /** This agent has taken the VM over itself, and `generation` is what it won: nobody has to be asked before a standby is looked for. */
   tookOver: boolean;
+  /** The same by a person's word alone, which the witness doesn't know of: it is told first. */
+  forced: boolean;
+  /** This host has had a part in the VM's protection before. */
+  tookPart: boolean;
   /** A gate of an earlier agent was found: output is cut off until the witness, or without one the peer, has said that nobody took over. */
   foundClosedGate: boolean;
 }
@@ -221,6 +235,9 @@ export type SecondaryEvent = { nowMs: number } & (
   /** What came isn't the protocol. The connection is still open: the machine answers with ERROR and disconnects. */
   | { type: 'peer-malformed'; reason: string }
   | { type: 'message'; message: Message }
+  /** The answers to `read-record`. */
+  | { type: 'record-read'; record: VmRecord | null }
+  | { type: 'record-unread'; reason: string }
   /** The answer to `compare`. */
   | { type: 'compared'; difference: string | null }
   | { type: 'session-opened'; bulkToken: string; lineages: (Lineage | null)[] }
@@ -236,18 +253,28 @@ export type SecondaryEvent = { nowMs: number } & (
   | { type: 'load-failed'; epoch: number; reason: string }
   /** The answers to `settle-disks`. */
   | { type: 'disks-settled' }
+  /** A disk has lost a write. */
   | { type: 'settle-failed'; reason: string }
+  /** What a promotion has to write can't be written: nothing is lost by trying it again. */
+  | { type: 'not-settled'; reason: string }
+  /** The answers to `promote`. */
   | { type: 'promoted' }
+  /** The VM hasn't been touched: what has to come before it (the fence, a record) has failed, and may be tried again. */
+  | { type: 'not-promoted'; reason: string }
+  /** Nobody knows whether the VM runs. */
   | { type: 'promote-failed'; reason: string }
   | { type: 'vm-lost'; reason: string }
   | ClaimEvent
-  /** `force-failover`: without the witness's word; a person knows that the primary doesn't run. */
+  | Superseded
+  /** `force-failover`: without the witness's word; a person knows that the primary doesn't run. It is written down there if the witness answers soon, or later. */
   | { type: 'command'; command: 'stop' | 'failover' | 'force-failover' }
 );
 
 export type SecondaryEffect =
   | { type: 'send'; message: Message }
   | { type: 'disconnect'; reason: string }
+  /** What this side's witness holds, linearisably. */
+  | { type: 'read-record' }
   /**
    * Hold HELLO's description against this VM's, and its generation against what is recorded beside the disks: a disk is overwritten only when it is
    * known to be the older one. Without a difference, the records say from here on whose copies they are to be. `lineage` is what the disks become
@@ -267,16 +294,19 @@ export type SecondaryEffect =
   | { type: 'claim'; claim: Claim }
   /** The claim isn't wanted any more. */
   | { type: 'withdraw-claim' }
-  /** Sync the disks. Never while a flush or a load is in progress (invariant 6). */
+  /** Sync the disks, and with a witness see that all that a promotion writes can be written. Never while a flush or a load is in progress (invariant 6). */
   | { type: 'settle-disks' }
   /**
-   * INVARIANT 4: the disks recorded as the newest, in `generation`, which has been won; then `cont` and `announce-self`. Only after `disks-settled`.
-   * `handedOver`: the primary itself has said that its VM stands, so that its host needs no fence.
+   * INVARIANT 4: the other host fenced if that was asked for, the disks recorded as the newest, in `generation`, which has been won; then `cont` and
+   * `announce-self`. Only after `disks-settled`. `handedOver`: the primary itself has said that its VM stands, so that its host needs no fence.
    */
   | { type: 'promote'; generation: number; handedOver?: true }
+  /** A person knows that the other host can do no harm: a fence that is under way is given up, and none is begun. No answer. */
+  | { type: 'skip-fence' }
   | { type: 'quit-vm' }
   | { type: 'state'; state: StateWord; reason: string }
-  | { type: 'finished'; outcome: 'stopped' | 'guest-shutdown' | 'vm-lost'; reason: string };
+  /** `fenced`: it has run the VM, and another host has won a newer generation. */
+  | { type: 'finished'; outcome: 'stopped' | 'guest-shutdown' | 'vm-lost' | 'fenced'; reason: string };
 
 export interface SecondaryOptions {
   vmId: string;

@@ -79,7 +79,8 @@ function parseError(fields: Fields): Body {
   onlyFields('error', fields, ['code', 'message', 'generation', 'role']);
   const code = textField('error', fields, 'code', /^[a-z][a-z0-9-]{0,63}$/, 'a word of a-z, 0-9 and -');
   const message = textField('error', fields, 'message', /^/, 'text');
-  const body: Body = { type: 'error', code, message };
+  // It goes to people's terminals, which obey control characters.
+  const body: Body = { type: 'error', code, message: message.replace(/[^\P{Cc}\n]/gu, '?') };
   const { generation, role } = fields;
   if (generation !== undefined) {
     if (!isCount(generation)) refuse('error', 'generation', 'a number below 2^53');

@@ -21,6 +21,13 @@ export class Departure {
     this.authority = authority;
   }
 
+  /** By a person's word, which the witness hasn't heard. */
+  leaveUnheard(silence: string): void {
+    if (this.leaving === null) return;
+    const { outcome, reason } = this.leaving;
+    this.leaving = { outcome, reason: `${reason}, by force; the witness does not know of it: ${silence}` };
+  }
+
   /** Our gate may be installed by now. */
   noteGate(): void {
     if (this.context.steps.has('gate')) this.handOverDue = true;

@@ -206,7 +206,9 @@ export class PrimarySession {
       this.finish('stale', reason, null);
       this.staleSince = generation;
     } else {
-      this.finish(code === 'incompatible' ? 'incompatible' : 'peer', reason, null);
+      // A person must change something first.
+      const lasting = code === 'incompatible' || code === 'other-witness';
+      this.finish(lasting ? 'incompatible' : 'peer', reason, null);
     }
   }
 

@@ -7,6 +7,7 @@ import type {
   PrimaryEvent,
   PrimaryOptions,
   StateWord,
+  Superseded,
 } from './machine.ts';
 import type { ByeReason, Lineage } from './messages.ts';
 import { Answers } from './primary-answers.ts';
@@ -70,7 +71,12 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
 
   get nextTimepointMs(): number | null {
     if (this.finished) return null;
-    const dueMs = [this.session?.nextTimepointMs, this.vm.retryMs, this.connectableAtMs()];
+    const dueMs = [
+      this.session?.nextTimepointMs,
+      this.vm.retryMs,
+      this.authority.nextTimepointMs,
+      this.connectableAtMs(),
+    ];
     const earliestMs = Math.min(...dueMs.map((at) => at ?? Number.POSITIVE_INFINITY));
     return earliestMs === Number.POSITIVE_INFINITY ? null : earliestMs;
   }
@@ -125,6 +131,9 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
       case 'claim-unanswered':
         this.onClaim(event);
         break;
+      case 'superseded':
+        this.onSuperseded(event);
+        break;
       case 'vm-paused':
       case 'vm-resumed':
       case 'vm-reset':
@@ -148,7 +157,7 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
   private onClaim(event: ClaimEvent): void {
     if (!this.authority.onAnswer(event)) return;
     if (event.type === 'claim-lost') this.onClaimLost(event);
-    else if (event.type === 'claim-won' && event.kind === 'alone') this.onAlone();
+    else if (event.type === 'claim-won' && event.kind !== 'protected') this.onAlone();
     else if (this.session === null) this.showAlone();
   }
 
@@ -165,9 +174,23 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
       this.session?.onStepFailed('claim', reason);
     } else if (this.authority.everWon || this.context.foreignGate) {
       this.fence(reason);
+    } else if (this.context.options.tookPart) {
+      // INVARIANT 4: its host came back and started it by itself. What is newer runs elsewhere; a person may want to look at this one.
+      this.setState('FENCED', reason);
+      this.context.emit({ type: 'stop-vm' });
+      this.finish('stale-twin', reason);
     } else {
       this.finish('refused', reason);
     }
+  }
+
+  /** INVARIANT 4: whatever led to it, a person's force say, of two that run with an open gate the older generation ends. */
+  private onSuperseded({ generation, reason }: Superseded): void {
+    // Whether the standby that a drill has given the VM to runs it, its answer tells, or a claim.
+    if (this.context.handedOver) return;
+    if (!this.authority.everWon || generation <= this.context.generation) return;
+    if (this.session === null) this.fence(reason);
+    else this.session.end ??= { cause: 'fenced', reason, tell: null };
   }
 
   /** INVARIANT 4: somebody else runs in a newer generation. Our gate isn't opened on the way. */
@@ -197,7 +220,7 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
 
   private onStopCommand(force: boolean): void {
     if (force) {
-      this.authority.override();
+      this.authority.force();
       this.context.handedOver = false;
     }
     // Without a witness a person's word opens even the gate of an earlier agent.
@@ -266,11 +289,19 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
 
   private advance(): void {
     this.vm.poll();
+    this.overrideWhenDue();
     this.session?.advance();
     if (this.session !== null) this.follow(this.session);
     if (this.session === null && !this.finished) this.settle();
     this.followDrill();
     this.showState();
+  }
+
+  private overrideWhenDue(): void {
+    const silence = this.authority.override();
+    if (silence === null) return;
+    this.departure.adoptForeignGate();
+    this.departure.leaveUnheard(silence);
   }
 
   private follow(session: PrimarySession): void {
@@ -351,8 +382,13 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
         this.link.retrySlowly();
         break;
       case 'split-brain':
-        this.setState('BLOCKED', `split brain: ${end.reason}; one of the two VMs must be ended by a person`);
-        this.link.retrySlowly();
+        this.setState(
+          'BLOCKED',
+          `split brain: ${end.reason}; one of the two VMs must be ended by ${this.judge}`,
+        );
+        // A host that stood still while it was superseded ends its VM as soon as it has asked.
+        if (this.authority.witnessed) this.link.retry();
+        else this.link.retrySlowly();
         break;
       case 'stale':
         if (session.staleSince !== null) this.authority.claimAlone(session.staleSince + 1);
@@ -361,6 +397,12 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
       default:
         this.link.retryAfterSession(end.cause === 'local');
     }
+  }
+
+  private get judge(): string {
+    return this.authority.witnessed
+      ? 'its agent, when that has asked the witness, or by a person'
+      : 'a person';
   }
 
   private disconnect(session: PrimarySession, reason: string): void {
@@ -415,7 +457,7 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
     this.finished = true;
     this.session = null;
     this.endDrill(outcome === 'handed-over' ? null : reason);
-    if (outcome !== 'fenced') this.setState('STOPPED', reason);
+    if (this.word !== 'FENCED') this.setState('STOPPED', reason);
     this.showState();
     this.context.emit({ type: 'finished', outcome, reason });
   }

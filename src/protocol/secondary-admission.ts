@@ -1,9 +1,10 @@
 /** Whether a primary's HELLO begins a session, and what it is answered when it doesn't. */
+import type { VmRecord } from './arbiter.ts';
 import { type Body, GENERATION_MAX } from './messages.ts';
 import type { SecondaryContext } from './secondary-context.ts';
 import type { Life } from './secondary-life.ts';
 
-type Hello = Body & { type: 'hello' };
+export type Hello = Body & { type: 'hello' };
 type Refusal = Body & { type: 'error' };
 
 /** What is said of a HELLO in `generation` that can't begin a session; null: it may. */
@@ -36,6 +37,22 @@ function misfit({ options }: SecondaryContext, { node, arbitration }: Hello): st
     return `the primary ${says(arbitration)}, its standby ${says(expected)}: give both the same --witness`;
   if (arbitration !== 'witness' || node !== own) return null;
   return `both hosts call themselves ${own}: the witness can't tell them apart, give each its own --node`;
+}
+
+/**
+ * INVARIANT 4: both ends must ask one witness. What stands against a primary that says HELLO in `generation`, by the record at ours; null: it has won that
+ * generation there.
+ */
+export function disownedBy(record: VmRecord | null, { node }: Hello, generation: number): string | null {
+  if (record !== null && record.primary === node && record.generation >= generation) return null;
+  const ours =
+    record === null
+      ? 'has no record of this VM'
+      : `has ${record.primary} in generation ${record.generation} as its primary`;
+  return (
+    `the standby's witness ${ours}, and ${node} says that it has won generation ${generation}: do both name the same etcd (--witness), ` +
+    'the same --witness-prefix, and the same --vm?'
+  );
 }
 
 export function refusal(code: string, message: string): Refusal {

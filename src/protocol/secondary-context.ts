@@ -3,7 +3,14 @@ import type { Body } from './messages.ts';
 import { Outstanding } from './outstanding.ts';
 import { ShownState } from './shown-state.ts';
 
-export type SecondaryStep = 'compare' | 'open-session' | 'flush' | 'load' | 'settle-disks' | 'promote';
+export type SecondaryStep =
+  | 'read-record'
+  | 'compare'
+  | 'open-session'
+  | 'flush'
+  | 'load'
+  | 'settle-disks'
+  | 'promote';
 
 /** What the parts of a secondary share: the event's time, the effects of this step, and the steps under way. */
 export class SecondaryContext {

@@ -1,5 +1,5 @@
 /** What the standby's VM is by now, and what makes it run: a take-over, begun by the primary's end, its silence or a person. It outlives every session. */
-import type { ClaimEvent } from './machine.ts';
+import type { ClaimEvent, Superseded } from './machine.ts';
 import type { SecondaryContext } from './secondary-context.ts';
 import type { Standby } from './standby.ts';
 import { TakeOver } from './take-over.ts';
@@ -15,6 +15,8 @@ export class Life {
   private takeOver: TakeOver | null = null;
   /** A person has decided in the witness's place: what it holds may say otherwise. */
   private overridden = false;
+  /** What the witness said to it last. */
+  private silence = 'it has not answered';
 
   constructor(context: SecondaryContext, standby: Standby) {
     this.context = context;
@@ -24,6 +26,11 @@ export class Life {
   /** The VM runs in a generation that nobody else can have won. */
   get undisputed(): boolean {
     return this.now === 'running' && !this.overridden;
+  }
+
+  /** When it wants a tick at the latest. */
+  get nextTimepointMs(): number | null {
+    return this.claimAtMs ?? this.takeOver?.nextTimepointMs ?? null;
   }
 
   /** Why there is nothing to take over. */
@@ -44,30 +51,34 @@ export class Life {
     }
     this.now = 'taking-over';
     this.takeOver = new TakeOver(this.context, this.standby, reason, handedOver);
-    if (force || this.context.options.failover !== 'claimed') this.grant();
+    if (this.context.options.failover !== 'claimed') this.grant();
+    else if (force) this.takeOver.force();
     this.context.shown.set('TAKING-OVER', `at epoch ${this.standby.epoch}: ${reason}`);
   }
 
   onCommand(force: boolean, connected: boolean): void {
     const { shown, options } = this.context;
-    if (this.now === 'running' || (this.now === 'taking-over' && !force)) return;
-    if (connected) {
+    if (this.now === 'running') return;
+    if (this.takeOver !== null) {
+      this.hurry(this.takeOver, force);
+    } else if (connected) {
       shown.set(shown.word, 'failover refused: the primary is connected');
     } else if (!force && this.standby.epoch !== null && options.failover === 'ordered') {
       const order = 'without a witness only `colo-agent failover --force NAME` promotes it';
       shown.set(shown.word, `failover refused: ${order}, when the primary is known not to run`);
-    } else if (this.now === 'taking-over') {
-      this.takeOver?.withdraw();
-      this.grant();
-      shown.set('TAKING-OVER', `at epoch ${this.standby.epoch}: ordered by a person`);
     } else {
       this.begin('ordered by a person', force);
     }
   }
 
+  private hurry(takeOver: TakeOver, force: boolean): void {
+    if (takeOver.order(force))
+      this.context.shown.set('TAKING-OVER', `at epoch ${this.standby.epoch}: ordered by a person`);
+  }
+
   /** INVARIANT 4: a primary that comes back while the witness is silent has won a generation since, so our claim can only be lost. */
   mayYieldTo(generation: number): boolean {
-    return this.takeOver?.undecided === true && generation > this.standby.source.generation;
+    return this.takeOver?.mayYield === true && generation > this.standby.source.generation;
   }
 
   yieldToPrimary(): void {
@@ -82,11 +93,17 @@ export class Life {
   onClaim(event: ClaimEvent): void {
     const { takeOver, standby } = this;
     const { shown } = this.context;
+    if (this.overridden && event.kind === 'seize') {
+      this.onSeizedLate(event);
+      return;
+    }
     // The last word on a claim that has been withdrawn may still be on its way.
     if (takeOver === null || !takeOver.undecided) return;
     if (event.type === 'claim-won') {
       takeOver.onWon(event.generation);
       shown.set('TAKING-OVER', `at epoch ${standby.epoch}: ${takeOver.reason}`);
+    } else if (event.type === 'claim-unanswered' && event.kind === 'seize') {
+      this.silence = event.reason;
     } else if (event.type === 'claim-unanswered') {
       const what = `can't take over at epoch ${standby.epoch} before the witness answers`;
       shown.set('BLOCKED', `${what}: ${event.reason} (${takeOver.reason})`);
@@ -98,8 +115,26 @@ export class Life {
     }
   }
 
+  /** The witness knows at last of what a person has decided. */
+  private onSeizedLate(event: ClaimEvent): void {
+    if (event.type !== 'claim-won') return;
+    this.overridden = false;
+    this.standby.won = event.generation;
+    if (this.now === 'running') this.onPromoted();
+  }
+
+  /** INVARIANT 4: of two that run the older generation ends. Whether this one does. */
+  mustEnd({ generation }: Superseded): boolean {
+    return this.now === 'running' && generation > this.context.generation;
+  }
+
   onSettled(): void {
     this.takeOver?.onSettled();
+  }
+
+  /** A step has failed that has changed nothing, and may be tried again. */
+  onPostponed(reason: string): void {
+    if (this.takeOver !== null) this.context.shown.set('BLOCKED', this.takeOver.postpone(reason));
   }
 
   onSettleFailed(reason: string): void {
@@ -114,7 +149,8 @@ export class Life {
     this.now = 'running';
     this.takeOver = null;
     this.context.generation = this.standby.won ?? this.context.generation;
-    this.context.shown.set('RUNNING', 'took over');
+    const unheard = `took over, by force; the witness does not know of it, and will be told: ${this.silence}`;
+    this.context.shown.set('RUNNING', this.overridden ? unheard : 'took over');
   }
 
   onPromoteFailed(reason: string): void {
@@ -130,6 +166,7 @@ export class Life {
       this.claimAtMs = null;
       if (!connected && this.now === 'standby') this.begin('the primary stays away', false);
     }
+    if (this.takeOver?.unheard) this.grant();
     const impossible = this.takeOver?.advance() ?? null;
     if (impossible === null) return;
     this.yieldToPrimary();
@@ -139,7 +176,7 @@ export class Life {
   /** Without the witness's word. */
   private grant(): void {
     this.overridden ||= this.context.options.failover === 'claimed';
-    this.standby.won ??= this.context.generation + 1;
+    if (this.takeOver?.undecided) this.takeOver.onWon(this.context.generation + 1);
   }
 
   private endTakeOver(): void {

@@ -1,6 +1,9 @@
 /** One session of the secondary: from HELLO to whatever ends it. */
+
+import type { VmRecord } from './arbiter.ts';
 import { invalidTransition } from './errors.ts';
 import type { Body, Lineage, Message } from './messages.ts';
+import { disownedBy, type Hello } from './secondary-admission.ts';
 import type { SecondaryContext } from './secondary-context.ts';
 import type { Standby } from './standby.ts';
 
@@ -14,12 +17,10 @@ export interface SecondaryEnd {
   tell: Body | null;
 }
 
-type Hello = Body & { type: 'hello' };
-
 export class SecondarySession {
   end: SecondaryEnd | null = null;
   /** `failing`: this side can't go on and has said so; the primary's answer or its silence decides what happened to it. */
-  phase: 'waiting' | 'comparing' | 'opening' | 'open' | 'failing' = 'waiting';
+  phase: 'waiting' | 'asking' | 'comparing' | 'opening' | 'open' | 'failing' = 'waiting';
   private readonly context: SecondaryContext;
   private readonly standby: Standby;
   private readonly hello: Hello;
@@ -34,9 +35,14 @@ export class SecondarySession {
   /** The primary's VM stands, and this one is to run: at the epoch that HANDOVER names, the last. */
   handedOver = false;
 
-  /** The caller has checked and adopted the HELLO's generation. */
-  constructor(context: SecondaryContext, standby: Standby, hello: Hello) {
+  /** The newest generation before this session; it is again if the HELLO turns out to be no primary's of ours. */
+  private readonly before: number;
+
+  /** The caller has checked the HELLO. */
+  constructor(context: SecondaryContext, standby: Standby, hello: Hello, generation: number) {
     this.context = context;
+    this.before = context.generation;
+    context.generation = generation;
     this.standby = standby;
     this.hello = hello;
   }
@@ -130,6 +136,40 @@ export class SecondarySession {
 
   // --- the shell's answers ---------------------------------------------------------------------------------------------------------
 
+  onRecordRead(record: VmRecord | null): void {
+    if (this.phase !== 'asking') return;
+    const against = disownedBy(record, this.hello, this.context.generation);
+    if (against === null) this.compare();
+    else
+      this.finish('alive', against, { type: 'error', code: 'other-witness', message: against.slice(0, 512) });
+  }
+
+  /** For now: the primary tries again. */
+  onRecordUnread(reason: string): void {
+    if (this.phase !== 'asking') return;
+    const message = `the standby's witness doesn't answer, so that it can't see whose primary this is: ${reason}`;
+    this.finish('alive', message, { type: 'error', code: 'witness-silent', message: message.slice(0, 512) });
+  }
+
+  /** Nothing of it was believed. */
+  forget(): void {
+    if (this.phase === 'waiting' || this.phase === 'asking') this.context.generation = this.before;
+  }
+
+  private compare(): void {
+    const { context } = this;
+    this.phase = 'comparing';
+    context.steps.begin('compare');
+    const { description, lineage } = this.hello;
+    context.emit({ type: 'compare', description, generation: context.generation, lineage });
+  }
+
+  private askWitness(): void {
+    this.phase = 'asking';
+    this.context.steps.begin('read-record');
+    this.context.emit({ type: 'read-record' });
+  }
+
   onCompared(difference: string | null): void {
     if (this.phase !== 'comparing') return;
     if (difference !== null) {
@@ -197,10 +237,8 @@ export class SecondarySession {
     const { context } = this;
     if (this.end === null && this.phase === 'waiting' && context.steps.size === 0) {
       // A flush, load or comparison of an earlier session has come to its end by now.
-      this.phase = 'comparing';
-      context.steps.begin('compare');
-      const { description, lineage } = this.hello;
-      context.emit({ type: 'compare', description, generation: context.generation, lineage });
+      if (context.options.failover === 'claimed') this.askWitness();
+      else this.compare();
     }
     if (this.end === null) this.commitIfComplete();
     if (this.end === null && this.phase === 'failing' && context.nowMs >= this.failedForGoodMs) {

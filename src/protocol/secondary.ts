@@ -60,11 +60,12 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
 
   get nextTimepointMs(): number | null {
     if (this.finished) return null;
-    if (this.connectedAtMs === null || this.owesAnswer) return this.life.claimAtMs;
+    const lifeMs = this.life.nextTimepointMs;
+    if (this.connectedAtMs === null || this.owesAnswer) return lifeMs;
     const sessionMs =
       this.session === null ? this.connectedAtMs + HELLO_TIMEOUT_MS : this.session.nextTimepointMs;
     const never = Number.POSITIVE_INFINITY;
-    const dueMs = Math.min(sessionMs ?? never, this.life.claimAtMs ?? never);
+    const dueMs = Math.min(sessionMs ?? never, lifeMs ?? never);
     return dueMs === never ? null : dueMs;
   }
 
@@ -122,6 +123,9 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
         this.life.onClaim(event);
         if (event.type === 'claim-won') this.handover?.onClaimed();
         break;
+      case 'superseded':
+        if (this.life.mustEnd(event)) this.fence(event.reason);
+        break;
       default:
         this.onAnswer(event);
         break;
@@ -154,8 +158,7 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
       return;
     }
     life.yieldToPrimary();
-    context.generation = generation;
-    this.session = new SecondarySession(context, this.standby, hello);
+    this.session = new SecondarySession(context, this.standby, hello, generation);
   }
 
   private refuse(code: string, message: string): void {
@@ -170,6 +173,11 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
       this.context.send(tell);
       this.disconnect(reason);
     }
+  }
+
+  private fence(reason: string): void {
+    this.context.emit({ type: 'quit-vm' });
+    this.finish('fenced', reason);
   }
 
   private onVmLost(reason: string): void {
@@ -190,6 +198,14 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
   private onAnswer(event: SecondaryEvent): void {
     const { steps } = this.context;
     switch (event.type) {
+      case 'record-read':
+        steps.end('read-record');
+        this.session?.onRecordRead(event.record);
+        break;
+      case 'record-unread':
+        steps.end('read-record');
+        this.session?.onRecordUnread(event.reason);
+        break;
       case 'compared':
         steps.end('compare');
         this.session?.onCompared(event.difference);
@@ -229,6 +245,14 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
       case 'settle-failed':
         steps.end('settle-disks');
         this.life.onSettleFailed(event.reason);
+        break;
+      case 'not-settled':
+        steps.end('settle-disks');
+        this.life.onPostponed(event.reason);
+        break;
+      case 'not-promoted':
+        steps.end('promote');
+        this.life.onPostponed(event.reason);
         break;
       case 'promoted':
         steps.end('promote');
@@ -287,6 +311,7 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
   private endSession(session: SecondarySession, end: SecondaryEnd): void {
     if (end.tell !== null) this.context.send(end.tell);
     this.disconnect(end.reason);
+    session.forget();
     // INVARIANT 2: what is staged and not committed goes, whole. One that was failing has closed it already.
     if (session.phase === 'open' || session.phase === 'opening') this.context.emit({ type: 'close-session' });
     this.session = null;
@@ -360,7 +385,7 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
     }
     this.session = null;
     this.finished = true;
-    this.setState('STOPPED', reason);
+    this.setState(outcome === 'fenced' ? 'FENCED' : 'STOPPED', reason);
     this.showState();
     this.context.emit({ type: 'finished', outcome, reason });
   }

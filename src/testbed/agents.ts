@@ -57,7 +57,7 @@ export class TestAgent {
     });
     const agent = new TestAgent(role, child, directory);
     try {
-      await waitFor(`control socket of the ${role} agent`, 20_000, () => {
+      await waitFor(`control socket of the ${role} agent`, 120_000, () => {
         child.assertRunning();
         return existsSync(agent.controlPath);
       });

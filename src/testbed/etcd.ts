@@ -6,7 +6,7 @@ import path from 'node:path';
 import { Child, run } from './child.ts';
 import { waitFor } from './wait.ts';
 
-const READY_MS = 30_000;
+const READY_MS = 60_000;
 
 /** For a server that only its own host reaches. */
 const FETCH = 'fetch(process.argv[1]).then(({ ok }) => process.exit(ok ? 0 : 1), () => process.exit(1))';

@@ -183,14 +183,17 @@ export class TestVm {
     this.#child.kill(signal);
   }
 
-  /** Rejects when QEMU had crashed before: whatever an agent does to it, that it must survive. */
+  /** Any number of times. Rejects, the first time, when QEMU had crashed before: whatever an agent does to it, that it must survive. */
   async destroy(): Promise<void> {
     await this.#child.stop();
+    if (!existsSync(this.#directory)) return;
     const { code, signal } = await this.exited;
     const crashed = signal === null ? code !== 0 : !['SIGKILL', 'SIGTERM'].includes(signal);
-    const complaint = `QEMU (${this.name}) ended by itself: ${signal ?? `status ${code}`}; ${this.stderr()}`;
+    const complaint = crashed
+      ? `QEMU (${this.name}) ended by itself: ${signal ?? `status ${code}`}; ${this.stderr()}`
+      : null;
     rmSync(this.#directory, { recursive: true, force: true });
-    if (crashed) throw new Error(complaint);
+    if (complaint !== null) throw new Error(complaint);
   }
 
   async #waitForMonitor(): Promise<void> {

@@ -5,9 +5,12 @@ export type EtcdErrorCode = 'unreachable' | 'refused' | 'malformed';
 export class EtcdError extends Error {
   override readonly name = 'EtcdError';
   readonly code: EtcdErrorCode;
+  /** gRPC's, of a refusal; null where there is none. */
+  readonly grpc: number | null;
 
-  constructor(code: EtcdErrorCode, message: string) {
+  constructor(code: EtcdErrorCode, message: string, grpc: number | null = null) {
     super(message);
     this.code = code;
+    this.grpc = grpc;
   }
 }

@@ -28,6 +28,8 @@ export interface PutResult {
 
 /** gRPC's code for a token that has expired, or that an etcd which has restarted doesn't know. */
 const UNAUTHENTICATED = 16;
+/** What etcd says, with the code of a malformed request, of a token from before the last change of users or roles. */
+const TOKEN_TOO_OLD = /revision of auth store is old/;
 
 export class EtcdClient {
   readonly #transport: EtcdTransport;
@@ -73,7 +75,7 @@ export class EtcdClient {
     if (this.#options.user === null) return accepted(await this.#transport.post(path, request, null));
     const token = this.#token ?? this.#authenticate();
     const reply = await this.#transport.post(path, request, await token);
-    if (reply.body['code'] !== UNAUTHENTICATED) return accepted(reply);
+    if (!isStale(reply)) return accepted(reply);
     if (this.#token === token) this.#token = null;
     return accepted(await this.#transport.post(path, request, await (this.#token ?? this.#authenticate())));
   }
@@ -100,11 +102,17 @@ export class EtcdClient {
   }
 }
 
+/** The token isn't good any more: with a new one the request may be. */
+function isStale({ body }: Reply): boolean {
+  return body['code'] === UNAUTHENTICATED || TOKEN_TOO_OLD.test(String(body['error']));
+}
+
 function accepted(reply: Reply): Reply {
   const { status, body, endpoint } = reply;
   if (status === 200 && body['error'] === undefined) return reply;
   const text = typeof body['error'] === 'string' ? body['error'].slice(0, 512) : `HTTP status ${status}`;
-  throw new EtcdError('refused', `etcd at ${endpoint} refuses: ${text}`);
+  const grpc = typeof body['code'] === 'number' ? body['code'] : null;
+  throw new EtcdError('refused', `etcd at ${endpoint} refuses: ${text}`, grpc);
 }
 
 function keyValueOf(reply: Reply): KeyValue | null {

@@ -5,13 +5,18 @@ import { sendCommand } from '../../src/agent/control-client.ts';
 import type { AgentStatus } from '../../src/testbed/agents.ts';
 import { Child, type ExitStatus } from '../../src/testbed/child.ts';
 import { packageRoot } from '../../src/testbed/guest.ts';
+import { monotonicMs } from '../../src/testbed/wait.ts';
 
 export type Role = 'primary' | 'secondary';
 
-/** src/cli/primary.ts and secondary.ts, OUTCOME_EXIT. */
-const DOCUMENTED_EXITS: Record<Role, readonly number[]> = { primary: [0, 69, 75, 78], secondary: [0, 69] };
-
+export const EXIT_UNAVAILABLE = 69;
 export const EXIT_FENCED = 75;
+
+/** src/cli/outcome.ts, but for those of an end that somebody asked for: nobody does. A standby becomes a primary. */
+const DOCUMENTED_EXITS: Record<Role, readonly number[]> = {
+  primary: [EXIT_UNAVAILABLE, EXIT_FENCED, 78],
+  secondary: [EXIT_UNAVAILABLE, EXIT_FENCED],
+};
 
 /** What no agent may ever write. */
 const BUGS =
@@ -23,6 +28,7 @@ export class AgentProcess {
   readonly role: Role;
   readonly logPath: string;
   readonly exited: Promise<ExitStatus>;
+  readonly startedMs = monotonicMs();
   readonly #child: Child;
   readonly #controlPath: string;
 
@@ -63,10 +69,6 @@ export class AgentProcess {
   async status(): Promise<AgentStatus | null> {
     const answer = sendCommand(this.#controlPath, 'status').catch(() => null);
     return (await within(answer, STATUS_TIMEOUT_MS)) as AgentStatus | null;
-  }
-
-  async stop(): Promise<void> {
-    await sendCommand(this.#controlPath, 'stop');
   }
 
   /** The witness names another host: this one's VM is none. Other things that are wrong here, a full disk say, have the same exit code. */

@@ -1,5 +1,6 @@
 /** The guest's clients, who look all the time: a TCP stream without gap or regression, announcements that every later runner must know, disks that are what memory says. */
-import { OPEN_TIMEOUT_MS, PORTS, StreamClient } from '../../src/testbed/client.ts';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { PORTS, StreamClient } from '../../src/testbed/client.ts';
 import { checkDisks } from '../../src/testbed/disk-clients.ts';
 import { GUEST_ADDRESS, type TestNetwork } from '../../src/testbed/network.ts';
 import { Relay } from '../../src/testbed/relay.ts';
@@ -36,11 +37,11 @@ export class Clients {
   }
 
   async listen(): Promise<void> {
-    this.#asker = await Relay.open(this.#network, ['udp', '0'], OPEN_TIMEOUT_MS, (text) =>
+    this.#asker = await Relay.open(this.#network, ['udp', '0'], ANSWER_MS, (text) =>
       this.announcements.onAnswer(text),
     );
     const target = ['udp', String(PORTS.announcements)];
-    this.#listener = await Relay.open(this.#network, target, OPEN_TIMEOUT_MS, (text, atMs) => {
+    this.#listener = await Relay.open(this.#network, target, ANSWER_MS, (text, atMs) => {
       const breach = this.announcements.onHeard(text, atMs);
       if (breach !== null) this.#journal.violate(`output commit: ${breach}`);
     });
@@ -48,7 +49,7 @@ export class Clients {
 
   /** To a guest that has just booted. */
   async connect(): Promise<void> {
-    this.#stream = await StreamClient.connect(this.#network);
+    this.#stream = await connecting(() => StreamClient.connect(this.#network));
   }
 
   /** The guest is no more, and rightly so; the next one begins to count anew. */
@@ -94,7 +95,7 @@ export class Clients {
       await this.#ask(suspects.slice(from, from + ASK_BATCH));
     for (const breach of this.announcements.verified(suspects))
       this.#journal.violate(`output commit: ${breach}`);
-    await checkDisks(this.#network, ANSWER_MS);
+    await connecting(() => checkDisks(this.#network, ANSWER_MS));
   }
 
   async #ask(batch: readonly number[]): Promise<void> {
@@ -114,5 +115,19 @@ export class Clients {
     await this.#stream?.destroy();
     await this.#listener?.destroy();
     await this.#asker?.destroy();
+  }
+}
+
+/** A new connection that isn't there at once is tried again: a guest that gets no processor for a while leaves its neighbours' ARP unanswered. */
+async function connecting<T>(attempt: () => Promise<T>): Promise<T> {
+  const endMs = monotonicMs() + ANSWER_MS;
+  for (;;) {
+    try {
+      return await attempt();
+    } catch (error) {
+      const { message } = error as Error;
+      if (!/connection is over: connect|no connection/.test(message) || monotonicMs() > endMs) throw error;
+      await sleep(ASK_AGAIN_MS);
+    }
   }
 }

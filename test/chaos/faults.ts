@@ -2,7 +2,7 @@
 import { run } from '../../src/testbed/child.ts';
 import type { HostName, LinkName } from '../../src/testbed/hosts.ts';
 import type { ChaosHost } from './host.ts';
-import type { Fault, Part, Side } from './plan.ts';
+import { type Cut, endsOf, type Fault, LINKS, type Part, type Side } from './plan.ts';
 import type { World } from './world.ts';
 
 /** Undoes it. */
@@ -21,24 +21,25 @@ export async function begin(fault: Fault, world: World): Promise<End | null> {
     case 'stop':
       return standStill(targetOf(fault.side, world), fault.part);
     case 'cut':
-      return cut(fault.links, world);
+      return cut(fault.links, fault.how, world);
+    case 'isolate':
+      return isolate(targetOf(fault.side, world), fault.how, world);
     case 'one-way':
       return loseFrom(fault.from, fault.link, world);
     case 'etcd':
       return stopMembers(fault.members, fault.signal, world);
     case 'disk-full':
-      return fillStorage(targetOf('standby', world));
+      return fillStorage(targetOf(fault.side, world));
     case 'clock':
       return setClock(world.host(fault.host), fault.stepS);
   }
 }
 
 /** The host on which the guest runs, or the other one; null: it runs on none. */
-function targetOf(side: Side, { north, south }: World): ChaosHost | null {
-  const primary = [north, south].find(({ runsGuest }) => runsGuest);
-  if (primary === undefined) return null;
-  if (side === 'primary') return primary;
-  return primary === north ? south : north;
+function targetOf(side: Side, world: World): ChaosHost | null {
+  const { runner } = world;
+  if (runner === undefined) return null;
+  return side === 'primary' ? runner : world.other(runner.name);
 }
 
 function processesOf({ agent, vm }: ChaosHost, part: Part) {
@@ -64,7 +65,15 @@ function standStill(host: ChaosHost | null, part: Part): End | null {
   };
 }
 
-async function cut(links: readonly LinkName[], { hosts }: World): Promise<End> {
+async function isolate(host: ChaosHost | null, how: Cut, world: World): Promise<End | null> {
+  if (host === null) return null;
+  const links = LINKS.filter((link) => endsOf(link).includes(host.name));
+  return cut(links, how, world);
+}
+
+async function cut(links: readonly LinkName[], how: Cut, world: World): Promise<End> {
+  if (how === 'silent') return loseAll(links, world);
+  const { hosts } = world;
   await hosts.cut(...links);
   return () => hosts.mend(...links);
 }
@@ -77,6 +86,14 @@ async function loseFrom(from: HostName, link: LinkName, { hosts }: World): Promi
   };
   await tc('replace', 'dev', link, 'root', 'pfifo', 'limit', '0');
   return () => tc('del', 'dev', link, 'root');
+}
+
+async function loseAll(links: readonly LinkName[], world: World): Promise<End> {
+  const ends: End[] = [];
+  for (const link of links) for (const from of endsOf(link)) ends.push(await loseFrom(from, link, world));
+  return async () => {
+    for (const end of ends) await end();
+  };
 }
 
 async function stopMembers(
@@ -98,12 +115,12 @@ function setClock({ clock }: ChaosHost, stepS: number): End {
   return async () => clock.step(-stepS);
 }
 
-async function fillStorage(host: ChaosHost | null): Promise<End | null> {
+function fillStorage(host: ChaosHost | null): End | null {
   if (host === null) return null;
   host.storageWasFull = true;
-  await host.storage.fill();
+  host.storage.fill();
   return async () => {
-    await host.storage.empty();
+    host.storage.empty();
     await host.resumeAfterFull();
   };
 }

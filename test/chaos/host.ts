@@ -1,6 +1,6 @@
 /**
- * One of the two hosts, and what its supervisor does, on what it sees by itself: an agent that ended is started again for the VM that still runs; after a fence or a
- * death there is a new standby, a VM started with -S and `secondary`; who has taken over is protected by `primary`, the other way round.
+ * One of the two hosts, and what its supervisor does, on what it sees by itself, as docs/failover.md has it: for a VM that still runs its guest `primary` is started again;
+ * after a fence or a death there is a new standby, a VM started with -S and `secondary`. A standby that takes over goes on as the primary without anybody's doing.
  */
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -9,7 +9,7 @@ import type { AgentStatus } from '../../src/testbed/agents.ts';
 import type { TestNetwork } from '../../src/testbed/network.ts';
 import { TestVm } from '../../src/testbed/vm.ts';
 import { monotonicMs } from '../../src/testbed/wait.ts';
-import { AgentProcess, EXIT_FENCED, type Role, within } from './agent-process.ts';
+import { AgentProcess, EXIT_FENCED, EXIT_UNAVAILABLE, type Role, within } from './agent-process.ts';
 import type { Journal } from './journal.ts';
 import type { VmHost } from './plan.ts';
 import type { Storage } from './storage.ts';
@@ -41,6 +41,8 @@ export class ChaosHost {
   readonly name: VmHost;
   role: Role = 'secondary';
   vm: TestVm | null = null;
+  /** Of the VM that was started last. */
+  tap = '';
   agent: AgentProcess | null = null;
   /** As its agent said last, and when it was asked; null: it doesn't say. */
   status: AgentStatus | null = null;
@@ -125,7 +127,15 @@ export class ChaosHost {
   /** A VM that QEMU stopped because its disk was full goes on. */
   async resumeAfterFull(): Promise<void> {
     const { vm } = this;
-    if (vm?.running && (await runState(vm)) === 'io-error') await monitor(vm, (qmp) => qmp.execute('cont'));
+    if (!vm?.running) return;
+    try {
+      if ((await runState(vm)) !== 'io-error') return;
+      this.#note('the guest stood for want of space, and goes on');
+      await monitor(vm, (qmp) => qmp.execute('cont'));
+    } catch (error) {
+      // It may be killed meanwhile.
+      if ((await within(vm.exited, END_MS)) === null) throw error;
+    }
   }
 
   /** Every log once more, also of those that were ended by hand. */
@@ -157,31 +167,33 @@ export class ChaosHost {
   }
 
   async #afterAgent(agent: AgentProcess): Promise<void> {
+    const { vm } = this;
     const exit = await agent.exited;
-    this.#note(
-      `${agent.role} ended (${exit.signal ?? exit.code}): ${agent.log().trimEnd().split('\n').at(-1)}`,
-    );
+    if (vm !== null && exit.code === EXIT_FENCED) await this.#expectGone(vm, 'is FENCED');
+    if (vm !== null && exit.code === EXIT_UNAVAILABLE && this.wentOnMs < agent.startedMs)
+      await this.#expectGone(vm, 'ended for want of its VM');
+    // While QEMU can't be asked nothing is decided, and the supervisor comes back to it.
+    const keeps = vm?.running === true && !agent.refused && (await this.#holdsGuest(vm));
+    const lastWords = agent.log().trimEnd().split('\n').at(-1);
+    this.#note(`${agent.role} ended (${exit.signal ?? exit.code}): ${lastWords}`);
+    const fault = agent.faultOf(exit);
+    if (fault !== null) this.#options.journal.violate(fault);
     this.agent = null;
     this.status = null;
     this.checkpointOf = null;
-    const fault = agent.faultOf(exit);
-    if (fault !== null) this.#options.journal.violate(fault);
-    if (this.vm === null) return;
-    if (agent.role === 'primary' && exit.code === EXIT_FENCED) await this.#expectGone(this.vm);
-    const keeps = this.vm.running && !agent.refused && (await this.#holdsGuest(this.vm, agent.role));
     if (keeps) this.role = 'primary';
     else await this.#clear();
   }
 
-  /** INVARIANT 4: who is fenced leaves no VM. */
-  async #expectGone(vm: TestVm): Promise<void> {
+  /** INVARIANT 4: who is fenced leaves no VM. And nobody leaves one that lives and doesn't stand still. */
+  async #expectGone(vm: TestVm, why: string): Promise<void> {
     if ((await within(vm.exited, END_MS)) === null)
-      this.#options.journal.violate(`${this.name}: the primary is FENCED, and its VM lives`);
+      this.#options.journal.violate(`${this.name}: the agent ${why}, and its VM lives`);
   }
 
-  /** A standby's VM was let run by an agent that died before it could say so. */
-  async #holdsGuest(vm: TestVm, role: Role): Promise<boolean> {
-    return role === 'primary' || ['running', 'io-error'].includes(await runState(vm));
+  /** Or a standby's VM was let run by an agent that died before it could say so. */
+  async #holdsGuest(vm: TestVm): Promise<boolean> {
+    return this.role === 'primary' || ['running', 'io-error'].includes(await runState(vm));
   }
 
   async #startAgent(): Promise<void> {
@@ -202,16 +214,14 @@ export class ChaosHost {
     const askedMs = monotonicMs();
     const status = await agent.status();
     if (status !== null && status.state !== this.status?.state)
-      this.#note(`${agent.role} says ${status.state}: ${status.reason}`);
+      this.#note(`${status['role']} says ${status.state}: ${status.reason}`);
     this.status = status;
     this.statusMs = askedMs;
     if (status === null) return;
     if (status.state === 'STANDBY') this.checkpointOf = Number(status['generation']);
-    if (agent.role !== 'secondary' || status.state !== 'RUNNING') return;
+    if (this.role === 'primary' || (status['role'] !== 'primary' && status.state !== 'RUNNING')) return;
     this.#note(`took over in generation ${status['generation']}`);
     this.role = 'primary';
-    await agent.stop();
-    await within(agent.exited, END_MS);
   }
 
   async #startVm(paused: boolean): Promise<TestVm> {
@@ -219,6 +229,7 @@ export class ChaosHost {
     const { COLO_QEMU = 'qemu-system-x86_64' } = process.env;
     const tap = await network.addTap();
     onTap(tap);
+    this.tap = tap;
     const vm = await TestVm.start({
       name: `${this.name}-${++this.#vms}`,
       qemu: clock.wrap(COLO_QEMU, path.join(folder, `${this.name}-qemu`)),

@@ -15,6 +15,8 @@ const BOOTS_MAX = 3;
 export class GuestLife {
   /** Guests that were lost, with the reason why no standby could have it. */
   readonly losses: string[] = [];
+  /** When a guest came up last; infinity: one is booting. */
+  bornMs = Number.POSITIVE_INFINITY;
   readonly #world: World;
   #lastSeen: LastSeen | null = null;
   #goneSinceMs: number | null = null;
@@ -26,17 +28,18 @@ export class GuestLife {
   /** Boots a guest on `name`, and connects its clients. */
   async begin(name: VmHost): Promise<void> {
     const { journal, clients } = this.#world;
+    this.bornMs = Number.POSITIVE_INFINITY;
     await this.#world.other(name).restart('secondary');
     await this.#world.host(name).restart('primary', () => clients.disconnect());
     await clients.connect();
     journal.note(`a guest was booted on ${name}`);
     this.#goneSinceMs = null;
+    this.bornMs = monotonicMs();
   }
 
   /** To be called often, and not twice at a time. */
   async look(): Promise<void> {
-    const { north, south } = this.#world;
-    const runner = [north, south].find(({ runsGuest }) => runsGuest);
+    const { north, south, runner } = this.#world;
     if (runner !== undefined) {
       const { name: standby, incarnation, checkpointOf } = this.#world.other(runner.name);
       this.#lastSeen = { runner: runner.name, standby, incarnation, checkpointOf };
@@ -50,7 +53,7 @@ export class GuestLife {
   }
 
   async #lost(): Promise<void> {
-    const { records, journal } = this.#world;
+    const { records, journal, oneRunner } = this.#world;
     const standby = this.#world.host(this.#lastSeen?.standby ?? 'south');
     const { why, rightly } = judgeLoss(records.last, this.#lastSeen, standby);
     if (!rightly) {
@@ -60,10 +63,13 @@ export class GuestLife {
     journal.note(`the guest is lost: ${why}`);
     this.losses.push(why);
     // A fault may hit the guest as it boots.
-    for (let tries = 1; this.#goneSinceMs !== null; tries++)
-      await this.begin((records.last?.primary ?? 'north') as VmHost).catch((error: Error) => {
+    for (let tries = 1; this.#goneSinceMs !== null; tries++) {
+      const name = (records.last?.primary ?? 'north') as VmHost;
+      await this.begin(name).catch((error: Error) => {
         if (tries === BOOTS_MAX) throw error;
         journal.note(`the guest doesn't come up: ${error.message.split('\n')[0]}`);
+        oneRunner.giveUp(this.#world.host(name).tap);
       });
+    }
   }
 }

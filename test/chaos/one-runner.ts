@@ -29,7 +29,10 @@ const LATE_MS = 1000;
 export class OneRunner {
   /** In the order in which they began to send. */
   readonly runners: Runner[] = [];
+  frames = 0;
   lateFrames = 0;
+  /** VMs that somebody began to boot, and gave up before they were protected. */
+  readonly #givenUp = new Set<string>();
   readonly #hostOf: (tap: string) => VmHost;
   readonly #wentOnMs: (host: VmHost) => number;
 
@@ -41,6 +44,7 @@ export class OneRunner {
 
   /** In order. Returns what is wrong with it. */
   push(burst: Burst): string | null {
+    this.frames += burst.frames;
     const current = this.runners.at(-1);
     if (current?.tap === burst.tap) return null;
     const before = this.runners.find(({ tap }) => tap === burst.tap);
@@ -58,10 +62,16 @@ export class OneRunner {
     return `two VMs answer: ${burst.frames} frames of ${burst.tap} (${host}) ${afterMs} ms after ${successor.tap} (${successor.host}) began to send`;
   }
 
+  /** A VM that was ended by hand, whether it has had a generation or not. */
+  giveUp(tap: string): void {
+    this.#givenUp.add(tap);
+  }
+
   /** Whether each had a generation that its host won alone after the one before. `history`: every record that there was, in order. */
   check(history: readonly VmRecord[]): string | null {
     let next = 0;
     for (const { tap, host } of this.runners) {
+      if (this.#givenUp.has(tap)) continue;
       const found = history.findIndex(
         ({ mode, primary }, index) => index >= next && mode === 'alone' && primary === host,
       );

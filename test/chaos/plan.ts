@@ -9,6 +9,9 @@ export type Side = 'primary' | 'standby';
 export type Part = 'agent' | 'qemu' | 'host';
 export type VmHost = Exclude<HostName, 'witness'>;
 
+/** `down`: whoever connects is told at once. `silent`: nobody is told anything. */
+export type Cut = 'down' | 'silent';
+
 export type Fault =
   /** SIGKILL; `host`: agent and QEMU. */
   | { kind: 'kill'; part: Part; side: Side }
@@ -16,12 +19,14 @@ export type Fault =
   | { kind: 'kill-both' }
   /** SIGSTOP, then SIGCONT; `host`: agent and QEMU. */
   | { kind: 'stop'; part: Part; side: Side }
-  | { kind: 'cut'; links: readonly LinkName[] }
+  | { kind: 'cut'; links: readonly LinkName[]; how: Cut }
+  /** All links of that host are cut, and nothing else happens meanwhile: only who wins may go on. */
+  | { kind: 'isolate'; side: Side; how: Cut }
   /** What `from` sends over the link is lost; the other way works. */
   | { kind: 'one-way'; link: LinkName; from: HostName }
   | { kind: 'etcd'; signal: 'SIGKILL' | 'SIGSTOP'; members: readonly number[] }
-  /** Of the standby's host: its disks and its memory of generations. */
-  | { kind: 'disk-full' }
+  /** Of a host: its VM's disk and its memory of generations. */
+  | { kind: 'disk-full'; side: Side }
   /** The wall clock of a host is set. */
   | { kind: 'clock'; host: VmHost; stepS: number };
 
@@ -35,12 +40,15 @@ export interface PlannedFault {
 
 export type Wave = readonly PlannedFault[];
 
-const LINKS: readonly LinkName[] = ['north-south', 'north-witness', 'south-witness'];
+export const LINKS: readonly LinkName[] = ['north-south', 'north-witness', 'south-witness'];
+const HOWS: readonly Cut[] = ['down', 'silent'];
 const PARTS: readonly Part[] = ['agent', 'qemu', 'host'];
 const SIDES: readonly Side[] = ['primary', 'standby'];
 
 /** A host that stands still for longer than any time-out, or for less. */
 const HOLD_MS = { min: 200, max: 5000 };
+/** Both sides have noticed, and one of them goes on. */
+const ISOLATED_MS = { min: 3000, max: 6000 };
 const OFFSET_MS = 2500;
 const CLOCK_STEP_S = 3600;
 
@@ -52,50 +60,66 @@ function deck(random: Random): Fault[] {
   return [
     ...SIDES.flatMap((side) => PARTS.map((part) => ({ kind: 'kill', part, side }) as const)),
     ...SIDES.flatMap((side) => PARTS.map((part) => ({ kind: 'stop', part, side }) as const)),
-    ...cuts.map((links) => ({ kind: 'cut', links }) as const),
+    ...cuts.map((links) => ({ kind: 'cut', links, how: random.pick(HOWS) }) as const),
+    ...SIDES.flatMap((side) => HOWS.map((how) => ({ kind: 'isolate', side, how }) as const)),
     ...LINKS.map((link) => ({ kind: 'one-way', link, from: random.pick(endsOf(link)) }) as const),
     { kind: 'etcd', signal: 'SIGKILL', members: [random.below(3)] },
     { kind: 'etcd', signal: 'SIGSTOP', members: [random.below(3)] },
     { kind: 'etcd', signal: random.pick(['SIGKILL', 'SIGSTOP']), members: [0, 1, 2] },
     { kind: 'etcd', signal: 'SIGKILL', members: [0, 1, 2].filter((member) => member !== survivor) },
-    { kind: 'disk-full' },
+    ...SIDES.map((side) => ({ kind: 'disk-full', side }) as const),
     { kind: 'clock', host: random.pick(['north', 'south']), stepS: step },
     { kind: 'kill-both' },
   ];
 }
 
-function endsOf(link: LinkName): HostName[] {
+export function endsOf(link: LinkName): HostName[] {
   return link.split('-') as HostName[];
 }
 
-/** Without an end. Every fault comes once before any comes again. */
+/** Without an end. Every fault comes once before any comes again, and one of each kind before the others, so that a short run has all kinds. */
 export function* planOf(seed: number): Generator<Wave, never> {
   const random = new Random(seed);
   let waiting: Fault[] = [];
   for (;;) {
     const wave: PlannedFault[] = [];
     for (let count = 1 + random.below(3); count > 0; count--) {
-      if (waiting.length === 0) waiting = shuffled(deck(random), random);
+      if (waiting.length === 0) waiting = eachKindFirst(shuffled(deck(random), random));
       const index = waiting.findIndex((fault) => fits(fault, wave));
       if (index < 0) break;
       const [fault] = waiting.splice(index, 1) as [Fault];
       wave.push({
         fault,
         afterMs: Math.round(random.between(0, OFFSET_MS)),
-        holdMs: Math.round(random.between(HOLD_MS.min, HOLD_MS.max)),
+        holdMs: holdOf(fault, random),
       });
     }
     yield wave.sort((a, b) => a.afterMs - b.afterMs);
   }
 }
 
+function holdOf({ kind }: Fault, random: Random): number {
+  const { min, max } = kind === 'isolate' ? ISOLATED_MS : HOLD_MS;
+  return Math.round(random.between(min, max));
+}
+
+function eachKindFirst(faults: readonly Fault[]): Fault[] {
+  const kinds = faults.map(kindOf);
+  const isFirst = (index: number) => kinds.indexOf(kinds[index] as FaultKind) === index;
+  return [...faults.filter((_, index) => isFirst(index)), ...faults.filter((_, index) => !isFirst(index))];
+}
+
+/** Hosts without a VM are nothing that anything could be done to; and who is cut off shall be the one who loses. */
+const ALONE: readonly Fault['kind'][] = ['kill-both', 'isolate'];
+
 /** One that kills in each wave, so that most take-overs find a standby; and nothing twice that the first's end would undo. */
 function fits(fault: Fault, wave: Wave): boolean {
-  return wave.every(({ fault: other }) => groupOf(other) !== groupOf(fault));
+  const together = [fault, ...wave.map((planned) => planned.fault)];
+  if (wave.length > 0 && together.some(({ kind }) => ALONE.includes(kind))) return false;
+  return new Set(together.map(groupOf)).size === together.length;
 }
 
 function groupOf({ kind }: Fault): string {
-  if (kind === 'kill-both') return 'kill';
   return kind === 'one-way' ? 'cut' : kind;
 }
 
@@ -107,6 +131,54 @@ function shuffled<T>(items: T[], random: Random): T[] {
   return items;
 }
 
+/** What a run counts, and must be seen to have done. */
+export const FAULT_KINDS = [
+  'kill -9',
+  'kill -9 on both hosts',
+  'SIGSTOP',
+  'one link cut',
+  'links cut together',
+  'primary cut off',
+  'standby cut off',
+  'one direction lost',
+  'etcd killed',
+  'etcd stopped',
+  'disk full',
+  'clock stepped',
+] as const;
+
+export type FaultKind = (typeof FAULT_KINDS)[number];
+
+export function kindOf(fault: Fault): FaultKind {
+  switch (fault.kind) {
+    case 'kill':
+      return 'kill -9';
+    case 'kill-both':
+      return 'kill -9 on both hosts';
+    case 'stop':
+      return 'SIGSTOP';
+    case 'cut':
+      return fault.links.length === 1 ? 'one link cut' : 'links cut together';
+    case 'isolate':
+      return `${fault.side} cut off`;
+    case 'one-way':
+      return 'one direction lost';
+    case 'etcd':
+      return fault.signal === 'SIGKILL' ? 'etcd killed' : 'etcd stopped';
+    case 'disk-full':
+      return 'disk full';
+    case 'clock':
+      return 'clock stepped';
+  }
+}
+
+/** A line for each wave. */
+export function describeWave(wave: Wave): string {
+  return wave
+    .map(({ fault, afterMs, holdMs }) => `${describeFault(fault)} (after ${afterMs} ms, for ${holdMs} ms)`)
+    .join('; ');
+}
+
 export function describeFault(fault: Fault): string {
   switch (fault.kind) {
     case 'kill':
@@ -116,16 +188,22 @@ export function describeFault(fault: Fault): string {
     case 'stop':
       return `SIGSTOP: the ${fault.side}'s ${partName(fault.part)}`;
     case 'cut':
-      return `links cut: ${fault.links.join(', ')}`;
+      return `links cut${toldOf(fault.how)}: ${fault.links.join(', ')}`;
+    case 'isolate':
+      return `the ${fault.side}'s host is cut off${toldOf(fault.how)}`;
     case 'one-way':
       return `${fault.link}: what ${fault.from} sends is lost`;
     case 'etcd':
       return `${fault.signal}: etcd ${fault.members.map((member) => `m${member}`).join(', ')}`;
     case 'disk-full':
-      return "the standby's storage is full";
+      return `the ${fault.side}'s storage is full`;
     case 'clock':
       return `${fault.host}'s wall clock is set by ${fault.stepS} s`;
   }
+}
+
+function toldOf(how: Cut): string {
+  return how === 'silent' ? ', and nobody is told' : '';
 }
 
 function partName(part: Part): string {

@@ -1,21 +1,20 @@
 /** Wave after wave of a seed's plan, with everything that must hold held against it all the time. */
-import { readFileSync } from 'node:fs';
-import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Cleanup } from '../../src/testbed/cleanup.ts';
-import { monotonicMs, waitFor } from '../../src/testbed/wait.ts';
+import { monotonicMs } from '../../src/testbed/wait.ts';
+import { describeSeen, keepEvidence } from './evidence.ts';
 import { begin, type End } from './faults.ts';
 import { Journal } from './journal.ts';
 import { GuestLife } from './life.ts';
 import { describeFault, type PlannedFault, planOf, type Wave } from './plan.ts';
+import { countSuccessions, FaultTally } from './tally.ts';
 import { World } from './world.ts';
 
-/** From the end of the last fault to PROTECTED. A standby whose disk was full is looked for again after 30 s, and a guest may have to boot. */
+/** From the end of the last fault, or a guest's boot, to PROTECTED. A standby whose disk was full is looked for again after 30 s. */
 const PROTECTED_MS = 120_000;
 const LOOK_MS = 100;
 /** Whatever was killed just now has been noticed. */
 const SETTLE_MS = 300;
-const LOG_LINES = 150;
 
 export interface ChaosOptions {
   seed: number;
@@ -26,27 +25,27 @@ export interface ChaosOptions {
 
 export interface ChaosReport {
   violations: readonly string[];
-  /** What happened, line by line, and when something is wrong the agents' logs. */
-  story: string;
   summary: string;
+  /** What is known of a failure; empty when there is none. */
+  evidence: string;
 }
 
 /** Rejects only when the world can't be set up or taken down. */
 export async function runChaos(options: ChaosOptions): Promise<ChaosReport> {
   const journal = new Journal(options.print);
   const cleanup = new Cleanup();
-  let run: ChaosRun | null = null;
-  let logs = '';
   try {
-    run = new ChaosRun(await World.create(cleanup, journal), options);
+    const world = await World.create(cleanup, journal);
+    const run = new ChaosRun(world, options);
     await run.toTheEnd();
-    logs = run.logs();
+    const { violations } = journal;
+    const summary = run.summary();
+    const { waves, seen } = run;
+    const happened = { seed: options.seed, waves, summary, seen };
+    return { violations, summary, evidence: violations.length > 0 ? keepEvidence(world, happened) : '' };
   } finally {
     await cleanup.run();
   }
-  const { violations } = journal;
-  const story = [`seed ${options.seed}`, ...journal.lines, ...(violations.length > 0 ? [logs] : [])];
-  return { violations, story: story.join('\n'), summary: run.summary() };
 }
 
 class ChaosRun {
@@ -55,8 +54,10 @@ class ChaosRun {
   readonly #life: GuestLife;
   /** Faults that have begun and not ended. */
   readonly #open = new Set<End>();
-  #faults = 0;
-  #waves = 0;
+  readonly #faults = new FaultTally();
+  waves = 0;
+  /** What the checks saw when the last wave was over, or something was wrong. */
+  seen: readonly string[] = [];
   #slowestMs = 0;
   #over = false;
 
@@ -77,8 +78,9 @@ class ChaosRun {
     } catch (error) {
       journal.violate((error as Error).message);
     }
+    this.seen = describeSeen(this.#world);
     this.#over = true;
-    await this.#healAll();
+    await this.#healAll().catch((error: Error) => journal.violate(error.message));
     await Promise.all([north.end(), south.end()]);
     await Promise.all(watching);
   }
@@ -88,14 +90,14 @@ class ChaosRun {
     const endMs = monotonicMs() + this.#options.minutes * 60_000;
     for (const wave of planOf(this.#options.seed)) {
       if (monotonicMs() >= endMs || journal.violations.length > 0) return;
-      this.#waves++;
+      this.waves++;
       await this.#strike(wave);
       await this.#peace();
     }
   }
 
   async #strike(wave: Wave): Promise<void> {
-    this.#world.journal.note(`--- wave ${this.#waves}`);
+    this.#world.journal.note(`--- wave ${this.waves}`);
     await Promise.all(wave.map((planned) => this.#inflict(planned)));
   }
 
@@ -106,7 +108,7 @@ class ChaosRun {
     const end = await begin(fault, this.#world);
     journal.note(end === null ? `nothing to do it to: ${name}` : `begins: ${name}`);
     if (end === null) return;
-    this.#faults++;
+    this.#faults.add(fault);
     this.#open.add(end);
     if (fault.kind === 'kill' || fault.kind === 'kill-both') return;
     await sleep(holdMs);
@@ -127,12 +129,15 @@ class ChaosRun {
     const { journal, north, south, clients, oneRunner, records } = this.#world;
     await this.#healAll();
     const beganMs = monotonicMs();
-    await waitFor(
-      'PROTECTED',
-      PROTECTED_MS,
-      () => journal.violations.length > 0 || this.#isProtected(beganMs),
-      () => ` after the last fault's end; north: ${told(north.status)}, south: ${told(south.status)}`,
-    );
+    while (journal.violations.length === 0 && !this.#isProtected(beganMs)) {
+      // The limits of a boot are its own.
+      const waitedMs = monotonicMs() - Math.max(beganMs, this.#life.bornMs);
+      if (waitedMs > PROTECTED_MS) {
+        const said = `north: ${told(north.status)}, south: ${told(south.status)}`;
+        throw new Error(`not PROTECTED within ${PROTECTED_MS} ms; ${said}`);
+      }
+      await sleep(LOOK_MS);
+    }
     this.#slowestMs = Math.max(this.#slowestMs, monotonicMs() - beganMs);
     if (journal.violations.length > 0) return;
     await clients.verify(oneRunner.runners.map(({ firstMs }) => firstMs));
@@ -167,21 +172,17 @@ class ChaosRun {
     }
   }
 
-  logs(): string {
-    const { north, south } = this.#world;
-    return [...north.logs, ...south.logs]
-      .map((file) => `\n== ${path.basename(file)}\n${lastLines(readFileSync(file, 'utf8'))}`)
-      .join('\n');
-  }
-
   summary(): string {
     const { clients, oneRunner, records } = this.#world;
     const { losses } = this.#life;
     const { heardCount, verifiedCount } = clients.announcements;
+    const { takeOvers, protections } = countSuccessions(records.history);
     return [
-      `seed ${this.#options.seed}: ${this.#waves} waves, ${this.#faults} faults; ${oneRunner.runners.length} VMs ran one after the other, in ${records.history.length} records`,
-      `${clients.lines} lines of the stream without gap or regression, the longest silence ${Math.round(clients.silenceMaxMs)} ms; ${heardCount} announcements heard, ${verifiedCount} of them asked for`,
-      `${oneRunner.lateFrames} frames of a VM that was superseded came late; protected again after at most ${Math.round(this.#slowestMs)} ms`,
+      `seed ${this.#options.seed}: ${this.waves} waves, ${this.#faults.total} faults`,
+      this.#faults.describe(),
+      `${takeOvers} take-overs, ${protections} times protected, in ${records.history.length} records; protected again at most ${Math.round(this.#slowestMs)} ms after a wave`,
+      `${oneRunner.frames} frames of ${oneRunner.runners.length} VMs, one after the other; ${oneRunner.lateFrames} of a VM that was superseded came late`,
+      `${clients.lines} lines of the stream, the longest silence ${Math.round(clients.silenceMaxMs)} ms; ${heardCount} announcements heard, ${verifiedCount} of them asked for`,
       `clients had to connect again ${losses.length} times${losses.map((why) => `\n  ${why}`).join('')}`,
     ].join('\n');
   }
@@ -189,9 +190,4 @@ class ChaosRun {
 
 function told(status: { state: string; reason: string } | null): string {
   return status === null ? 'says nothing' : `${status.state} (${status.reason})`;
-}
-
-function lastLines(text: string): string {
-  const lines = text.trimEnd().split('\n');
-  return lines.slice(-LOG_LINES).join('\n');
 }

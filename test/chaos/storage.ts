@@ -1,11 +1,22 @@
 /** A host's storage: a small tmpfs with its VM's disk and what its agent remembers, which can be filled to the last byte. */
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statfsSync } from 'node:fs';
+import {
+  closeSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { run } from '../../src/testbed/child.ts';
 
 const SIZE_MIB = 48;
 const FILLER = 'filler';
+const CHUNK = Buffer.alloc(4096);
 
 export class Storage {
   readonly folder: string;
@@ -30,12 +41,19 @@ export class Storage {
     return path.join(this.folder, 'd0');
   }
 
-  async fill(): Promise<void> {
-    const { bavail, bsize } = statfsSync(this.folder);
-    await run('fallocate', '-l', String(bavail * bsize), path.join(this.folder, FILLER));
+  /** By whole writes until one fails: others take of the room, or leave some, at the same time. */
+  fill(): void {
+    const filler = openSync(path.join(this.folder, FILLER), 'w');
+    try {
+      for (;;) writeSync(filler, CHUNK);
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'ENOSPC') throw error;
+    } finally {
+      closeSync(filler);
+    }
   }
 
-  async empty(): Promise<void> {
+  empty(): void {
     rmSync(path.join(this.folder, FILLER), { force: true });
   }
 

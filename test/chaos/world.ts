@@ -3,6 +3,7 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import type { Cleanup } from '../../src/testbed/cleanup.ts';
+import { pairedFolders } from '../../src/testbed/credentials.ts';
 import { TestEtcd } from '../../src/testbed/etcd.ts';
 import { TestHosts } from '../../src/testbed/hosts.ts';
 import { TestNetwork } from '../../src/testbed/network.ts';
@@ -21,6 +22,8 @@ const PORT = 7700;
 const MEMBERS = 3;
 /** A checkpoint for each announcement would take most of a small machine. */
 const INTERVALS = ['--min-interval', '50'];
+/** Which of the two paired hosts each one is, whatever its agent is for at the time. */
+const PAIRED = { north: 'primary', south: 'secondary' } as const;
 
 interface Machine {
   storage: Storage;
@@ -90,6 +93,14 @@ export class World {
     return name === 'north' ? this.south : this.north;
   }
 
+  /** Where the guest runs. A primary that the witness has named a successor of may still have its VM, and stand still. */
+  get runner(): ChaosHost | undefined {
+    const named = this.records.last?.primary;
+    return [this.north, this.south].find(
+      ({ name, runsGuest }) => runsGuest && (named === undefined || named === name),
+    );
+  }
+
   async #watch(cleanup: Cleanup): Promise<void> {
     const key = `/colo-agent/vm/${VM_NAME}`;
     const prefix = this.hosts.prefix('witness');
@@ -125,9 +136,9 @@ export class World {
     const other = name === 'north' ? 'south' : 'north';
     const endpoints = etcd.endpointsAt(hosts.address('witness', name)).join(',');
     const witness = ['--node', name, '--witness', endpoints, '--witness-timeout', '500'];
-    const common = ['--vm', VM_NAME, ...witness, '--state-dir', storage.stateFolder];
-    return role === 'primary'
-      ? [...common, '--peer', `${hosts.address(other, name)}:${PORT}`, ...INTERVALS]
-      : [...common, '--listen', `${hosts.address(name, other)}:${PORT}`];
+    const own = ['--state-dir', storage.stateFolder, '--tls', pairedFolders()[PAIRED[name]]];
+    const common = ['--vm', VM_NAME, ...witness, ...own];
+    const primarys = [...common, '--peer', `${hosts.address(other, name)}:${PORT}`, ...INTERVALS];
+    return role === 'primary' ? primarys : [...primarys, '--listen', `${hosts.address(name, other)}:${PORT}`];
   }
 }

@@ -61,6 +61,31 @@ test('a command that fails keeps the VM stopped, until a person has mended it', 
   expect((await secondary.status()).state).toBe('RUNNING');
 });
 
+test('a command that fails is tried again by itself', async () => {
+  const command = script('exit 1');
+  const { primary, secondary } = await protect(cleanup, {
+    guest,
+    secondaryArgs: ['--witness', 'none', '--fence-command', command],
+  });
+  primary.kill();
+  const { reason } = await secondary.waitState('BLOCKED', 60_000);
+  expect(reason).toContain('tried again every 10 s');
+  script('exit 0');
+  await secondary.waitState('RUNNING', 60_000);
+});
+
+test('a person who has fenced by hand needs no command', async () => {
+  const command = script('exit 1');
+  const { primary, secondary } = await protect(cleanup, {
+    guest,
+    secondaryArgs: ['--witness', 'none', '--fence-command', command],
+  });
+  primary.kill();
+  const { reason } = await secondary.waitState('BLOCKED', 60_000);
+  expect(reason).toContain(`colo-agent failover --force ${VM_NAME}`);
+  expect(await secondary.command('failover', VM_NAME)).toBe('took over');
+});
+
 test('a command that cannot be run is refused at the start', async () => {
   const args = ['--vm', VM_NAME, '--qmp', '/nonexistent', '--listen', '127.0.0.1:0', '--insecure'];
   const missing = await colo('secondary', ...args, '--fence-command', path.join(folder, 'nothing'));

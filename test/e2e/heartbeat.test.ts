@@ -29,6 +29,8 @@ interface Options {
   secondaryArgs?: string[];
   /** How long SIGUSR2 makes an event loop stand still. */
   hangMs?: number;
+  /** A command that takes privileges away from both agents. */
+  prefix?: string[];
 }
 
 interface Pair {
@@ -38,7 +40,12 @@ interface Pair {
 }
 
 /** A protected VM whose agents reach each other over a network of their own. */
-async function pair({ primaryArgs = [], secondaryArgs = [], hangMs = 0 }: Options): Promise<Pair> {
+async function pair({
+  primaryArgs = [],
+  secondaryArgs = [],
+  hangMs = 0,
+  prefix = [],
+}: Options): Promise<Pair> {
   const link = cleanup.own(await AgentLink.create());
   const env = { NODE_OPTIONS: `--import ${HANG}`, COLO_TEST_HANG_MS: String(hangMs) };
   const primaryVm = await startVm(cleanup, 'primary', guest, false);
@@ -50,7 +57,7 @@ async function pair({ primaryArgs = [], secondaryArgs = [], hangMs = 0 }: Option
       'secondary',
       [...common(standbyVm.qmpPath), '--listen', `${link.address}:7000`, ...secondaryArgs],
       env,
-      link.prefix('secondary'),
+      [...link.prefix('secondary'), ...prefix],
     ),
   );
   const primary = cleanup.own(
@@ -58,7 +65,7 @@ async function pair({ primaryArgs = [], secondaryArgs = [], hangMs = 0 }: Option
       'primary',
       [...common(primaryVm.qmpPath), '--peer', `${link.address}:7000`, ...primaryArgs],
       env,
-      link.prefix('primary'),
+      [...link.prefix('primary'), ...prefix],
     ),
   );
   await primary.waitState('PROTECTED', PROTECT_MS);
@@ -86,6 +93,20 @@ describe('a link', () => {
     expect(secondary.log()).toMatch(/the primary has said nothing for \d+ ms/);
     expect(primary.log()).toMatch(/the secondary has said nothing for \d+ ms/);
     expect(exposed['heartbeat']).toBeNull();
+  });
+});
+
+describe('agents that may neither go first nor lock memory', () => {
+  test('say what comes of it, and protect all the same', async () => {
+    const limits = ['prlimit', '--rtprio=0', '--memlock=0', '--'];
+    const prefix = [...limits, 'setpriv', '--bounding-set=-sys_nice,-ipc_lock,-sys_resource', '--'];
+    const { primary, secondary } = await pair({ prefix });
+    for (const agent of [primary, secondary]) {
+      const status = await agent.waitStatus('heartbeats', 30_000, (now) => beats(now) > 10);
+      expect(status['heartbeat']).toMatchObject({ realTime: false });
+      expect(agent.log().match(/has no real-time priority: .* a longer --peer-timeout/g)).toHaveLength(1);
+      expect(agent.log().match(/is not locked: .* a longer --peer-timeout/g)).toHaveLength(1);
+    }
   });
 });
 

@@ -70,7 +70,7 @@ describe('the command line', () => {
     ],
     [
       'a minimum above the interval, for after a take-over',
-      [...SECONDARY, '--peer', 'host:1', '--interval', '20', '--min-interval', '30'],
+      [...SECONDARY, '--peer', '127.0.0.1:1', '--interval', '20', '--min-interval', '30'],
       64,
       /longer than --interval/,
     ],

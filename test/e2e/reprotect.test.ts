@@ -175,7 +175,7 @@ describe('with a witness', () => {
     await goesOn(client);
   });
 
-  test('what a person has ordered and the witness denies is told, and the VM runs on', async () => {
+  test('what a person has ordered is written down when the witness is back, and the VM is protected again', async () => {
     const firstVm = await startVm(cleanup, 'first', guest, false);
     await waitBooted(firstVm, guest);
     const standbyVm = await startVm(cleanup, 'standby', guest, true);
@@ -189,16 +189,12 @@ describe('with a witness', () => {
     primary.kill();
     firstVm.kill();
     await secondary.waitState('BLOCKED', 60_000);
-    expect(await secondary.command('failover', VM_NAME)).toBe('took over');
+    expect(await secondary.command('failover', VM_NAME)).toMatch(/the witness does not know of it/);
     await goesOn(client);
+    await secondary.waitStatus('its primary', 60_000, ({ role }) => role === 'primary');
     await etcd.restart(0);
-    const denied = ({ role, reason }: AgentStatus) => role === 'secondary' && /etcdctl del/.test(reason);
-    const status = await secondary.waitStatus("the witness's word", 60_000, denied);
-    expect(status).toMatchObject({ state: 'RUNNING', reason: expect.stringContaining('it runs on north') });
-    await goesOn(client);
-    await expectBare(standbyVm);
-    expect(await secondary.command('stop')).toBe('protection ends; the VM keeps running');
-    expect((await secondary.exited).code).toBe(0);
+    await start('north', 'secondary', await startVm(cleanup, 'north-again', guest, true));
+    await secondary.waitState('PROTECTED', PROTECT_MS);
     await goesOn(client);
   });
 });

@@ -2,9 +2,12 @@
  * Two hosts, a witness that is a real etcd, and a link between each two of them that can be cut: whatever is cut or killed, exactly one VM goes on with an open
  * gate, the client's stream has neither gap nor regression, and who has lost is fenced.
  */
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { TestAgent } from '../../src/testbed/agents.ts';
+import { type AgentStatus, TestAgent } from '../../src/testbed/agents.ts';
 import { Cleanup } from '../../src/testbed/cleanup.ts';
 import { StreamClient } from '../../src/testbed/client.ts';
 import { TestEtcd } from '../../src/testbed/etcd.ts';
@@ -12,6 +15,7 @@ import { type HostName, TestHosts } from '../../src/testbed/hosts.ts';
 import { TestNetwork } from '../../src/testbed/network.ts';
 import type { TestVm } from '../../src/testbed/vm.ts';
 import { monotonicMs } from '../../src/testbed/wait.ts';
+import { execute } from './support/disks.ts';
 import { type GuestOptions, PROTECT_MS, startVm, VM_NAME, waitBooted } from './support/protection.ts';
 
 const PORT = 7700;
@@ -33,7 +37,12 @@ beforeEach(async () => {
 afterEach(() => cleanup.run());
 
 /** An agent on its host; `state` is what the host remembers. */
-async function start(host: 'north' | 'south', role: 'primary' | 'secondary', vm: TestVm): Promise<TestAgent> {
+async function start(
+  host: 'north' | 'south',
+  role: 'primary' | 'secondary',
+  vm: TestVm,
+  more: string[] = [],
+): Promise<TestAgent> {
   const witness = etcd.endpointsAt(hosts.address('witness', host)).join(',');
   const own = ['--vm', VM_NAME, '--qmp', vm.qmpPath, '--node', host, '--witness', witness, ...TIMINGS];
   const other: HostName = host === 'north' ? 'south' : 'north';
@@ -41,7 +50,7 @@ async function start(host: 'north' | 'south', role: 'primary' | 'secondary', vm:
     role === 'primary'
       ? ['--peer', `${hosts.address(other, host)}:${PORT}`]
       : ['--listen', `${hosts.address(host, other)}:${PORT}`];
-  const args = [...own, ...peer, '--log-level', 'debug'];
+  const args = [...own, ...peer, ...more, '--log-level', 'debug'];
   return cleanup.own(await TestAgent.start(role, args, {}, hosts.prefix(host)));
 }
 
@@ -53,12 +62,13 @@ interface Pair {
   client: StreamClient;
 }
 
-async function protect(): Promise<Pair> {
+/** `primaryArgs`: more of them. */
+async function protect(primaryArgs: string[] = []): Promise<Pair> {
   const primaryVm = await startVm(cleanup, 'primary', guest, false);
   await waitBooted(primaryVm, guest);
   const standbyVm = await startVm(cleanup, 'standby', guest, true);
   const secondary = await start('south', 'secondary', standbyVm);
-  const primary = await start('north', 'primary', primaryVm);
+  const primary = await start('north', 'primary', primaryVm, primaryArgs);
   await primary.waitState('PROTECTED', PROTECT_MS);
   const client = cleanup.own(await StreamClient.connect(network));
   await client.waitAfter(0, 60_000);
@@ -162,6 +172,25 @@ describe('the link between the hosts is cut, and both live', () => {
   });
 });
 
+test('the standby asks another record than its primary: no session, and both say why', async () => {
+  const primaryVm = await startVm(cleanup, 'primary', guest, false);
+  await waitBooted(primaryVm, guest);
+  const standbyVm = await startVm(cleanup, 'standby', guest, true);
+  const secondary = await start('south', 'secondary', standbyVm, ['--witness-prefix', '/elsewhere']);
+  const primary = await start('north', 'primary', primaryVm);
+  const why = /the standby's witness has no record of this VM, and north says .*--witness-prefix/;
+  await primary.waitStatus(
+    'the reason',
+    60_000,
+    ({ state, reason }) => state === 'EXPOSED' && why.test(reason),
+  );
+  await secondary.waitStatus(
+    'the reason',
+    60_000,
+    ({ state, reason }) => state === 'STARTING' && why.test(reason),
+  );
+});
+
 describe('deaths', () => {
   test('kill -9 of the primary, agent and QEMU: the standby claims and takes over', async () => {
     const pair = await protect();
@@ -191,6 +220,28 @@ describe('deaths', () => {
     await start('north', 'secondary', nextStandby);
     const nextPrimary = await start('south', 'primary', pair.standbyVm);
     expect(await nextPrimary.waitState('PROTECTED', PROTECT_MS)).toMatchObject({ generation: 4 });
+    await goesOn(pair.client);
+  });
+
+  test('the host of a primary comes back and starts its VM by itself: the older twin is stopped, not ended', async () => {
+    const state = mkdtempSync(path.join(tmpdir(), 'colo-state-'));
+    cleanup.add(() => rmSync(state, { recursive: true }));
+    const pair = await protect(['--state-dir', state]);
+    pair.primary.kill();
+    pair.primaryVm.kill();
+    await pair.secondary.waitState('RUNNING', 60_000);
+    const twin = await startVm(cleanup, 'twin', guest, false);
+    await waitBooted(twin, guest);
+    const agent = await start('north', 'primary', twin, ['--state-dir', state]).catch(
+      (error: Error) => error,
+    );
+    if (agent instanceof TestAgent) expect((await agent.exited).code).toBe(78);
+    const said = agent instanceof TestAgent ? agent.log() : agent.message;
+    expect(said).toMatch(/FENCED.*it runs on south in generation 3/);
+    expect(said).toMatch(/older twin of it: it has been stopped/);
+    expect(twin.running).toBe(true);
+    expect(await execute(twin, 'query-status')).toMatchObject({ running: false });
+    twin.kill();
     await goesOn(pair.client);
   });
 
@@ -240,9 +291,27 @@ describe('a person', () => {
     await pair.primary.command('stop');
     await pair.primary.waitState('BLOCKED', 60_000);
     await expect(pair.primary.command('stop', 'other')).rejects.toThrow(/this agent's is e2e/);
-    await pair.primary.command('stop', VM_NAME);
+    expect(await pair.primary.command('stop', VM_NAME)).toMatch(
+      /^protection has ended; .*by force; the witness does not know of it: /,
+    );
     expect((await pair.primary.exited).code).toBe(0);
     await goesOn(pair.client);
+  });
+
+  test('forced beside a primary that runs alone: one of the two is left as soon as the witness hears of it', async () => {
+    const pair = await protect();
+    await hosts.cut('north-south', 'south-witness');
+    const alone = ({ state, reason }: AgentStatus) => state === 'EXPOSED' && !/asking/.test(reason);
+    await pair.primary.waitStatus('the primary alone', 60_000, alone);
+    await pair.secondary.waitState('BLOCKED', 60_000);
+    expect(await pair.secondary.command('failover', VM_NAME)).toMatch(/the witness does not know of it/);
+    expect(pair.primaryVm.running).toBe(true);
+    await hosts.mend('south-witness');
+    expect((await pair.primary.exited).code).toBe(75);
+    expect(pair.primary.log()).toMatch(/FENCED.*it runs on south/);
+    await pair.primaryVm.exited;
+    await pair.secondary.waitStatus('the record', 60_000, ({ reason }) => reason === 'took over');
+    expect(pair.standbyVm.running).toBe(true);
   });
 
   test('`failover --force` without the witness', async () => {
@@ -252,7 +321,13 @@ describe('a person', () => {
     pair.primaryVm.kill();
     await pair.secondary.waitState('BLOCKED', 60_000);
     await expect(pair.secondary.command('failover')).rejects.toThrow(/before the witness answers/);
-    expect(await pair.secondary.command('failover', VM_NAME)).toBe('took over');
+    expect(await pair.secondary.command('failover', VM_NAME)).toMatch(
+      /^took over, by force; the witness does not know of it, and will be told: /,
+    );
+    await goesOn(pair.client);
+    // And it is, when it can be reached again.
+    await hosts.mend('south-witness');
+    await pair.secondary.waitStatus('the record', 60_000, ({ reason }) => reason === 'took over');
     await goesOn(pair.client);
   });
 });

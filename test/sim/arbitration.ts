@@ -1,13 +1,13 @@
 /** src/agent/arbitration.ts as a model: an agent's claims, carried to the world's witness. */
 import type { Arbiter, ArbiterEffect, ArbiterEvent, Claim } from '../../src/protocol/arbiter.ts';
-import type { ClaimEvent } from '../../src/protocol/machine.ts';
+import type { ClaimEvent, Superseded } from '../../src/protocol/machine.ts';
 import type { World } from './world.ts';
 
 type Bare = ArbiterEvent extends infer E ? (E extends ArbiterEvent ? Omit<E, 'nowMs'> : never) : never;
 
 interface Owner {
   whenAwake(action: () => void): void;
-  dispatch(event: ClaimEvent): void;
+  dispatch(event: ClaimEvent | Superseded): void;
 }
 
 const LOOK_INTERVAL_MS = 150;
@@ -25,7 +25,8 @@ export class Arbitration {
     this.world = world;
     this.side = side;
     this.owner = owner;
-    this.arbiter = world.options.makeArbiter(world.nodes[side]);
+    const memory = { seen: world.recorded[side], won: world.wins[side] };
+    this.arbiter = world.options.makeArbiter(world.nodes[side], memory);
     if (world.witnessed) this.look();
   }
 
@@ -77,8 +78,13 @@ export class Arbitration {
         this.won(effect.claim.kind, effect.generation);
         break;
       case 'lost': {
-        const reason = `it runs on ${effect.holder?.primary}`;
+        const reason = `it runs on ${effect.holder.primary}`;
         this.tell({ type: 'claim-lost', kind: effect.claim.kind, reason });
+        break;
+      }
+      case 'superseded': {
+        const { generation, primary } = effect.holder;
+        this.tell({ type: 'superseded', generation, reason: `it runs on ${primary}` });
         break;
       }
       case 'unanswered':
@@ -92,12 +98,12 @@ export class Arbitration {
     const asked = this.claims;
     this.world.clock.after(this.world.random.between(0.1, 2), () => {
       if (this.closed) return;
-      this.world.record(this.side, generation);
+      this.world.win(this.side, generation);
       if (asked === this.claims) this.owner.dispatch({ type: 'claim-won', kind, generation });
     });
   }
 
-  private tell(event: ClaimEvent): void {
+  private tell(event: ClaimEvent | Superseded): void {
     // The machine is in the middle of a step when it asks; answers come after it.
     this.world.clock.after(0, () => !this.closed && this.owner.dispatch(event));
   }

@@ -13,6 +13,9 @@ export class Etcd {
   down = false;
   /** By side: out of reach. */
   readonly cutOff: [boolean, boolean] = [false, false];
+  /** What it shows in place of `entry`: it was emptied, restored from a backup, or it isn't the etcd that was meant. Nothing can be changed then. */
+  private delusion: Entry | null = null;
+  private readonly past: Entry[] = [{ revision: ABSENT_REVISION, record: null }];
   private readonly world: World;
   private revisions = 0;
 
@@ -37,10 +40,24 @@ export class Etcd {
     });
   }
 
+  /** For a while. */
+  forget(forMs: number): void {
+    const { clock, random } = this.world;
+    const { record } = random.pick(this.past);
+    this.world.trace(`* the witness has forgotten all but ${JSON.stringify(record)}`);
+    this.delusion = { revision: record === null ? ABSENT_REVISION : 'restored', record };
+    clock.after(forMs, () => {
+      this.delusion = null;
+      this.entry = { revision: String(++this.revisions), record: this.entry.record };
+    });
+  }
+
   private arrive(side: 0 | 1, request: Request): Entry | null {
     if (this.down || this.cutOff[side]) return null;
+    if (this.delusion !== null) return this.delusion;
     if (request.type === 'transact' && request.expected === this.entry.revision) {
       this.entry = { revision: String(++this.revisions), record: request.record };
+      this.past.push(this.entry);
       this.world.trace(`* the witness has ${JSON.stringify(request.record)}`);
     }
     return this.entry;

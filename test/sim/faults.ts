@@ -25,10 +25,10 @@ export function live(world: World): void {
   requireSurvivor(world);
 }
 
-/** INVARIANT 7: arbitration alone, whatever the network does, never costs the guest its life. */
+/** INVARIANT 7: arbitration alone, whatever the network does and whatever step of a take-over fails, never costs the guest its life. */
 function requireSurvivor(world: World): void {
-  const { pvm, svm, deaths, options } = world;
-  const harmless = world.witnessed && deaths === 0 && options.stepFailures === 0 && !pvm.shutDown;
+  const { pvm, svm, deaths } = world;
+  const harmless = world.witnessed && deaths === 0 && !pvm.shutDown;
   if (harmless && !pvm.running && !svm.running) violated(7, 'nobody died, and nobody runs');
 }
 
@@ -159,6 +159,8 @@ const stopWitness: Fault = (world) => {
   });
 };
 
+const forget: Fault = (world) => world.etcd.forget(world.random.between(50, 900));
+
 /** The link is cut for good enough that both sides ask. */
 export const cutLink: Fault = (world) => {
   world.trace('* the link is cut');
@@ -186,16 +188,30 @@ const WITH_WITNESS: Fault[] = [
     stopWitness(world);
     cutLink(world);
   },
+  forget,
+  (world) => {
+    forget(world);
+    cutLink(world);
+  },
 ];
 
 const MENUS = { claimed: WITH_WITNESS, granted: WITHOUT_WITNESS, ordered: EVERYTHING };
 
-/** With a witness a person may order a failover at any moment: the witness knows better. Without: orders a failover when the primary is really out of action and nobody has seen more than the standby knows. */
+/** With a witness a person may order a failover at any moment, the witness knows better; and by force when the primary's VM is dead. Without: orders a failover when the primary is really out of action and nobody has seen more than the standby knows. */
 export function employPerson(world: World): void {
   world.clock.after(world.random.between(20, 150), () => {
     const { secondary, pvm, gate, random } = world;
     if (world.witnessed) {
       if (random.chance(0.2)) secondary?.dispatch({ type: 'command', command: 'failover' });
+      if (
+        !pvm.alive &&
+        random.chance(0.05) &&
+        secondary !== null &&
+        secondary.heldDevice >= world.newestSeen
+      ) {
+        world.forced[1] = true;
+        secondary.dispatch({ type: 'command', command: 'force-failover' });
+      }
       employPerson(world);
       return;
     }
@@ -239,9 +255,12 @@ export function settled(world: World): boolean {
   if (pvm.left) return true;
   if (pvm.shutDown && pvm.alive) return false;
   if (!pvm.alive) {
-    // A checkpoint that the witness knows to be stale has been given up.
+    // A checkpoint that the witness knows to be stale has been given up; one that it was never told of waits for a person.
     const nothingHeld = secondary.heldDevice < world.newestSeen || secondary.machine.epoch === 0;
-    return pvm.shutDown || svm.running || secondary.finished || nothingHeld;
+    const record = world.etcd.entry.record;
+    const untold = record?.mode === 'alone' && record.primary === world.nodes[0];
+    if (svm.running) return !secondary.alive || !world.forced[1] || record?.primary === world.nodes[1];
+    return pvm.shutDown || secondary.finished || nothingHeld || untold;
   }
   if (!primary.alive) return false;
   if (primary.finished) return pvm.running && world.gate === null;

@@ -35,6 +35,8 @@ export class ModelPrimary extends ModelAgent<PrimaryEvent, PrimaryEffect> {
       timings: TIMINGS,
       foundClosedGate: host.gate === 'closed',
       tookOver: false,
+      forced: false,
+      tookPart: false,
     });
     super(side, machine, host, world);
     this.onOutput = onOutput;
@@ -124,6 +126,8 @@ export class ModelPrimary extends ModelAgent<PrimaryEvent, PrimaryEffect> {
 }
 
 export class ModelSecondary extends ModelAgent<SecondaryEvent, SecondaryEffect> {
+  /** A take-over's last step before its claim, and nobody has answered. */
+  settleDue = false;
   private readonly standby: SecondaryMachine;
 
   constructor(side: 0 | 1, host: HostState, world: Surroundings) {
@@ -141,6 +145,13 @@ export class ModelSecondary extends ModelAgent<SecondaryEvent, SecondaryEffect> 
 
   get holds(): boolean {
     return this.standby.epoch > 0;
+  }
+
+  /** Its disks are synced, or aren't. */
+  settle(answer: 'disks-settled' | 'settle-failed'): void {
+    if (!this.settleDue) return;
+    this.settleDue = false;
+    this.step({ type: answer, reason: 'a disk has lost a write' });
   }
 
   stage(epoch: number): void {
@@ -162,6 +173,9 @@ export class ModelSecondary extends ModelAgent<SecondaryEvent, SecondaryEffect> 
       case 'withdraw-claim':
         this.withdraw();
         break;
+      case 'read-record':
+        this.step({ type: 'record-read', record: this.world.witness.entry.record });
+        break;
       case 'compare':
         host.recorded = Math.max(host.recorded, effect.generation);
         this.step({ type: 'compared', difference: null });
@@ -176,7 +190,7 @@ export class ModelSecondary extends ModelAgent<SecondaryEvent, SecondaryEffect> 
         this.step({ type: 'loaded', epoch: effect.epoch });
         break;
       case 'settle-disks':
-        this.step({ type: 'disks-settled' });
+        this.settleDue = true;
         break;
       case 'promote':
         host.recorded = Math.max(host.recorded, effect.generation);
@@ -187,6 +201,7 @@ export class ModelSecondary extends ModelAgent<SecondaryEvent, SecondaryEffect> 
         host.vm = 'none';
         break;
       case 'finished':
+      case 'skip-fence':
       case 'open-epoch':
       case 'close-session':
       case 'state':

@@ -50,6 +50,8 @@ export interface HostState {
   filters: boolean;
   /** The newest generation that is fsynced. */
   recorded: number;
+  /** The newest of those that it has won itself. */
+  won: number;
   /** That its VM is in, in the model's count. */
   epoch: number;
   /** Of agents that are dead, and of claims that others have taken the place of. */
@@ -86,7 +88,7 @@ export abstract class ModelAgent<Event extends { nowMs: number }, Effect extends
     this.machine = machine;
     this.host = host;
     this.world = world;
-    this.arbiter = new Arbiter(NODES[side]);
+    this.arbiter = new Arbiter(NODES[side], { seen: host.recorded, won: host.won });
   }
 
   protected abstract perform(effect: Effect): void;
@@ -198,11 +200,14 @@ export abstract class ModelAgent<Event extends { nowMs: number }, Effect extends
         break;
       case 'won':
         this.host.recorded = Math.max(this.host.recorded, effect.generation);
+        this.host.won = Math.max(this.host.won, effect.generation);
         tell({ type: 'claim-won', kind: effect.claim.kind, generation: effect.generation });
         break;
       case 'lost':
-        tell({ type: 'claim-lost', kind: effect.claim.kind, reason: `it runs on ${effect.holder?.primary}` });
+        tell({ type: 'claim-lost', kind: effect.claim.kind, reason: `it runs on ${effect.holder.primary}` });
         break;
+      case 'superseded':
+        break; // nobody looks here
       case 'unanswered':
         tell({ type: 'claim-unanswered', kind: effect.claim.kind, reason: effect.reason });
         break;

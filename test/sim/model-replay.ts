@@ -89,6 +89,9 @@ export class Replay implements Surroundings {
       case 'primary_claims':
         this.primaryOf(host).reach();
         break;
+      case 'take_over_fails':
+        this.failToTakeOver(host);
+        break;
       case 'secondary_claims':
         this.claimAsSecondary(host);
         break;
@@ -171,6 +174,8 @@ export class Replay implements Surroundings {
     secondary.step({ type: 'peer-connected' });
     primary.begin();
     this.pump();
+    secondary.settle('disks-settled'); // of a take-over that it has given up for this session
+    this.pump();
     if (!primary.synced) differ(`${NODES[host]} gets no session`);
     secondary.stage(0);
     this.pump();
@@ -223,8 +228,15 @@ export class Replay implements Surroundings {
   /** One that knows its primary to live waits for a while before it asks. */
   private claimAsSecondary(host: 0 | 1): void {
     const secondary = this.secondaryOf(host);
-    secondary.wait('its claim', () => secondary.asks);
+    secondary.wait('its claim', () => secondary.settleDue);
+    secondary.settle('disks-settled');
     secondary.reach();
+  }
+
+  private failToTakeOver(host: 0 | 1): void {
+    const secondary = this.secondaryOf(host);
+    secondary.wait('its take-over', () => secondary.settleDue);
+    secondary.settle('settle-failed');
   }
 
   private startPrimary(host: 0 | 1): ModelPrimary {
@@ -290,7 +302,7 @@ export class Replay implements Surroundings {
 }
 
 function newHost(vm: HostState['vm'], gate: HostState['gate'], epoch: number): HostState {
-  return { vm, gate, filters: false, recorded: 0, epoch, late: [] };
+  return { vm, gate, filters: false, recorded: 0, won: 0, epoch, late: [] };
 }
 
 function other(side: 0 | 1): 0 | 1 {

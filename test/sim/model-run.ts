@@ -8,10 +8,13 @@ const MODEL = path.resolve(import.meta.dirname, '../../models/arbitration.pml');
 /** More than any run has. */
 const STEPS_MAX = 5000;
 
+/** Of a mutant, and of WITH_REMOVAL. */
+const NOT_IN_RUNS = ['lost_reply_is_no', 'key_removed'];
+
 /** Of the model without mutants. */
 export const stepNames = [...readFileSync(MODEL, 'utf8').matchAll(/\bSTEP\((\w+)\);/g)]
   .map(([, name]) => name as string)
-  .filter((name, index, all) => name !== 'lost_reply_is_no' && all.indexOf(name) === index);
+  .filter((name, index, all) => !NOT_IN_RUNS.includes(name) && all.indexOf(name) === index);
 
 /** What the model says of itself between two steps; by host where there are two of something. */
 export interface ModelState {

@@ -4,16 +4,16 @@ import { Difference } from './model-host.ts';
 import { Replay } from './model-replay.ts';
 import { type ModelState, runModel, stepNames } from './model-run.ts';
 
-const RUNS = 300;
+const RUNS = 400;
 /** How often each step is taken at least, in all of them. */
 const STEPS_MIN = 5;
 
 /** With fewer failures a run comes further before all of its budgets are spent. */
 const BOUNDS = [
-  [],
+  ['FAILURES=0'],
   ['AGENT_DEATHS=0', 'HOST_DEATHS=0'],
-  ['AGENT_DEATHS=1', 'HOST_DEATHS=1', 'SESSIONS=4'],
-  ['AGENT_DEATHS=1', 'HOST_DEATHS=0', 'LOSSES=2', 'EPOCHS=5'],
+  ['AGENT_DEATHS=1', 'HOST_DEATHS=1', 'SESSIONS=4', 'FAILURES=0'],
+  ['AGENT_DEATHS=1', 'HOST_DEATHS=0', 'LOSSES=2', 'EPOCHS=5', 'FAILURES=0'],
 ];
 
 /** Throws Difference with the steps that led there. */
@@ -56,6 +56,7 @@ describe('a model is told from the code that', () => {
     'MUTANT_NO_COMPARE',
     'MUTANT_RELEASE_WITHOUT_RECEIVED',
     'MUTANT_ANSWERS_WHILE_CLAIMING',
+    'MUTANT_CLAIMS_FIRST',
   ])('is %s', (mutant) => {
     const refused = () => {
       for (let seed = 1; seed <= RUNS; seed++) replay(seed, [mutant]);

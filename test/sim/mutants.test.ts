@@ -1,6 +1,6 @@
 /** The world has teeth: each of these machines breaks one invariant, and some seed shows it. */
 import { describe, expect, test } from 'vitest';
-import { Arbiter, type ArbiterEffect, type ArbiterEvent } from '../../src/protocol/arbiter.ts';
+import { Arbiter, type ArbiterEffect, type ArbiterEvent, type VmRecord } from '../../src/protocol/arbiter.ts';
 import type {
   PrimaryEffect,
   PrimaryEvent,
@@ -197,13 +197,22 @@ describe('a machine is caught that', () => {
 /** Every world has a witness, and many faults of it. */
 const WITNESSED: Partial<WorldOptions> = { failover: 'claimed', witnessFaults: 0.4, stepFailures: 0 };
 
+const STRANGER: VmRecord = {
+  format: 1,
+  generation: 9,
+  mode: 'alone',
+  primary: 'west',
+  secondary: null,
+  claim: '0'.repeat(32),
+};
+
 function arbiter(twist: Twist<ArbiterEvent, ArbiterEffect>): Partial<WorldOptions> {
   class Mutant extends Arbiter {
     override step(event: ArbiterEvent): ArbiterEffect[] {
       return twist(super.step(event), event);
     }
   }
-  return { ...WITNESSED, makeArbiter: (node) => new Mutant(node) };
+  return { ...WITNESSED, makeArbiter: (node, memory) => new Mutant(node, memory) };
 }
 
 describe('with a witness a machine is caught that', () => {
@@ -214,6 +223,26 @@ describe('with a witness a machine is caught that', () => {
         : effects,
     );
     expect(caught({ ...WITNESSED, ...mutant })).toBe(4);
+  });
+
+  test('claims before it knows that it can run', () => {
+    class Failing extends SecondaryMachine {
+      override step(event: SecondaryEvent): SecondaryEffect[] {
+        const lost = { type: 'settle-failed', reason: 'a write was lost', nowMs: event.nowMs } as const;
+        return super.step(event.type === 'disks-settled' ? lost : event);
+      }
+    }
+    class Mutant extends Failing {
+      override step(event: SecondaryEvent): SecondaryEffect[] {
+        return super.step(event).flatMap((effect): SecondaryEffect[] => {
+          if (effect.type !== 'state' || effect.state !== 'TAKING-OVER') return [effect];
+          const claim = { kind: 'take-over', generation: this.generation, primary: 'north' } as const;
+          return [effect, { type: 'claim', claim }];
+        });
+      }
+    }
+    expect(caught({ ...WITNESSED, makeSecondary: (options) => new Failing(options) })).toBeNull();
+    expect(caught({ ...WITNESSED, makeSecondary: (options) => new Mutant(options) })).toBe(7);
   });
 
   test('opens its gate before it has won a generation alone', () => {
@@ -237,7 +266,7 @@ describe('with a witness a machine is caught that', () => {
   test('takes an answer that was lost for a no', () => {
     const mutant = arbiter((effects) =>
       effects.map((effect) =>
-        effect.type === 'unanswered' ? { type: 'lost', claim: effect.claim, holder: null } : effect,
+        effect.type === 'unanswered' ? { type: 'lost', claim: effect.claim, holder: STRANGER } : effect,
       ),
     );
     expect(caught(mutant)).toBe(7);

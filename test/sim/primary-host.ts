@@ -42,7 +42,7 @@ export class PrimaryAgent extends Agent<PrimaryEvent, PrimaryEffect> {
         this.arbitration.ask(effect.claim);
         return;
       case 'connect':
-        this.world.record(0, this.machine.generation);
+        this.world.win(0, this.machine.generation);
         this.connect();
         break;
       case 'disconnect':
@@ -104,6 +104,10 @@ export class PrimaryAgent extends Agent<PrimaryEvent, PrimaryEffect> {
         this.world.leaveVm();
         return;
       case 'drilled':
+        return;
+      case 'stop-vm':
+        this.world.requireLost();
+        this.guest.running = false;
         return;
       case 'quit-vm':
         if (this.machine.state === 'FENCED') this.world.requireLost();

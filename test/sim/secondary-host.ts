@@ -98,6 +98,7 @@ export class SecondaryAgent extends Agent<SecondaryEvent, SecondaryEffect> {
       case 'send':
         this.observe(effect.message.body.type, effect.message.generation, effect.message.epoch);
         this.send(effect.message);
+        if (effect.message.body.type === 'ready') this.expectHeartbeats(effect.message.body.bulkToken);
         break;
       case 'disconnect':
         this.closeLink();
@@ -108,6 +109,9 @@ export class SecondaryAgent extends Agent<SecondaryEvent, SecondaryEffect> {
       case 'withdraw-claim':
         this.arbitration.withdraw();
         return;
+      case 'read-record':
+        this.readRecord();
+        break;
       case 'compare':
         this.world.record(1, effect.generation);
         this.later(() => {
@@ -135,9 +139,11 @@ export class SecondaryAgent extends Agent<SecondaryEvent, SecondaryEffect> {
         this.settleDisks();
         break;
       case 'promote':
-        this.world.record(1, effect.generation);
+        this.world.win(1, effect.generation);
         this.promote();
         break;
+      case 'skip-fence':
+        return;
       case 'quit-vm':
         this.world.killGuest('S');
         return;
@@ -150,6 +156,16 @@ export class SecondaryAgent extends Agent<SecondaryEvent, SecondaryEffect> {
       case 'state':
         return;
     }
+  }
+
+  private readRecord(): void {
+    this.world.etcd.request(1, { type: 'read', request: 0 }, (entry) =>
+      this.dispatch(
+        entry === null
+          ? { type: 'record-unread', reason: 'no answer' }
+          : { type: 'record-read', record: entry.record },
+      ),
+    );
   }
 
   guestDied(): void {
@@ -180,7 +196,6 @@ export class SecondaryAgent extends Agent<SecondaryEvent, SecondaryEffect> {
     this.staged.clear();
     const token = String(++this.tokens).padStart(32, '0');
     this.session = { token, generation, connections, opened: 0 };
-    this.expectHeartbeats(token);
     return { type: 'session-opened', bulkToken: token, lineages: [this.lineage] };
   }
 
@@ -319,8 +334,9 @@ export class SecondaryAgent extends Agent<SecondaryEvent, SecondaryEffect> {
 
   private settleDisks(): void {
     if (this.busy !== null) violated(6, `disks synced during a ${this.busy}`);
+    const answer = this.fails() ? (this.world.random.chance(0.5) ? 'settle-failed' : 'not-settled') : null;
     this.later(() =>
-      this.fails() ? { type: 'settle-failed', reason: 'the world is bad' } : { type: 'disks-settled' },
+      answer === null ? { type: 'disks-settled' } : { type: answer, reason: 'the world is bad' },
     );
   }
 
@@ -331,12 +347,19 @@ export class SecondaryAgent extends Agent<SecondaryEvent, SecondaryEffect> {
     if (at === null) violated(2, 'promoted without a whole checkpoint');
     this.world.compare(at.generation, at.epoch, this.guest.snapshot());
     this.later(() => {
-      if (this.fails()) return { type: 'promote-failed', reason: 'the world is bad' };
+      if (this.fails()) return this.notPromoted();
       this.world.promoted(this.guest.device);
       this.world.standbyDisk.lineage = null;
       this.guest.running = true;
       return { type: 'promoted' };
     });
+  }
+
+  /** A fence or a record fails, which may be tried again; or `cont` does, after which the VM is as good as dead. */
+  private notPromoted(): EventBody<SecondaryEvent> {
+    const again = this.world.random.chance(0.7);
+    if (!again) this.world.deaths++;
+    return { type: again ? 'not-promoted' : 'promote-failed', reason: 'the world is bad' };
   }
 
   private later(work: () => EventBody<SecondaryEvent>): void {

@@ -2,7 +2,7 @@
  * A world of two hosts, one guest and a network, in which both machines run against model shells. Everything that happens follows from the seed.
  * The invariants are those of docs/architecture.md; each is checked by an oracle that knows more than the machines do.
  */
-import { Arbiter } from '../../src/protocol/arbiter.ts';
+import { Arbiter, type Memory } from '../../src/protocol/arbiter.ts';
 import {
   DEFAULT_TIMINGS,
   type PrimaryOptions,
@@ -51,7 +51,7 @@ export interface WorldOptions {
   crash?: { side: 0 | 1; effects: number; victim: Victim };
   makePrimary(options: PrimaryOptions): PrimaryObserved;
   makeSecondary(options: SecondaryOptions): SecondaryObserved;
-  makeArbiter(node: string): Arbiter;
+  makeArbiter(node: string, memory: Memory): Arbiter;
 }
 
 export const QUIET: Omit<WorldOptions, 'seed'> = {
@@ -64,7 +64,7 @@ export const QUIET: Omit<WorldOptions, 'seed'> = {
   lossyCrashes: false,
   makePrimary: (options) => new PrimaryMachine(options),
   makeSecondary: (options) => new SecondaryMachine(options),
-  makeArbiter: (node) => new Arbiter(node),
+  makeArbiter: (node, memory) => new Arbiter(node, memory),
 };
 
 const TIMINGS: Timings = {
@@ -103,6 +103,12 @@ export class World {
   readonly etcd: Etcd;
   /** What each host has recorded as the newest generation. */
   readonly recorded: [number, number] = [0, 0];
+  /** And of those that it has won. */
+  readonly wins: [number, number] = [0, 0];
+  /** Sides for which a person has stood in for the witness, which may not know of it yet. */
+  readonly forced: [boolean, boolean] = [false, false];
+  /** That person was wrong: two run for a while. */
+  mistaken = false;
   /** Somebody resumed the VM in the middle of a pause of ours. */
   resumedByOthers = false;
   /** No step fails by itself any more. */
@@ -164,6 +170,8 @@ export class World {
       timings: TIMINGS,
       copiesDisks: true,
       tookOver,
+      forced: false,
+      tookPart: this.recorded[0] > 0,
       foundClosedGate: this.gate !== null,
     });
     this.primary = new PrimaryAgent(this, this.pvm, machine);
@@ -194,6 +202,7 @@ export class World {
     this.secondary?.kill(false);
     this.nodes.reverse();
     this.recorded.reverse();
+    this.wins.reverse();
     this.pvm = this.svm;
     this.wireFrames();
     this.gate = null;
@@ -298,7 +307,7 @@ export class World {
 
   promoted(device: number): void {
     this.tookOver = true;
-    if (this.seen > device)
+    if (this.seen > device && !this.mistaken)
       violated(1, `the world has seen state ${this.seen}, the standby resumes at ${device}`);
   }
 
@@ -308,7 +317,7 @@ export class World {
 
   /** INVARIANT 4: only who holds the generation alone opens its gate, or runs. */
   requireAlone(side: 0 | 1, what: string): void {
-    if (!this.witnessed) return;
+    if (!this.witnessed || this.forced[side]) return;
     const { record } = this.etcd.entry;
     if (record?.mode !== 'alone' || record.primary !== this.nodes[side])
       violated(4, `${this.nodes[side]} ${what}, the witness has ${JSON.stringify(record)}`);
@@ -338,6 +347,11 @@ export class World {
     this.recorded[side] = Math.max(this.recorded[side], generation);
   }
 
+  win(side: 0 | 1, generation: number): void {
+    this.record(side, generation);
+    this.wins[side] = Math.max(this.wins[side], generation);
+  }
+
   newId(): string {
     return String(++this.ids).padStart(32, '0');
   }
@@ -347,11 +361,11 @@ export class World {
     const { pvm, svm, clock } = this;
     const open = this.gate === null || this.gate.passes;
     if (pvm.left && pvm.running) violated(4, 'a VM runs that was handed over');
-    if (svm.running && pvm.running && open) violated(4, 'two VMs run with an open gate');
+    if (svm.running && pvm.running && open && !this.mistaken) violated(4, 'two VMs run with an open gate');
     const holder = this.etcd.entry.record?.primary;
-    if (this.witnessed && svm.running && holder !== this.nodes[1])
+    if (this.witnessed && svm.running && holder !== this.nodes[1] && !this.forced[1])
       violated(4, 'the standby runs without a generation');
-    if (this.witnessed && pvm.running && open && holder === this.nodes[1])
+    if (this.witnessed && pvm.running && open && holder === this.nodes[1] && !this.mistaken)
       violated(4, 'the primary runs with an open gate after it lost its generation');
     const standing = this.primary?.alive && pvm.alive && this.primary.stopped && !pvm.running;
     this.standingSinceMs = standing ? (this.standingSinceMs ?? clock.nowMs) : null;

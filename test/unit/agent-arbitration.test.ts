@@ -6,7 +6,7 @@ import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } fr
 import { Arbitration } from '../../src/agent/arbitration.ts';
 import { GenerationFile } from '../../src/agent/generation-file.ts';
 import { Log } from '../../src/agent/log.ts';
-import type { ClaimEvent } from '../../src/protocol/machine.ts';
+import type { ClaimEvent, Superseded } from '../../src/protocol/machine.ts';
 import { Cleanup } from '../../src/testbed/cleanup.ts';
 import { TestEtcd } from '../../src/testbed/etcd.ts';
 import { waitFor } from '../../src/testbed/wait.ts';
@@ -47,21 +47,30 @@ const newClient = (endpoints = etcd.endpoints) =>
 interface Host {
   arbitration: Arbitration;
   answers: ClaimEvent[];
+  superseded: Superseded[];
   generations: GenerationFile;
   state: string;
 }
 
 function host(node: string, state = path.join(folder, node), endpoints = etcd.endpoints): Host {
-  const generations = new GenerationFile(state, 'web');
+  const generations = new GenerationFile(state, 'web', node);
   const answers: ClaimEvent[] = [];
-  const witness = { kind: 'etcd' as const, client: newClient(endpoints), key };
+  const superseded: Superseded[] = [];
+  const witness = { kind: 'etcd' as const, client: newClient(endpoints), key, nodeKey: `${key}/${node}` };
   const arbitration = new Arbitration({ witness, node, generations, log: SILENT }, (event) => {
     // INVARIANT 4: what is told to be won is durable already.
-    if (event.type === 'claim-won') expect(new GenerationFile(state, 'web').highest).toBe(event.generation);
-    answers.push(event);
+    if (event.type === 'claim-won')
+      expect(new GenerationFile(state, 'web', node).highest).toBe(event.generation);
+    if (event.type !== 'superseded') answers.push(event);
+    else superseded.push(event);
   });
   cleanup.add(() => arbitration.close());
-  return { arbitration, answers, generations, state };
+  return { arbitration, answers, superseded, generations, state };
+}
+
+async function remove(name: string): Promise<void> {
+  const body = JSON.stringify({ key: Buffer.from(name).toString('base64') });
+  await fetch(new URL('/v3/kv/deleterange', etcd.endpoints[0]), { method: 'POST', body });
 }
 
 const answered = ({ answers }: Host, type: ClaimEvent['type']) =>
@@ -142,6 +151,43 @@ describe('claims at a real etcd', () => {
     expect(await client.read(key)).toMatchObject({ value: 'hello' });
   });
 
+  test('a record that has gone is no decision for a host that has won one', async () => {
+    const north = host('north');
+    north.arbitration.ask({ kind: 'alone', atLeast: 1 });
+    await answered(north, 'claim-won');
+    const client = newClient();
+    cleanup.add(() => client.close());
+    const held = (await client.read(key))?.value ?? '';
+    await remove(key);
+    north.answers.length = 0;
+    north.arbitration.ask({ kind: 'alone', atLeast: 2 });
+    expect(await answered(north, 'claim-unanswered')).toMatchObject({
+      reason: expect.stringMatching(/has no record of this VM, and this host knows of generation 1/),
+    });
+    // Nor for its next agent, which has the file.
+    const again = host('north');
+    again.arbitration.ask({ kind: 'alone', atLeast: 2 });
+    await answered(again, 'claim-unanswered');
+    again.arbitration.withdraw();
+    await client.putIf(key, ABSENT, held);
+    expect(await answered(north, 'claim-won')).toMatchObject({ generation: 2 });
+  });
+
+  test("a person's word is written down whatever is there, and whoever runs alone sees it", async () => {
+    const [north, south] = [host('north'), host('south')];
+    south.arbitration.ask({ kind: 'seize', atLeast: 1 });
+    expect(await answered(south, 'claim-won')).toMatchObject({ kind: 'seize', generation: 1 });
+    north.arbitration.ask({ kind: 'seize', atLeast: 1 });
+    const { generation } = (await answered(north, 'claim-won')) as ClaimEvent & { type: 'claim-won' };
+    const [seen] = await waitFor('its end', 30_000, () => south.superseded.length > 0 && south.superseded);
+    expect(seen).toEqual({
+      type: 'superseded',
+      generation,
+      reason: `by the witness it runs on north in generation ${generation} (${key})`,
+    });
+    expect(north.superseded).toEqual([]);
+  });
+
   test('a host that cannot remember what it has won is not told before it can', async () => {
     const obstacle = path.join(folder, 'obstacle');
     writeFileSync(obstacle, '');
@@ -157,22 +203,54 @@ describe('claims at a real etcd', () => {
 
 describe('the generation that a host remembers', () => {
   test('grows, and outlives the agent', async () => {
-    const file = new GenerationFile(folder, 'web');
+    const file = new GenerationFile(folder, 'web', 'north');
     expect(file.highest).toBe(0);
     await Promise.all([file.record(3), file.record(7), file.record(5)]);
     expect(file.highest).toBe(7);
-    expect(new GenerationFile(folder, 'web').highest).toBe(7);
-    expect(new GenerationFile(folder, 'other').highest).toBe(0);
+    expect(new GenerationFile(folder, 'web', 'north').highest).toBe(7);
+    expect(new GenerationFile(folder, 'other', 'north').highest).toBe(0);
     expect(readdirSync(folder)).toEqual(['web.generation']);
+  });
+
+  test('which of them it has won itself', async () => {
+    const file = new GenerationFile(folder, 'web', 'north');
+    await Promise.all([file.win(3), file.record(7), file.win(5)]);
+    expect([file.highest, file.won]).toEqual([7, 5]);
+    const again = new GenerationFile(folder, 'web', 'north');
+    expect([again.highest, again.won]).toEqual([7, 5]);
+  });
+
+  test('belongs to the name that the host had', async () => {
+    await new GenerationFile(folder, 'web', 'north').record(3);
+    expect(() => new GenerationFile(folder, 'web', 'south')).toThrow(
+      /takes part in web as north .*, and is called south now: .*Give --node north/s,
+    );
+    // What an older version has written has no name yet.
+    writeFileSync(
+      path.join(folder, 'web.generation'),
+      JSON.stringify({ format: 1, vm: 'web', generation: 4 }),
+    );
+    expect(new GenerationFile(folder, 'web', 'south').highest).toBe(4);
+  });
+
+  test('is written once more before a claim, which tells whether the next one can be', async () => {
+    const file = new GenerationFile(folder, 'web', 'north');
+    await file.record(3);
+    await file.rewrite();
+    expect(new GenerationFile(folder, 'web', 'north').highest).toBe(3);
+    rmSync(folder, { recursive: true });
+    writeFileSync(folder, '');
+    await expect(file.rewrite()).rejects.toThrow(/--state-dir/);
   });
 
   test.each([
     ['nonsense', 'x'],
     ["another VM's", JSON.stringify({ format: 1, vm: 'other', generation: 1 })],
+    ['no name', JSON.stringify({ format: 1, vm: 'web', generation: 1, node: '' })],
     ['no number', JSON.stringify({ format: 1, vm: 'web', generation: '1' })],
   ])('%s is no generation', (_, text) => {
     writeFileSync(path.join(folder, 'web.generation'), text);
-    expect(() => new GenerationFile(folder, 'web')).toThrow(
+    expect(() => new GenerationFile(folder, 'web', 'north')).toThrow(
       /web\.generation doesn't hold a generation: .* Remove it/s,
     );
   });

@@ -20,11 +20,11 @@ beforeEach(() => {
 });
 afterEach(() => rmSync(folder, { recursive: true }));
 
-function run(script: string, timeoutMs = 60_000): Promise<void> {
+function run(script: string, timeoutMs = 60_000, skipped?: AbortSignal): Promise<void> {
   const command = path.join(folder, 'fence');
   writeFileSync(command, `#!/bin/sh\n${script}\n`);
   chmodSync(command, 0o755);
-  return fence({ command, timeoutMs, host: null }, target, log);
+  return fence({ command, timeoutMs, host: null }, target, log, skipped);
 }
 
 test('arguments and environment say whom to fence', async () => {
@@ -71,3 +71,19 @@ function isRunning(pid: number): boolean {
   if (!existsSync(stat)) return false;
   return !/\) Z /.test(readFileSync(stat, 'utf8'));
 }
+
+test('one that a person stands in for is killed, with its children', async () => {
+  const skipped = new AbortController();
+  const began = path.join(folder, 'began');
+  const fencing = run(
+    `sleep 3600 & echo $! > ${began}.new; mv ${began}.new ${began}; wait`,
+    60_000,
+    skipped.signal,
+  );
+  const ended = expect(fencing).rejects.toThrow(/was given up/);
+  await vi.waitFor(() => readFileSync(began), 20_000);
+  skipped.abort();
+  await ended;
+  const child = Number(readFileSync(began, 'utf8'));
+  await vi.waitFor(() => expect(() => process.kill(child, 0)).toThrow(), 20_000);
+});

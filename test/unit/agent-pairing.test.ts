@@ -1,10 +1,13 @@
 /** Pairing over real TLS sockets, and who can get into it. */
-import { mkdtempSync, readFileSync, rmSync, statSync } from 'node:fs';
+import { once } from 'node:events';
+import { mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
-import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { connect } from 'node:tls';
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { hostCredentials } from '../../src/agent/credential-files.ts';
-import { isLoopback } from '../../src/agent/link-security.ts';
+import { isLoopback, openCredentials } from '../../src/agent/link-security.ts';
+import { Log } from '../../src/agent/log.ts';
 import { decodeCode, encodeCode, joinPairing, PairingOffer } from '../../src/agent/pairing.ts';
 
 let folder: string;
@@ -76,6 +79,18 @@ describe('pairing', () => {
     expect(() => host('b', ['db1'])).toThrow(/is for web1, web2, not for db1: choose another folder/);
   });
 
+  test('who sends a byte now and then holds no place for ever', async () => {
+    const address = { host: '127.0.0.1', port: 0 };
+    offer = await PairingOffer.open(host('a'), address, 60_000, 300);
+    const own = host('b');
+    const { port } = decodeCode(offer.code).address;
+    const slow = connect({ port, key: own.key, cert: own.certificate, rejectUnauthorized: false });
+    slow.on('error', () => {}); // it is closed while it writes
+    const drip = setInterval(() => slow.write('0'), 20);
+    await once(slow.resume(), 'close');
+    clearInterval(drip);
+  });
+
   test('nobody comes: the offer ends', async () => {
     const { paired } = await offerOf('a', null, 1);
     await expect(paired).rejects.toThrow(/nobody used the code/);
@@ -106,6 +121,31 @@ describe('pairing', () => {
   ])('%j is no code', (code, reason) => {
     expect(() => decodeCode(code)).toThrow(reason);
   });
+});
+
+test('a certificate that ends soon is a warning every day', async () => {
+  const nowMs = Date.now();
+  const a = host('a');
+  writeFileSync(path.join(a.folder, 'trusted.pem'), a.certificate);
+  const warnings: string[] = [];
+  const log = new Log(
+    'warn',
+    () => ({}),
+    (line) => warnings.push(line),
+  );
+  vi.useFakeTimers({ now: nowMs });
+  try {
+    const open = () => openCredentials({ vm: 'web1', folder: a.folder, peerName: '' }, log);
+    open().close();
+    vi.advanceTimersByTime(86_400_000);
+    expect(warnings).toEqual([]);
+    vi.setSystemTime(nowMs + (10 * 365 - 20) * 86_400_000);
+    vi.advanceTimersByTime(3 * 86_400_000);
+    expect(warnings).toHaveLength(3);
+    expect(warnings[0]).toMatch(/our certificate ends soon.*"names":"every VM","expires":"20/);
+  } finally {
+    vi.useRealTimers();
+  }
 });
 
 test.each([

@@ -11,7 +11,12 @@ import { monotonicMs } from '../../src/agent/driver.ts';
 import { openCredentials } from '../../src/agent/link-security.ts';
 import { Log } from '../../src/agent/log.ts';
 import { PeerHeartbeat } from '../../src/agent/peer-heartbeat.ts';
-import { native, type TlsCredentials } from '../../src/native/binding.ts';
+import {
+  type Heartbeat,
+  type HeartbeatOptions,
+  native,
+  type TlsCredentials,
+} from '../../src/native/binding.ts';
 import { DEFAULT_TIMINGS, type Timings } from '../../src/protocol/machine.ts';
 import { encodePreface } from '../../src/protocol/preface.ts';
 import { pairedFolders } from '../../src/testbed/credentials.ts';
@@ -152,6 +157,27 @@ test('a session that ends first is told nothing', async () => {
   secondary.heartbeat.end();
   await new Promise((resolve) => setTimeout(resolve, 600));
   expect(secondary.told).toEqual([]);
+});
+
+test('what its thread is not given is said once, not in every session', () => {
+  const { heartbeat } = end('secondary');
+  const given = vi.spyOn(native, 'Heartbeat').mockImplementation(
+    class implements Heartbeat {
+      constructor(options: HeartbeatOptions) {
+        options.onPrivileges('Operation not permitted', null);
+      }
+      progress = () => {};
+      stats = (): never => expect.unreachable();
+      close = () => {};
+    },
+  );
+  cleanups.push(() => given.mockRestore());
+  const before = warnings.length;
+  for (let session = 1; session <= 3; session += 1)
+    heartbeat.connect({ host: '127.0.0.1', port: 1 }, TOKEN, session, null);
+  expect(given).toHaveBeenCalledTimes(3);
+  expect(warnings.slice(before)).toHaveLength(1);
+  expect(warnings[before]).toMatch(/no real-time priority.*CAP_SYS_NICE.*Operation not permitted/);
 });
 
 test('settings that contradict each other end the session with advice', async () => {

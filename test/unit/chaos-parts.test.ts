@@ -4,7 +4,8 @@ import type { VmRecord } from '../../src/protocol/arbiter.ts';
 import { Announcements } from '../chaos/announcements.ts';
 import { judgeLoss } from '../chaos/loss.ts';
 import { type Burst, OneRunner } from '../chaos/one-runner.ts';
-import { describeFault, planOf, type VmHost, type Wave } from '../chaos/plan.ts';
+import { describeFault, FAULT_KINDS, kindOf, planOf, type VmHost, type Wave } from '../chaos/plan.ts';
+import { countSuccessions, FaultTally } from '../chaos/tally.ts';
 
 function waves(seed: number, count: number): Wave[] {
   const plan = planOf(seed);
@@ -17,22 +18,69 @@ describe('the plan', () => {
     expect(waves(1, 50)).not.toEqual(waves(2, 50));
   });
 
-  test('has every kind of fault within its first 25 waves', () => {
-    const seen = (seed: number) => {
-      const faults = waves(seed, 25).flatMap((wave) => wave.map(({ fault }) => fault));
-      const kinds = faults.map((fault) =>
-        fault.kind === 'kill' || fault.kind === 'stop' ? describeFault(fault) : fault.kind,
-      );
-      return new Set(kinds).size;
-    };
-    expect([1, 2, 3, 4, 5].map(seen)).toEqual([18, 18, 18, 18, 18]);
+  const faultsOf = (seed: number, count: number) =>
+    waves(seed, count).flatMap((wave) => wave.map(({ fault }) => fault));
+
+  test('begins with one of each kind', () => {
+    for (let seed = 0; seed < 50; seed++)
+      expect(new Set(faultsOf(seed, FAULT_KINDS.length).map(kindOf)).size).toBe(FAULT_KINDS.length);
   });
 
-  test('kills at most once in a wave', () => {
-    const kills = waves(3, 500).map(
-      (wave) => wave.filter(({ fault }) => fault.kind.startsWith('kill')).length,
+  test('has each part of each host killed and stopped, and both storages filled, within its first 30 waves', () => {
+    const seen = (seed: number) => {
+      const sided = faultsOf(seed, 30).filter(({ kind }) => ['kill', 'stop', 'disk-full'].includes(kind));
+      return new Set(sided.map(describeFault)).size;
+    };
+    expect([1, 2, 3, 4, 5].map(seen)).toEqual([14, 14, 14, 14, 14]);
+  });
+
+  test('kills at most once in a wave, and does nothing else in one that kills both hosts or cuts one off', () => {
+    for (const wave of waves(3, 500)) {
+      const kills = wave.filter(({ fault }) => fault.kind.startsWith('kill'));
+      expect(kills.length).toBeLessThanOrEqual(1);
+      if (wave.some(({ fault }) => ['kill-both', 'isolate'].includes(fault.kind)))
+        expect(wave).toHaveLength(1);
+    }
+  });
+
+  test('cuts a host off for long enough that somebody has to decide', () => {
+    const held = waves(3, 500).flatMap((wave) => wave.filter(({ fault }) => fault.kind === 'isolate'));
+    expect(held.length).toBeGreaterThan(10);
+    expect(Math.min(...held.map(({ holdMs }) => holdMs))).toBeGreaterThanOrEqual(3000);
+  });
+});
+
+describe('the tally', () => {
+  test('counts faults by kind, and names the kinds that there were none of', () => {
+    const tally = new FaultTally();
+    tally.add({ kind: 'cut', links: ['north-south'], how: 'silent' });
+    tally.add({ kind: 'cut', links: ['north-witness'], how: 'down' });
+    tally.add({ kind: 'kill-both' });
+    expect(tally.total).toBe(3);
+    const [counted, missing] = tally.describe().split('\n');
+    expect(counted).toBe('faults: kill -9 on both hosts 1, one link cut 2');
+    expect(missing).toMatch(
+      /^NOT EXERCISED by this run: kill -9, SIGSTOP, links cut together, .*clock stepped$/,
     );
-    expect(Math.max(...kills)).toBe(1);
+  });
+
+  test('counts take-overs and protections by what the witness held', () => {
+    const record = (mode: VmRecord['mode'], primary: VmHost): VmRecord => ({
+      format: 1,
+      generation: 1,
+      mode,
+      primary,
+      secondary: null,
+      claim: '0'.repeat(32),
+    });
+    const history = [
+      record('alone', 'north'),
+      record('protected', 'north'),
+      record('alone', 'south'),
+      record('protected', 'south'),
+      record('alone', 'south'),
+    ];
+    expect(countSuccessions(history)).toEqual({ takeOvers: 1, protections: 2 });
   });
 });
 
@@ -88,6 +136,8 @@ describe('one runner', () => {
     expect(runners.check([alone('south', 1), alone('north', 2)])).toMatch(/s0 \(south\) sent without/);
     const again = seen([burst('n0', 0), burst('n1', 100)]);
     expect(again.runners.check([alone('north', 1)])).toMatch(/n1 \(north\) sent without/);
+    again.runners.giveUp('n0');
+    expect(again.runners.check([alone('north', 1)])).toBeNull();
   });
 });
 

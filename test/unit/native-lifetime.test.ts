@@ -124,7 +124,7 @@ describe('a process', () => {
       new native.Acceptor(acceptorOptions);
       new native.ProcessWatch(process.ppid, nothing, nothing);
       new native.Heartbeat({ end: { host: '127.0.0.1', port: 1, token: new Uint8Array(16), credentials: null }, generation: 1, intervalMs: 50, timeoutMs: 800,
-        firstTimeoutMs: 5000, stallTimeoutMs: 10000, closedGraceMs: 0, onVerdict: nothing });
+        firstTimeoutMs: 5000, stallTimeoutMs: 10000, closedGraceMs: 0, onVerdict: nothing, onPrivileges: nothing });
     `);
     expect(result).toMatchObject({ status: 0, stderr: '' });
   });

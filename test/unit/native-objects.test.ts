@@ -88,6 +88,7 @@ describe('arguments', () => {
     stallTimeoutMs: 10_000,
     closedGraceMs: 0,
     onVerdict: nothing,
+    onPrivileges: nothing,
   };
   const acceptorBase = {
     host: '127.0.0.1',

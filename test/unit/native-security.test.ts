@@ -102,11 +102,13 @@ describe('PeerConnection', () => {
     await until(() => accepted.length === 1);
     const [theirs] = accepted as [PeerConnection];
     const server = new net.Socket({ fd: theirs.openSocket() });
+    const closed = [once(client, 'close'), once(server, 'close')];
+    const answer = once(client, 'data');
     client.end('hello');
     expect(String((await once(server, 'data'))[0])).toBe('hello');
     server.end('bye');
-    expect(String((await once(client, 'data'))[0])).toBe('bye');
-    await Promise.all([once(client, 'close'), once(server, 'close')]);
+    expect(String((await answer)[0])).toBe('bye');
+    await Promise.all(closed);
   });
 
   test('says who refused whom, and why', async () => {

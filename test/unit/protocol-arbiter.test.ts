@@ -9,6 +9,7 @@ import {
   type Claim,
   type Entry,
   encodeRecord,
+  type Memory,
   parseRecord,
   type VmRecord,
 } from '../../src/protocol/arbiter.ts';
@@ -33,8 +34,8 @@ type Bare = ArbiterEvent extends infer E ? (E extends ArbiterEvent ? Omit<E, 'no
 class Bench {
   readonly arbiter: Arbiter;
   nowMs = 0;
-  constructor(node: string) {
-    this.arbiter = new Arbiter(node);
+  constructor(node: string, memory?: Memory) {
+    this.arbiter = new Arbiter(node, memory);
   }
   step(event: Bare): ArbiterEffect[] {
     return this.arbiter.step({ ...event, nowMs: this.nowMs } as ArbiterEvent);
@@ -87,24 +88,137 @@ describe('what a claim makes of the record', () => {
     expect(bench.answer(2, '18', written)).toEqual([{ type: 'won', claim, generation: written.generation }]);
   });
 
-  test.each<[string, string, Claim, VmRecord | null]>([
-    ['alone, when another runs it', 'north', ALONE, record({ primary: 'south' })],
+  test.each<[string, string, Claim, VmRecord, Memory?]>([
+    ['alone, of a VM that this host has no part in', 'north', ALONE, record({ primary: 'south' })],
     ["alone, as somebody's standby", 'south', ALONE, protectedBy('south')],
+    ['alone, as the standby that it was last', 'south', ALONE, protectedBy('south'), { seen: 4, won: 2 }],
+    ['alone, after it was taken over', 'north', ALONE, record({ primary: 'south' }), { seen: 3, won: 3 }],
+    ['protected, when it was taken over', 'north', PROTECTED, record({ primary: 'south', generation: 5 })],
+    [
+      'protected, when it was taken over twice',
+      'north',
+      PROTECTED,
+      record({ primary: 'west', generation: 6 }),
+    ],
     ['protected, in a generation that is over', 'north', PROTECTED, record({ generation: 5 })],
     ['protected, when it is already', 'north', PROTECTED, protectedBy('west')],
-    ['protected, of nothing', 'north', PROTECTED, null],
-    ['take-over, from a primary alone', 'south', TAKE_OVER, record()],
+    ['take-over, when the primary went on alone', 'south', TAKE_OVER, record({ generation: 5 })],
     ['take-over, of a later generation', 'south', TAKE_OVER, protectedBy('south', { generation: 5 })],
-    ['take-over, by another standby', 'west', TAKE_OVER, protectedBy('south')],
-    ['take-over, from another primary', 'south', TAKE_OVER, protectedBy('south', { primary: 'east' })],
-    ['take-over, of nothing', 'south', TAKE_OVER, null],
-  ])('lost: %s', (_, node, claim, held) => {
-    const bench = new Bench(node);
+    ['take-over, by another standby later', 'south', TAKE_OVER, record({ primary: 'east', generation: 6 })],
+  ])('lost: %s', (_, node, claim, held, memory) => {
+    const bench = new Bench(node, memory);
     bench.ask(claim);
-    expect(bench.answer(1, held ? '17' : ABSENT_REVISION, held)).toEqual([
-      { type: 'lost', claim, holder: held },
-    ]);
+    expect(bench.answer(1, '17', held)).toEqual([{ type: 'lost', claim, holder: held }]);
     expect(bench.arbiter.nextTimepointMs).toBeNull();
+  });
+
+  test.each<[string, string, Claim, VmRecord | null, RegExp, Memory?]>([
+    [
+      'alone, and it has gone',
+      'north',
+      ALONE,
+      null,
+      /no record .* knows of generation 3/,
+      { seen: 3, won: 0 },
+    ],
+    [
+      'alone, and it is older',
+      'north',
+      ALONE,
+      record(),
+      /has generation 4, .* knows of 9/,
+      { seen: 9, won: 9 },
+    ],
+    [
+      "alone, and an older one is another's",
+      'north',
+      ALONE,
+      record({ primary: 'south' }),
+      /has generation 4, .* knows of 9/,
+      { seen: 9, won: 9 },
+    ],
+    [
+      "alone, and its own generation is another's",
+      'north',
+      ALONE,
+      record({ primary: 'west' }),
+      /names west in generation 4, alone, which can't be so/,
+      { seen: 4, won: 4 },
+    ],
+    ['protected, of nothing', 'north', PROTECTED, null, /no record/],
+    ['protected, and it is older', 'north', PROTECTED, record({ generation: 3 }), /has generation 3/],
+    [
+      "protected, in another's same generation",
+      'north',
+      PROTECTED,
+      record({ primary: 'west' }),
+      /names west/,
+    ],
+    [
+      'protected, and a stranger is next',
+      'north',
+      PROTECTED,
+      record({ primary: 'west', generation: 5 }),
+      /west/,
+    ],
+    ['take-over, of nothing', 'south', TAKE_OVER, null, /no record/],
+    [
+      'take-over, and it is older',
+      'south',
+      TAKE_OVER,
+      protectedBy('south', { generation: 3 }),
+      /has generation 3/,
+    ],
+    [
+      'take-over, from a primary alone',
+      'south',
+      TAKE_OVER,
+      record(),
+      /names north in generation 4, alone: it wasn't told/,
+    ],
+    ['take-over, by another standby', 'west', TAKE_OVER, protectedBy('south'), /with south as its standby/],
+    [
+      'take-over, from another primary',
+      'south',
+      TAKE_OVER,
+      protectedBy('south', { primary: 'east' }),
+      /east/,
+    ],
+    [
+      'take-over, and a stranger is next',
+      'south',
+      TAKE_OVER,
+      record({ primary: 'east', generation: 5 }),
+      /east/,
+    ],
+  ])('nothing is decided: %s', (_, node, claim, held, why, memory) => {
+    const bench = new Bench(node, memory);
+    bench.ask(claim);
+    const [told, ...more] = bench.answer(1, held ? '17' : ABSENT_REVISION, held);
+    expect(told).toMatchObject({ type: 'unanswered', claim, reason: expect.stringMatching(why) });
+    expect(told).toMatchObject({ reason: expect.stringMatching(/--witness-prefix.*--force/) });
+    expect(more).toEqual([]);
+    // It looks again, at whatever is there by then.
+    expect(bench.later(100)).toEqual([{ type: 'read', request: 2 }]);
+  });
+
+  test('what it has won itself counts from then on; and whom it has protected with', () => {
+    const bench = new Bench('north');
+    bench.ask(ALONE);
+    bench.answer(1, ABSENT_REVISION, null);
+    bench.answer(2, '18', record({ generation: 1, claim: ID }));
+    bench.ask({ kind: 'protected', generation: 1, secondary: 'south' });
+    bench.answer(3, '19', protectedBy('south', { generation: 1, claim: ID }));
+    bench.ask({ kind: 'alone', atLeast: 2 }, 'd'.repeat(32));
+    expect(bench.answer(4, ABSENT_REVISION, null)).toMatchObject([{ type: 'unanswered' }]);
+    bench.later(100);
+    expect(bench.answer(5, '21', record({ generation: 2, primary: 'west' }))).toMatchObject([
+      { type: 'unanswered' },
+    ]);
+    bench.later(200);
+    expect(bench.answer(6, '22', record({ generation: 2, primary: 'south' }))).toMatchObject([
+      { type: 'lost' },
+    ]);
   });
 
   test('with no room left for a generation it is neither won nor lost', () => {
@@ -198,6 +312,55 @@ describe('rounds', () => {
     bench.step({ type: 'withdraw' });
     expect(bench.arbiter.nextTimepointMs).toBeNull();
     expect(bench.answer(2, '18', record({ primary: 'south', generation: 5, claim: ID }))).toEqual([]);
+  });
+});
+
+describe("a person's word", () => {
+  const SEIZE: Claim = { kind: 'seize', atLeast: 2 };
+
+  test.each<[string, VmRecord | null, number, Memory?]>([
+    ['nothing', null, 2],
+    ['nothing, by who knows more', null, 8, { seen: 7, won: 3 }],
+    ['its own', record(), 5],
+    ['one that it has no part in', protectedBy('south', { primary: 'west' }), 6],
+    ["that of its standby's", protectedBy('north', { primary: 'west' }), 5],
+    ["a stranger's", record({ primary: 'west' }), 6],
+  ])('is written over %s', (_, held, generation, memory) => {
+    const bench = new Bench('north', memory);
+    bench.ask(SEIZE);
+    const [effect] = bench.answer(1, held ? '17' : ABSENT_REVISION, held);
+    expect(effect).toMatchObject({
+      type: 'transact',
+      record: { generation, mode: 'alone', primary: 'north' },
+    });
+    const written = (effect as { record: VmRecord }).record;
+    expect(bench.answer(2, '18', written)).toEqual([{ type: 'won', claim: SEIZE, generation }]);
+  });
+
+  test('a look shows who has been superseded, and nobody who has not', () => {
+    const bench = new Bench('north');
+    const look = (request: number, held: VmRecord) => {
+      expect(bench.step({ type: 'look' })).toEqual([{ type: 'read', request }]);
+      return bench.answer(request, '30', held);
+    };
+    // It has no part in it yet.
+    expect(look(1, record({ primary: 'south' }))).toEqual([]);
+    bench.ask({ kind: 'seize', atLeast: 4 });
+    const [transact] = bench.answer(2, '17', record({ generation: 3 }));
+    bench.answer(3, '18', (transact as { record: VmRecord }).record);
+    expect(look(4, record({ generation: 3, primary: 'south' }))).toEqual([]);
+    expect(look(5, record({ generation: 4 }))).toEqual([]);
+    const holder = record({ generation: 5, primary: 'south' });
+    expect(look(6, holder)).toEqual([{ type: 'superseded', holder }]);
+  });
+
+  test('a look that was begun before a claim tells nothing after it', () => {
+    const bench = new Bench('north', { seen: 4, won: 4 });
+    bench.step({ type: 'look' });
+    bench.ask({ kind: 'seize', atLeast: 5 });
+    const [transact] = bench.answer(2, '17', record({ primary: 'south', generation: 5 }));
+    bench.answer(3, '18', (transact as { record: VmRecord }).record);
+    expect(bench.answer(1, '17', record({ primary: 'south', generation: 9 }))).toEqual([]);
   });
 });
 

@@ -119,6 +119,13 @@ describe('control messages', () => {
     );
   });
 
+  test("a peer's text can't command a terminal", () => {
+    const body: Body = { type: 'error', code: 'protocol', message: 'gone\n\x1b[2J\x9b1m\r\x7f für immer' };
+    expect(new MessageDecoder().push(frame({ generation: 1, epoch: 0, body }))).toMatchObject([
+      { body: { message: 'gone\n?[2J?1m?? für immer' } },
+    ]);
+  });
+
   test('what was encoded is decoded, however the stream is cut', () => {
     fc.assert(
       fc.property(

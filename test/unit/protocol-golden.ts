@@ -11,6 +11,7 @@
  *   > dead P                       from now on this machine does nothing, and nobody is told
  *   > cut                          the connection is gone; what was under way is lost, both sides learn it
  */
+import type { VmRecord } from '../../src/protocol/arbiter.ts';
 import type {
   PrimaryEffect,
   PrimaryEvent,
@@ -48,6 +49,12 @@ export interface GoldenOptions {
   foreign: boolean;
   /** The primary's agent has taken the VM over itself, in `generation`. */
   tookOver: boolean;
+  /** The same by a person's word. */
+  forced: boolean;
+  /** The primary's host has had a part in it before. */
+  tookPart: boolean;
+  /** The standby's witness has what HELLO says; false: the text has what it says. */
+  record: boolean;
   /** The VM has a disk that is copied. */
   disks: boolean;
   generation: number;
@@ -56,10 +63,12 @@ export interface GoldenOptions {
 
 export class Conversation {
   private readonly sides: Record<'P' | 'S', Side>;
+  private readonly agrees: boolean;
   private nowMs = 0;
   private output: string[] = [];
 
   constructor(options: GoldenOptions) {
+    this.agrees = options.record;
     const common = { vmId: VM_ID, timings: DEFAULT_TIMINGS };
     const primary = new PrimaryMachine({
       ...common,
@@ -71,6 +80,8 @@ export class Conversation {
       node: 'north',
       arbitration: options.witness ? 'witness' : 'none',
       tookOver: options.tookOver,
+      forced: options.forced,
+      tookPart: options.tookPart,
       foundClosedGate: options.foreign,
     });
     const secondary = new SecondaryMachine({
@@ -184,12 +195,21 @@ export class Conversation {
         ? side.machine.step(event as PrimaryEvent)
         : side.machine.step(event as SecondaryEvent);
     for (const effect of effects) {
+      if (effect.type === 'read-record' && this.agrees) {
+        const { generation } = this.sides.S.machine;
+        this.step('S', { type: 'record-read', record: recordOf(generation, 'north') });
+        continue;
+      }
       if (effect.type === 'send') this.sides[side.other].inbox.push(effect.message);
       const text = describe(effect);
       if (text !== null)
         this.output.push(`${name}${effect.type === 'send' ? ` -> ${side.other}` : ''} ${text}`);
     }
   }
+}
+
+function recordOf(generation: number, primary: string): VmRecord {
+  return { format: 1, generation, mode: 'alone', primary, secondary: null, claim: LINEAGE };
 }
 
 function fieldsOf(
@@ -208,8 +228,16 @@ function fieldsOf(
     case 'stream-failed':
     case 'session-failed':
     case 'promote-failed':
+    case 'not-promoted':
+    case 'not-settled':
     case 'settle-failed':
       return { reason: rest(1) };
+    case 'record-read':
+      return { record: second === undefined ? null : recordOf(Number(first), second) };
+    case 'record-unread':
+      return { reason: rest(1) };
+    case 'superseded':
+      return { generation: Number(first), reason: rest(2) };
     case 'claim-won':
       return { kind: first, generation: Number(second) };
     case 'claim-lost':

@@ -25,6 +25,8 @@ const newPrimary = (foundClosedGate = false): PrimaryMachine =>
     node: 'north',
     arbitration: 'none',
     tookOver: false,
+    forced: false,
+    tookPart: false,
     foundClosedGate,
   });
 const newSecondary = (): SecondaryMachine =>

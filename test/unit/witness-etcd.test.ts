@@ -2,6 +2,8 @@
 import { readFileSync } from 'node:fs';
 import { createServer, type Server, type Socket } from 'node:net';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { Log } from '../../src/agent/log.ts';
+import { assertWitnessAccess } from '../../src/agent/witness-access.ts';
 import { Cleanup } from '../../src/testbed/cleanup.ts';
 import { TestCertificates, TestEtcd } from '../../src/testbed/etcd.ts';
 import { waitFor } from '../../src/testbed/wait.ts';
@@ -180,6 +182,48 @@ describe('users', () => {
     expect(await untilAnswered(() => client.read(`${KEY}-token`))).toMatchObject({ value: 'one' });
   });
 
+  test('a token from before a change of roles is renewed', async () => {
+    const client = connect(etcd.endpoints, { user: 'colo', password: 'secret' });
+    await client.putIf(`${KEY}-old`, ABSENT, 'one');
+    const { token } = (await (
+      await fetch(new URL('/v3/auth/authenticate', etcd.endpoints[0]), {
+        method: 'POST',
+        body: JSON.stringify({ name: 'root', password: 'master' }),
+      })
+    ).json()) as { token: string };
+    const changed = await fetch(new URL('/v3/auth/role/add', etcd.endpoints[0]), {
+      method: 'POST',
+      headers: { Authorization: token },
+      body: JSON.stringify({ name: 'another' }),
+    });
+    expect(changed.ok).toBe(true);
+    expect(await client.read(`${KEY}-old`)).toMatchObject({ value: 'one' });
+  });
+
+  test.each<[string, string, Partial<EtcdOptions>, RegExp | null]>([
+    ['may', '/colo-agent', { user: 'colo', password: 'secret' }, null],
+    ['may not', '/elsewhere', { user: 'colo', password: 'secret' }, /permission denied.*under \/elsewhere\//],
+    ['says a wrong password', '/colo-agent', { user: 'colo', password: 'wrong' }, /authentication failed/],
+    ['does not say who it is', '/colo-agent', {}, /--witness-user/],
+  ])('a host that %s write is told so at the start', async (_, prefix, change, text) => {
+    const client = connect(etcd.endpoints, change);
+    const witness = {
+      kind: 'etcd',
+      client,
+      key: `${prefix}/vm/web`,
+      nodeKey: `${prefix}/node/north/web`,
+    } as const;
+    const asked = assertWitnessAccess(witness, new Log('error', () => ({})));
+    if (text === null) await asked;
+    else
+      await expect(asked).rejects.toMatchObject({
+        name: 'WitnessAccessError',
+        message: expect.stringMatching(text),
+      });
+    // Again, with the key that is there by now.
+    if (text === null) await assertWitnessAccess(witness, new Log('error', () => ({})));
+  });
+
   test.each<[string, Partial<EtcdOptions>, string, RegExp]>([
     ['a wrong password', { user: 'colo', password: 'wrong' }, KEY, /authentication failed/],
     ['no user', {}, KEY, /user name is empty|user name not found/],
@@ -261,6 +305,28 @@ describe('what is no etcd', () => {
     await expect(connect([server.endpoint]).putIf(KEY, ABSENT, 'x')).rejects.toMatchObject({
       code: 'malformed',
     });
+  });
+
+  test('nobody, at the start: that may change', async () => {
+    const server = await FakeServer.open('');
+    const { endpoint } = server;
+    server.destroy();
+    const witness = {
+      kind: 'etcd',
+      client: connect([endpoint]),
+      key: '/a/vm/web',
+      nodeKey: '/a/node/n/web',
+    } as const;
+    const lines: string[] = [];
+    await assertWitnessAccess(
+      witness,
+      new Log(
+        'warn',
+        () => ({}),
+        (line) => lines.push(line),
+      ),
+    );
+    expect(lines.join()).toContain('ECONNREFUSED');
   });
 
   test('nobody: every endpoint is named, with its reason', async () => {
