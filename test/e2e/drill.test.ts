@@ -177,11 +177,11 @@ describe('with a witness', () => {
 });
 
 describe('without a witness', () => {
-  test('who has handed over ends, and leaves its VM standing', async () => {
+  test('who has handed over ends, and leaves its VM standing; nobody is fenced', async () => {
     const { primaryVm, standbyVm, primary, secondary } = await protect(cleanup, {
       guest,
       primaryArgs: ['--witness', 'none'],
-      secondaryArgs: ['--witness', 'none'],
+      secondaryArgs: ['--witness', 'none', '--fence-command', '/bin/false'],
     });
     const client = await connect();
     const report = await drill(primary);
