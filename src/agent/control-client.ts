@@ -2,7 +2,7 @@ import { createConnection } from 'node:net';
 import { type ControlCommand, ControlError } from './control-server.ts';
 
 const REPLY_TIMEOUT_MS = 30_000;
-/** A take-over may have to wait for a fence: nobody but the agent knows how long. */
+/** A take-over may have to wait for a fence, or for a disk: nobody but the agent knows how long. */
 const NO_TIMEOUT = 0;
 
 /** Sends one command to an agent and returns its result. Throws ControlError: `no-agent` when nobody answers, else the agent's own code. */
@@ -11,7 +11,7 @@ export async function sendCommand(
   command: ControlCommand,
   force: string | null = null,
 ): Promise<unknown> {
-  const timeoutMs = command === 'failover' ? NO_TIMEOUT : REPLY_TIMEOUT_MS;
+  const timeoutMs = command === 'failover' || command === 'drill' ? NO_TIMEOUT : REPLY_TIMEOUT_MS;
   const request = JSON.stringify({ command, ...(force !== null && { force }) });
   const line = await exchange(socketPath, `${request}\n`, timeoutMs);
   let reply: { ok?: unknown; result?: unknown; error?: { code?: unknown; message?: unknown } };

@@ -3,22 +3,26 @@
  *
  *     {"command":"status"}  ->  {"ok":true,"result":{...}}
  *     {"command":"failover","force":"web1"}  ->  {"ok":true,"result":"took over"}
+ *     {"command":"drill"}   ->  {"ok":true,"result":{...}}
  *     {"command":"x"}       ->  {"ok":false,"error":{"code":"unknown-command","message":"..."}}
  */
 import { chmodSync, mkdirSync, renameSync, rmSync, statSync } from 'node:fs';
 import { createConnection, createServer, type Server, type Socket } from 'node:net';
 import path from 'node:path';
 import { native } from '../native/binding.ts';
+import type { DrillReport } from './drill-report.ts';
 import type { Status } from './status.ts';
 
-export type ControlCommand = 'status' | 'failover' | 'stop';
-export const CONTROL_COMMANDS: readonly ControlCommand[] = ['status', 'failover', 'stop'];
+export type ControlCommand = 'status' | 'failover' | 'drill' | 'stop';
+export const CONTROL_COMMANDS: readonly ControlCommand[] = ['status', 'failover', 'drill', 'stop'];
 
 /** Carries a command out; a thrown ControlError becomes the reply's error. */
 export interface ControlHandler {
   status(): Status;
   /** `force`: the VM's name, typed by a person who knows that the other side doesn't run. */
   failover(force: string | null): Promise<string>;
+  /** Hands the VM over to the standby; resolves when it runs there. */
+  drill(): Promise<DrillReport>;
   stop(force: string | null): Promise<string>;
 }
 
@@ -126,12 +130,14 @@ export class ControlServer {
     }
   }
 
-  #run({ command, force }: ControlRequest): Status | Promise<string> {
+  #run({ command, force }: ControlRequest): Status | Promise<string | DrillReport> {
     switch (command) {
       case 'status':
         return this.#handler.status();
       case 'failover':
         return this.#handler.failover(force);
+      case 'drill':
+        return this.#handler.drill();
       case 'stop':
         return this.#handler.stop(force);
     }

@@ -9,6 +9,8 @@ import { PrimaryMachine } from '../protocol/primary.ts';
 import { vmIdOf } from '../protocol/vm-id.ts';
 import type { AcceptedExceptions } from '../vm/preflight.ts';
 import { type Arbitration, arbitrationOf, noWitness, type WitnessChoice } from './arbitration.ts';
+import { ControlError } from './control-server.ts';
+import { type DrillReport, DrillWatch } from './drill-report.ts';
 import { Driver, monotonicMs } from './driver.ts';
 import { GenerationFile } from './generation-file.ts';
 import type { LinkStatus } from './link-security.ts';
@@ -41,6 +43,8 @@ export interface PrimaryAgentOptions {
   gateLimitBytes: number;
   diskBufferBytes: number;
   exceptions: AcceptedExceptions;
+  /** After a drill the VM is to be a standby's: found out now whether it can be. */
+  standsByLater: boolean;
   witness: WitnessChoice;
   /** What this host calls itself. */
   node: string;
@@ -80,6 +84,12 @@ export class PrimaryAgent {
   #link: PeerLink | null = null;
   #linkStatus: LinkStatus | null = null;
   #cancelConnect: (() => void) | null = null;
+  /** While a person waits for a planned failover. */
+  #drill: { watch: DrillWatch; end: (failure: string | null) => void } | null = null;
+  /** What the standby's host calls itself. */
+  #standbyNode = '';
+  /** When it has ended. */
+  #final: PrimaryStatus | null = null;
   #state: StateWord = 'STARTING';
   #reason = '';
 
@@ -142,10 +152,12 @@ export class PrimaryAgent {
       this.#machine,
       (effect) => {
         trace?.effect(effect);
+        this.#drill?.watch.effect(effect, monotonicMs());
         this.#perform(effect);
       },
       (event) => {
         trace?.event(event);
+        this.#drill?.watch.event(event);
         this.#meters.observe(event);
       },
     );
@@ -161,6 +173,7 @@ export class PrimaryAgent {
   async run(): Promise<AgentOutcome> {
     this.#dispatch({ type: 'start' });
     const outcome = await this.#finished;
+    this.#final = this.status();
     this.#driver.stop();
     this.#arbitration?.close();
     this.#heartbeat.end();
@@ -185,12 +198,26 @@ export class PrimaryAgent {
     return Promise.race([ended, sleep(FORCED_STOP_MS, begun, { ref: false })]);
   }
 
+  /** Hands the VM over. Resolves when the standby runs it; throws ControlError `refused` with the reason when it doesn't. */
+  async drill(): Promise<DrillReport> {
+    if (this.#drill !== null) throw new ControlError('refused', 'a drill is under way already');
+    const watch = new DrillWatch(monotonicMs());
+    const failure = await new Promise<string | null>((end) => {
+      this.#drill = { watch, end };
+      this.#dispatch({ type: 'command', command: 'drill' });
+    });
+    this.#drill = null;
+    if (failure !== null) throw new ControlError('refused', failure);
+    return watch.report(this.#options.vm, this.#standbyNode);
+  }
+
   /** The last committed epoch; also of an agent that has ended. */
   get epoch(): number {
     return this.#machine.epoch;
   }
 
   status(): PrimaryStatus {
+    if (this.#final !== null) return this.#final;
     const { heldFrames, heldBytes, droppedFrames } = this.#vm.heldOutput();
     const tracker = this.#vm.tracker;
     return {
@@ -244,6 +271,9 @@ export class PrimaryAgent {
       case 'claim':
         this.#arbitration?.ask(effect.claim);
         break;
+      case 'drilled':
+        this.#drill?.end(effect.failure);
+        break;
       case 'state':
         this.#setState(effect.state, effect.reason);
         break;
@@ -284,7 +314,10 @@ export class PrimaryAgent {
         this.#linkStatus = security;
         this.#dispatch({ type: 'peer-connected', lineage: randomBytes(16).toString('hex') });
       },
-      onMessage: (message) => this.#dispatch({ type: 'message', message }),
+      onMessage: (message) => {
+        if (message.body.type === 'ready') this.#standbyNode = message.body.node;
+        this.#dispatch({ type: 'message', message });
+      },
       onLost: (reason) => {
         this.#link = null;
         this.#dispatch({ type: 'peer-lost', reason });

@@ -4,7 +4,7 @@ import { QmpClient } from '../qmp/client.ts';
 import { describeVm, type VmDescription } from '../vm/description.ts';
 import { findLeftovers } from '../vm/gate-wiring.ts';
 import { findNics, isUngated, type Nic } from '../vm/nics.ts';
-import { assertProtectable } from '../vm/preflight.ts';
+import { assertProtectable, assertUsableAsStandby } from '../vm/preflight.ts';
 import { findRamBlocks } from '../vm/ram-blocks.ts';
 import { ShutdownAction } from '../vm/shutdown-action.ts';
 import { VmstateFile } from '../vm/vmstate.ts';
@@ -37,6 +37,7 @@ export async function attachPrimary(options: PrimaryAgentOptions): Promise<Prima
   try {
     const pid = qmp.peer.pid;
     await assertProtectable(qmp, pid, options.exceptions);
+    if (options.standsByLater) await assertUsableAsStandby(qmp, pid);
     const foundClosedGate = (await findLeftovers(qmp)).gate;
     const nics = (await findNics(qmp, pid)).filter((nic) => !isUngated(nic, options.exceptions.ungatedNics));
     const blocks = await findRamBlocks(qmp, pid);

@@ -37,6 +37,8 @@ export class PrimaryVm {
   #engineJob: Promise<unknown> = Promise.resolve();
   readonly #output: PrimaryOutput;
   #listener: PrimaryVmListener | null = null;
+  /** It runs elsewhere. */
+  #left = false;
 
   constructor(options: PrimaryAgentOptions, parts: PrimaryParts) {
     this.#options = options;
@@ -92,7 +94,7 @@ export class PrimaryVm {
   perform(
     effect: Exclude<
       PrimaryEffect,
-      { type: 'claim' | 'connect' | 'disconnect' | 'send' | 'state' | 'finished' }
+      { type: 'claim' | 'connect' | 'disconnect' | 'send' | 'drilled' | 'state' | 'finished' }
     >,
     { peer, credentials }: Pick<PrimaryAgentOptions, 'peer' | 'credentials'>,
     generation: number,
@@ -197,6 +199,16 @@ export class PrimaryVm {
         engine.confirm(effect.epoch);
         disks.confirmed();
         break;
+      case 'stand-still':
+        this.#step(
+          'stand',
+          this.#queue.run(() => this.#runState.standStill()),
+          (wasRunning) => ({ type: 'stood', wasRunning }),
+        );
+        break;
+      case 'leave-vm':
+        void this.#queue.run(() => this.#leave());
+        break;
       case 'stop-vm':
         void this.#queue.run(() => this.#stand());
         break;
@@ -262,7 +274,7 @@ export class PrimaryVm {
   /** `generation`: that in which the VM goes on alone, unless it doesn't. */
   async #handOver(generation: number | null = null): Promise<void> {
     if (generation !== null) await this.#recordGeneration(generation);
-    if (this.#process.gone) {
+    if (this.#process.gone || this.#left) {
       this.#output.close();
       return;
     }
@@ -276,6 +288,22 @@ export class PrimaryVm {
       this.#options.log.error('the output gate could not be taken off', { error: (error as Error).message });
     } finally {
       await this.#resumeAfterAll();
+    }
+  }
+
+  /** INVARIANT 4: it runs elsewhere. The gate is closed before anything else, and only a VM that stands is without one. */
+  async #leave(): Promise<void> {
+    const { qmp, shutdownAction } = this.#parts;
+    this.#left = true;
+    this.#output.close();
+    try {
+      await this.#runState.leave();
+      await removeLeftovers(qmp);
+      await shutdownAction.restore(qmp);
+    } catch (error) {
+      this.#options.log.error('the VM that was handed over could not be left in order', {
+        error: (error as Error).message,
+      });
     }
   }
 

@@ -26,6 +26,8 @@ export class RunState {
   #stopping = false;
   #resuming = false;
   #saving = false;
+  /** It is another host's to run. */
+  #left = false;
   #stoppedAtMs: number | null = null;
   #lastPauseMs: number | null = null;
 
@@ -62,6 +64,22 @@ export class RunState {
   }
 
   /**
+   * INVARIANT 4: as stop(), for a VM that is to be handed over: from its answer on it stands whatever becomes of this process, since another host may run it by
+   * then.
+   */
+  async standStill(): Promise<boolean> {
+    const wasRunning = await this.stop();
+    this.#guard.setStopped(false);
+    return wasRunning;
+  }
+
+  /** INVARIANT 4: it stands for good, also when somebody has resumed it meanwhile: nothing here resumes it any more. */
+  async leave(): Promise<void> {
+    this.#left = true;
+    await this.standStill();
+  }
+
+  /**
    * The save that was issued behind our `stop` has no answer yet. A `cont` of ours lies behind it, so that a RESUME that comes before the answer is
    * somebody else's. `saving`: the promise of QmpClient.execute itself, since the order of replies and events is told only through that.
    */
@@ -75,7 +93,7 @@ export class RunState {
 
   /** Resumes the VM if it was we who stopped it. Resolves with how long it stood, as in onPauseEnded; null when nothing was resumed. */
   async resume(): Promise<number | null> {
-    if (!this.#ours) return null;
+    if (!this.#ours || this.#left) return null;
     this.#lastPauseMs = null;
     this.#resuming = true;
     try {
@@ -91,6 +109,7 @@ export class RunState {
 
   /** Runs `body` while the VM stands and all of its I/O has ended. Not in a pause that is somebody else's to end. */
   async whileStopped(body: () => Promise<void>): Promise<void> {
+    if (this.#left) return body(); // it stands already, and for good
     if (this.#ours) throw new Error('the VM stands for a checkpoint'); // resuming it here would spoil that
     try {
       await this.stop();

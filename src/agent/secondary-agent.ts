@@ -292,7 +292,7 @@ export class SecondaryAgent {
         }));
         break;
       case 'promote':
-        this.#after(this.#mayRun(effect.generation), effect, (reason) => ({
+        this.#after(this.#mayRun(effect), effect, (reason) => ({
           type: 'not-promoted',
           reason,
         }));
@@ -349,12 +349,12 @@ export class SecondaryAgent {
     if (this.#arbitration !== null) await this.#generations.rewrite();
   }
 
-  /** INVARIANT 4: where a fence is asked for, the VM runs only once the other host is known to be unable to. */
-  async #mayRun(generation: number): Promise<void> {
+  /** INVARIANT 4: where a fence is asked for, the VM runs only once the other host is known to be unable to; one that has handed it over has said so itself. */
+  async #mayRun({ generation, handedOver }: SecondaryEffect & { type: 'promote' }): Promise<void> {
     const { fence: options, vm, log } = this.#options;
     await this.#generations.win(generation);
     const { signal } = this.#fenceSkipped;
-    if (options === null || signal.aborted) return;
+    if (options === null || handedOver === true || signal.aborted) return;
     const target = { vm, host: options.host ?? this.#primaryHost, generation };
     await fence(options, target, log, signal).catch((error: Error) => {
       if (!signal.aborted) throw error;

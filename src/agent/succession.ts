@@ -1,8 +1,10 @@
 /**
  * A standby and what comes after it: once it has taken its VM over, the same process goes on as that VM's primary, in the generation that it has won, and looks
- * for a standby of its own until there is one. The VM is protected again without a person.
+ * for a standby of its own until there is one. The VM is protected again without a person. A primary that has handed its VM over becomes a standby the same way.
  */
 import { ControlError, type ControlHandler, isForced } from './control-server.ts';
+import type { DrillReport } from './drill-report.ts';
+import type { Log } from './log.ts';
 import { type AgentOutcome, PrimaryAgent, type PrimaryAgentOptions } from './primary-agent.ts';
 import { SecondaryAgent, type SecondaryAgentOptions, type SecondaryOutcome } from './secondary-agent.ts';
 import type { Status } from './status.ts';
@@ -10,75 +12,88 @@ import type { Status } from './status.ts';
 /** Between attempts to attach to a VM that can't be protected: somebody must change something first. */
 const RETRY_MS = 30_000;
 
-/** What the agent is to be as a primary. */
+/** What the agent is to be as a primary, and as a standby: asked for anew each time, because an agent that ends closes what it was given. */
 export type Successor = () => Omit<PrimaryAgentOptions, 'tookOver' | 'forced'>;
+export type StandIn = () => SecondaryAgentOptions;
+
+type Outcome = SecondaryOutcome | AgentOutcome;
+
+export interface SuccessionOptions {
+  vm: string;
+  log: Log;
+  /** Null: whoever has taken over stays alone. */
+  successor: Successor | null;
+  /** Null: whoever has handed its VM over ends. */
+  standIn: StandIn | null;
+}
 
 export class Succession implements ControlHandler {
-  readonly #options: SecondaryAgentOptions;
-  readonly #secondary: SecondaryAgent;
-  /** Null: whoever takes over stays alone. */
-  readonly #successor: Successor | null;
+  readonly #options: SuccessionOptions;
+  #secondary: SecondaryAgent | null = null;
   #primary: PrimaryAgent | null = null;
   /** Why the VM that was taken over isn't protected. */
   #trouble: string | null = null;
   #stopping = false;
 
-  /**
-   * As SecondaryAgent.attach. `successor` is asked for what the primary is to be, anew for each attempt, because an agent that ends closes what it was given;
-   * `options.succeed` says what the VM is looked at for now.
-   */
-  static async attach(options: SecondaryAgentOptions, successor: Successor | null): Promise<Succession> {
-    return new Succession(options, await SecondaryAgent.attach(options), successor);
+  /** Begins as a standby. As SecondaryAgent.attach; `succeed` of its options says what the VM is looked at for now. */
+  static async standBy(options: SuccessionOptions & { standIn: StandIn }): Promise<Succession> {
+    const succession = new Succession(options);
+    succession.#secondary = await SecondaryAgent.attach(options.standIn());
+    return succession;
   }
 
-  private constructor(
-    options: SecondaryAgentOptions,
-    secondary: SecondaryAgent,
-    successor: Successor | null,
-  ) {
+  /** Begins as the primary of a VM that runs. As PrimaryAgent.attach. */
+  static async protect(options: SuccessionOptions & { successor: Successor }): Promise<Succession> {
+    const succession = new Succession(options);
+    succession.#primary = await PrimaryAgent.attach({
+      ...options.successor(),
+      tookOver: false,
+      forced: false,
+    });
+    return succession;
+  }
+
+  private constructor(options: SuccessionOptions) {
     this.#options = options;
-    this.#secondary = secondary;
-    this.#successor = successor;
   }
 
-  /** Runs until neither the standby nor the primary has anything left to do. */
-  async run(): Promise<SecondaryOutcome | AgentOutcome> {
-    const standby = this.#secondary.run();
-    const successor = this.#successor;
-    if (successor === null) return standby;
-    const ended = await Promise.race([standby, this.#secondary.tookOver.then(() => null)]);
-    if (ended !== null) return ended;
-    await this.#secondary.handOn();
-    return this.#succeed(successor, standby);
+  /** Runs until neither a standby nor a primary has anything left to do. */
+  async run(): Promise<Outcome> {
+    let outcome = this.#primary === null ? null : await this.#turn(await this.#primary.run());
+    while (outcome === null) outcome = await this.#asStandby(this.#secondary as SecondaryAgent);
+    return outcome;
   }
 
-  /** Where primaries reach it: HOST:PORT. */
-  get listen(): string {
-    return this.#secondary.status().listen;
+  /** Where primaries reach it, HOST:PORT; null while that is nowhere. */
+  get listen(): string | null {
+    return this.#secondary?.status().listen ?? null;
   }
 
   /** What every line of the log says; also when the agents have ended. */
-  get logContext(): { role: 'primary' | 'secondary'; epoch: number } {
+  get logContext(): { role: 'primary' | 'secondary'; epoch: number | undefined } {
     const primary = this.#primary;
     return primary === null
-      ? { role: 'secondary', epoch: this.#secondary.epoch }
+      ? { role: 'secondary', epoch: this.#secondary?.epoch }
       : { role: 'primary', epoch: primary.epoch };
   }
 
   status(): Status {
     if (this.#primary !== null) return this.#primary.status();
-    const status = this.#secondary.status();
+    const status = (this.#secondary as SecondaryAgent).status();
     if (this.#trouble === null) return status;
     return { ...status, reason: `${status.reason}; it can't be protected again: ${this.#trouble}` };
   }
 
   async failover(force: string | null): Promise<string> {
-    if (this.#primary !== null)
-      throw new ControlError(
-        'refused',
-        'this VM was taken over and is a primary now: run failover on its standby',
-      );
+    if (this.#primary !== null || this.#secondary === null)
+      throw new ControlError('refused', 'this is a primary: run failover on its standby');
     return this.#secondary.failover(isForced(force, this.#options.vm));
+  }
+
+  async drill(): Promise<DrillReport> {
+    if (this.#primary === null)
+      throw new ControlError('refused', 'this is a standby: run drill on its primary');
+    return this.#primary.drill();
   }
 
   async stop(force: string | null): Promise<string> {
@@ -87,7 +102,7 @@ export class Succession implements ControlHandler {
       this.#stopping = true;
       return this.#primary.stop(forced);
     }
-    const runs = this.#secondary.status().state === 'RUNNING';
+    const runs = this.#secondary?.status().state === 'RUNNING';
     this.end();
     return runs ? 'protection ends; the VM keeps running' : 'the standby ends; its VM is left as it stands';
   }
@@ -96,20 +111,48 @@ export class Succession implements ControlHandler {
   end(): void {
     this.#stopping = true;
     if (this.#primary !== null) void this.#primary.stop();
-    else this.#secondary.stop();
+    else this.#secondary?.stop();
+  }
+
+  /** Null: the VM was handed over, and this is its standby from here on. */
+  async #turn(outcome: AgentOutcome): Promise<Outcome | null> {
+    const { standIn, log } = this.#options;
+    if (outcome.outcome !== 'handed-over' || standIn === null || this.#stopping) return outcome;
+    try {
+      this.#secondary = await SecondaryAgent.attach(standIn());
+    } catch (error) {
+      const trouble = `this VM can't be its standby: ${(error as Error).message}`;
+      log.error('the VM was handed over and has no standby', { reason: trouble });
+      return { ...outcome, reason: `${outcome.reason}; ${trouble}` };
+    }
+    this.#primary = null;
+    if (this.#stopping) this.#secondary.stop();
+    return null;
+  }
+
+  /** Until it has taken its VM over, and then as its primary. Null: it is a standby again. */
+  async #asStandby(secondary: SecondaryAgent): Promise<Outcome | null> {
+    const standby = secondary.run();
+    const { successor } = this.#options;
+    if (successor === null) return standby;
+    const ended = await Promise.race([standby, secondary.tookOver.then(() => null)]);
+    if (ended !== null) return ended;
+    await secondary.handOn();
+    return this.#succeed(successor, secondary, standby);
   }
 
   /** INVARIANT 7: a VM that can't be protected runs on all the same, and is tried again. */
   async #succeed(
     successor: Successor,
+    secondary: SecondaryAgent,
     standby: Promise<SecondaryOutcome>,
-  ): Promise<SecondaryOutcome | AgentOutcome> {
+  ): Promise<Outcome | null> {
     for (;;) {
-      const outcome = await this.#runAsPrimary(successor);
+      const outcome = await this.#runAsPrimary(successor, secondary.undisputed);
       if (outcome !== null) {
-        this.#secondary.stop();
+        secondary.stop();
         await standby;
-        return outcome;
+        return this.#turn(outcome);
       }
       const ended = await Promise.race([standby, passed(RETRY_MS)]);
       if (ended !== null) return ended;
@@ -117,8 +160,7 @@ export class Succession implements ControlHandler {
   }
 
   /** Null, with the reason in #trouble, when the VM may be tried again. */
-  async #runAsPrimary(successor: Successor): Promise<AgentOutcome | null> {
-    const { undisputed } = this.#secondary;
+  async #runAsPrimary(successor: Successor, undisputed: boolean): Promise<AgentOutcome | null> {
     try {
       this.#primary = await PrimaryAgent.attach({
         ...successor(),

@@ -1,7 +1,9 @@
 import { Command } from 'commander';
 import { sendCommand } from '../agent/control-client.ts';
+import type { DrillReport } from '../agent/drill-report.ts';
 import type { Status } from '../agent/status.ts';
 import { onlyControlPath } from './control-path.ts';
+import { drillText } from './drill-text.ts';
 import { statusText } from './status-text.ts';
 
 interface ControlOptions {
@@ -32,6 +34,16 @@ export function failoverCommand(): Command {
     .action(async (options: ControlOptions) =>
       report(options, await sendCommand(options.control ?? onlyControlPath(), 'failover', options.force)),
     );
+}
+
+export function drillCommand(): Command {
+  return controlCommand(
+    'drill',
+    'Let the VM of the primary on this host go on at its standby, and say how long the guest stood: a planned failover',
+  ).action(async (options: ControlOptions) => {
+    const done = (await sendCommand(options.control ?? onlyControlPath(), 'drill')) as DrillReport;
+    print(options.json ? JSON.stringify(done) : drillText(done));
+  });
 }
 
 export function stopCommand(): Command {

@@ -1,7 +1,7 @@
 #!/usr/bin/env node
 import { readFileSync } from 'node:fs';
 import { Command, CommanderError } from 'commander';
-import { failoverCommand, statusCommand, stopCommand } from './control.ts';
+import { drillCommand, failoverCommand, statusCommand, stopCommand } from './control.ts';
 import { demoCommand } from './demo.ts';
 import { estimateCommand } from './estimate.ts';
 import { EXIT, exitCodeOf } from './exit-codes.ts';
@@ -21,6 +21,7 @@ const program = new Command('colo-agent')
   .addCommand(secondaryCommand())
   .addCommand(statusCommand())
   .addCommand(failoverCommand())
+  .addCommand(drillCommand())
   .addCommand(stopCommand())
   .addCommand(pairCommand())
   .addCommand(estimateCommand())

@@ -10,6 +10,7 @@ const OUTCOME_EXIT: Record<Outcome['outcome'], number> = {
   stopped: EXIT.ok,
   'guest-shutdown': EXIT.ok,
   'vm-lost': EXIT.unavailable,
+  'handed-over': EXIT.ok,
   fenced: EXIT.tryAgain,
   refused: EXIT.configuration,
   'stale-twin': EXIT.configuration,

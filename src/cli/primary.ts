@@ -1,23 +1,23 @@
 import { Command } from 'commander';
-import { ControlServer, isForced } from '../agent/control-server.ts';
+import { ControlServer } from '../agent/control-server.ts';
 import { watchedBy } from '../agent/host-watchdog.ts';
 import { Log } from '../agent/log.ts';
 import type { HostPort } from '../agent/peer-address.ts';
-import { PrimaryAgent, type PrimaryAgentOptions } from '../agent/primary-agent.ts';
-import { DEFAULT_TIMINGS } from '../protocol/machine.ts';
+import { Succession, type Successor } from '../agent/succession.ts';
 import { defaultControlPath } from './control-path.ts';
-import { CliError, EXIT } from './exit-codes.ts';
-import { peerAddress } from './option-parsers.ts';
+import { withFenceOptions } from './fence-options.ts';
+import { listenAddress, peerAddress } from './option-parsers.ts';
 import { report } from './outcome.ts';
-import { type PeerOptions, peerTimings, withPeerOptions } from './peer-options.ts';
+import { withPeerOptions } from './peer-options.ts';
 import { showProgress } from './progress.ts';
-import { type ProtectionOptions, protectionOf, withProtectionOptions } from './protection-options.ts';
-import { linkCredentials, type SharedOptions, withSharedOptions } from './shared-options.ts';
+import { withProtectionOptions } from './protection-options.ts';
+import { checkOptions, primaryOf, type RoleOptions, standbyOf } from './roles.ts';
+import { linkCredentials, withSharedOptions } from './shared-options.ts';
 import { onTerminationSignal } from './signals.ts';
 import { armWatchdog, type WatchdogOptions, withWatchdogOptions } from './watchdog-options.ts';
-import { type Witnessed, warnOfNoWitness, witnessOf } from './witness-options.ts';
+import { warnOfNoWitness } from './witness-options.ts';
 
-interface PrimaryCliOptions extends SharedOptions, PeerOptions, ProtectionOptions, WatchdogOptions {
+interface PrimaryCliOptions extends RoleOptions, WatchdogOptions {
   peer: HostPort;
 }
 
@@ -25,30 +25,36 @@ export function primaryCommand(): Command {
   const command = withWatchdogOptions(withPeerOptions(withSharedOptions(new Command('primary'))))
     .description('Protect the running VM behind a QMP socket: copy it to a standby, many times a second')
     .requiredOption('--peer <host:port>', "the standby's agent", peerAddress);
-  return withProtectionOptions(command).action(runPrimary);
+  withProtectionOptions(command)
+    .optionsGroup('After a drill (docs/failover.md):')
+    .option(
+      '--listen <host:port>',
+      'be the standby of the VM that was handed over, for the primary that connects there (default: end)',
+      listenAddress,
+    );
+  return withFenceOptions(command).action(runPrimary);
 }
 
 async function runPrimary(options: PrimaryCliOptions): Promise<void> {
-  let agent: PrimaryAgent | null = null;
+  checkOptions(options);
+  let agent: Succession | null = null;
+  const { vm, trace } = options;
   const log = new Log(options.logLevel, () => ({
-    vm: options.vm,
-    role: 'primary',
-    epoch: agent?.epoch,
+    vm,
+    ...(agent?.logContext ?? { role: 'primary', epoch: undefined }),
   }));
-  const protection = protectionOf(options);
-  const witnessed = witnessOf(options.vm, options);
-  warnOfNoWitness(witnessed);
-  const running = await PrimaryAgent.attach(agentOptions(options, protection, witnessed, log));
+  const hosts = [options.peer, ...(options.listen ? [options.listen] : [])].map(({ host }) => host);
+  const credentials = linkCredentials(options, hosts, log);
+  const successor = primaryOf(options, { credentials, log, traceFile: trace ?? null }) as Successor;
+  const traceFile = trace === undefined ? null : `${trace}.secondary`;
+  const standIn = standbyOf(options, { credentials, log, traceFile });
+  warnOfNoWitness(options);
+  const running = await Succession.protect({ vm, log, standIn, successor });
   agent = running;
   const watchdog = armWatchdog(options, log);
-  const control = await ControlServer.listen(options.control ?? defaultControlPath(options.vm, 'primary'), {
-    status: () => running.status(),
-    failover: async () => {
-      throw new CliError(EXIT.unavailable, 'this is the primary: run failover on the standby');
-    },
-    stop: async (force) => running.stop(isForced(force, options.vm)),
-  });
-  onTerminationSignal(() => void running.stop());
+  const path = options.control ?? defaultControlPath(vm, 'primary');
+  const control = await ControlServer.listen(path, running);
+  onTerminationSignal(() => running.end());
   const progress = showProgress(() => running.status(), options.json === true);
   try {
     report(options, await watchedBy(watchdog, () => running.run()));
@@ -56,25 +62,4 @@ async function runPrimary(options: PrimaryCliOptions): Promise<void> {
     progress.end();
     control.close();
   }
-}
-
-function agentOptions(
-  options: PrimaryCliOptions,
-  protection: ReturnType<typeof protectionOf>,
-  witnessed: Witnessed,
-  log: Log,
-): PrimaryAgentOptions {
-  return {
-    ...witnessed,
-    ...protection,
-    vm: options.vm,
-    qmpPath: options.qmp,
-    peer: options.peer,
-    credentials: linkCredentials(options, [options.peer.host], log),
-    timings: { ...DEFAULT_TIMINGS, ...protection.timings, ...peerTimings(options) },
-    tookOver: false,
-    forced: false,
-    traceFile: options.trace ?? null,
-    log,
-  };
 }

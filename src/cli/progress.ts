@@ -1,9 +1,10 @@
-import type { PrimaryStatus } from '../agent/status.ts';
+import type { Status } from '../agent/status.ts';
 
 const REFRESH_MS = 500;
+const NO_COPY = { syncPercent: null, syncSecondsLeft: null };
 
 /** Shows the state on a terminal while the first copy runs, and each change of state; JSON lines when asked for; nothing otherwise. */
-export function showProgress(status: () => PrimaryStatus, json: boolean): { end(): void } {
+export function showProgress(status: () => Status, json: boolean): { end(): void } {
   const terminal = process.stderr.isTTY && !json;
   if (!terminal && !json) return { end: () => {} };
   let lastState = '';
@@ -13,7 +14,9 @@ export function showProgress(status: () => PrimaryStatus, json: boolean): { end(
     lineOpen = false;
   };
   const timer = setInterval(() => {
-    const { state, reason, syncPercent, syncSecondsLeft } = status();
+    const current = status();
+    const { state, reason } = current;
+    const { syncPercent, syncSecondsLeft } = 'syncPercent' in current ? current : NO_COPY;
     if (terminal && state === 'SYNCING' && syncPercent !== null) {
       process.stderr.write(
         `\r\x1b[Kfirst copy ${syncPercent} %${syncSecondsLeft === null ? '' : `, ${syncSecondsLeft} s left`}`,

@@ -1,32 +1,23 @@
 import { Command } from 'commander';
 import { ControlServer } from '../agent/control-server.ts';
 import { watchedBy } from '../agent/host-watchdog.ts';
-import type { TlsCredentials } from '../agent/link-security.ts';
 import { Log } from '../agent/log.ts';
 import type { HostPort } from '../agent/peer-address.ts';
-import type { SecondaryAgentOptions } from '../agent/secondary-agent.ts';
-import { Succession, type Successor } from '../agent/succession.ts';
-import { DEFAULT_TIMINGS } from '../protocol/machine.ts';
+import { type StandIn, Succession } from '../agent/succession.ts';
 import { defaultControlPath } from './control-path.ts';
-import { type FenceCliOptions, fenceOptions, withFenceOptions } from './fence-options.ts';
+import { withFenceOptions } from './fence-options.ts';
 import { collect, listenAddress, peerAddress } from './option-parsers.ts';
 import { report } from './outcome.ts';
-import { type PeerOptions, peerTimings, withPeerOptions } from './peer-options.ts';
-import { type ProtectionOptions, protectionOf, withProtectionOptions } from './protection-options.ts';
-import { linkCredentials, type SharedOptions, withSharedOptions } from './shared-options.ts';
+import { withPeerOptions } from './peer-options.ts';
+import { withProtectionOptions } from './protection-options.ts';
+import { checkOptions, primaryOf, type RoleOptions, standbyOf } from './roles.ts';
+import { linkCredentials, withSharedOptions } from './shared-options.ts';
 import { onTerminationSignal } from './signals.ts';
 import { armWatchdog, type WatchdogOptions, withWatchdogOptions } from './watchdog-options.ts';
-import { warnOfNoWitness, witnessOf } from './witness-options.ts';
+import { warnOfNoWitness } from './witness-options.ts';
 
-interface SecondaryCliOptions
-  extends SharedOptions,
-    PeerOptions,
-    ProtectionOptions,
-    FenceCliOptions,
-    WatchdogOptions {
+interface SecondaryCliOptions extends RoleOptions, WatchdogOptions {
   listen: HostPort;
-  overwriteDisk: string[];
-  peer?: HostPort;
 }
 
 export function secondaryCommand(): Command {
@@ -55,19 +46,23 @@ export function secondaryCommand(): Command {
 }
 
 async function runSecondary(options: SecondaryCliOptions): Promise<void> {
+  checkOptions(options);
   let agent: Succession | null = null;
+  const { vm, trace } = options;
   const log = new Log(options.logLevel, () => ({
-    vm: options.vm,
+    vm,
     ...(agent?.logContext ?? { role: 'secondary', epoch: undefined }),
   }));
   const hosts = [options.listen, ...(options.peer ? [options.peer] : [])].map(({ host }) => host);
   const credentials = linkCredentials(options, hosts, log);
-  const standby = standbyOptions(options, credentials, log);
-  warnOfNoWitness(standby);
-  const running = await Succession.attach(standby, successorOf(options, credentials, log));
+  const standIn = standbyOf(options, { credentials, log, traceFile: trace ?? null }) as StandIn;
+  const traceFile = trace === undefined ? null : `${trace}.primary`;
+  const successor = primaryOf(options, { credentials, log, traceFile });
+  warnOfNoWitness(options);
+  const running = await Succession.standBy({ vm, log, standIn, successor });
   agent = running;
   const watchdog = armWatchdog(options, log);
-  const path = options.control ?? defaultControlPath(options.vm, 'secondary');
+  const path = options.control ?? defaultControlPath(vm, 'secondary');
   const control = await ControlServer.listen(path, running);
   onTerminationSignal(() => running.end());
   if (options.json) process.stdout.write(`${JSON.stringify({ listen: running.listen })}\n`);
@@ -76,47 +71,4 @@ async function runSecondary(options: SecondaryCliOptions): Promise<void> {
   } finally {
     control.close();
   }
-}
-
-function standbyOptions(
-  options: SecondaryCliOptions,
-  credentials: TlsCredentials | null,
-  log: Log,
-): SecondaryAgentOptions {
-  const { exceptions } = protectionOf(options);
-  return {
-    ...witnessOf(options.vm, options),
-    vm: options.vm,
-    qmpPath: options.qmp,
-    listen: options.listen,
-    credentials,
-    overwriteDisks: options.overwriteDisk,
-    succeed: options.peer === undefined ? null : exceptions,
-    timings: { ...DEFAULT_TIMINGS, ...peerTimings(options) },
-    fence: fenceOptions(options),
-    traceFile: options.trace ?? null,
-    log,
-  };
-}
-
-/** What it is as a primary; each time with a connection to the witness of its own. */
-function successorOf(
-  options: SecondaryCliOptions,
-  credentials: TlsCredentials | null,
-  log: Log,
-): Successor | null {
-  const { peer } = options;
-  if (peer === undefined) return null;
-  const protection = protectionOf(options);
-  return () => ({
-    ...witnessOf(options.vm, options),
-    ...protection,
-    vm: options.vm,
-    qmpPath: options.qmp,
-    peer,
-    credentials,
-    timings: { ...DEFAULT_TIMINGS, ...protection.timings, ...peerTimings(options) },
-    traceFile: options.trace === undefined ? null : `${options.trace}.primary`,
-    log,
-  });
 }

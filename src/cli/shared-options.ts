@@ -26,7 +26,7 @@ export function withSharedOptions(command: Command): Command {
     .requiredOption('--qmp <socket>', "QEMU's QMP socket (unix)")
     .option(
       '--control <socket>',
-      'where status, failover and stop reach this agent (default: /run/colo-agent/NAME-ROLE.sock)',
+      'where status, failover, drill and stop reach this agent (default: /run/colo-agent/NAME-ROLE.sock)',
     )
     .option(
       '--tls <folder>',

@@ -63,8 +63,8 @@ export function witnessOf(vm: string, options: WitnessCliOptions): Witnessed {
 }
 
 /** What `--witness none` risks, on every start. */
-export function warnOfNoWitness({ witness }: Witnessed): void {
-  if (witness.kind !== 'none') return;
+export function warnOfNoWitness({ witness }: WitnessCliOptions): void {
+  if (witness !== 'none') return;
   process.stderr.write(
     'colo-agent: --witness none: nobody decides between the two sides. When the link between them is cut both VMs run, with the same ' +
       'addresses and diverging disks (split brain). Use it on one host only.\n',

@@ -73,11 +73,24 @@ export class Authority {
         : `waiting for the peer${missing && `: ${missing}`}`;
       return ['BLOCKED', `gate of an earlier agent found; ${trouble === null ? asking : silent}`];
     }
+    if (this.context.handedOver) return this.describeHandedOver(missing);
     if (this.standing === 'shared')
       return trouble === null
         ? ['EXPOSED', `${missing}; asking the witness who goes on`]
         : ['BLOCKED', `${missing}; ${silent}`];
     return ['EXPOSED', trouble === null ? missing : `${missing}; the witness doesn't answer: ${trouble}`];
+  }
+
+  private describeHandedOver(missing: string): [StateWord, string] {
+    const what = `the standby, to which the VM was handed over, has not said whether it runs it (${missing})`;
+    if (!this.witnessed)
+      return [
+        'BLOCKED',
+        `${what}; the VM stands here until it says so. If it is known not to run there: \`colo-agent stop --force NAME\` here`,
+      ];
+    return this.trouble === null
+      ? ['EXPOSED', `${what}; the VM stands here until the witness says who goes on`]
+      : ['BLOCKED', `${what}; the VM stands here until the witness answers: ${this.trouble}`];
   }
 
   /** Whoever goes on without the standby does so in a generation of its own. */

@@ -28,6 +28,8 @@ const KINDS: readonly Kind[] = [
   { type: 'loaded', code: 7, epoch: true, payload: { exactBytes: 0 } },
   { type: 'error', code: 8, epoch: false, payload: { jsonBytesMax: 4096 } },
   { type: 'bye', code: 9, epoch: false, payload: { jsonBytesMax: 4096 } },
+  { type: 'handover', code: 10, epoch: true, payload: { exactBytes: 0 } },
+  { type: 'took-over', code: 11, epoch: true, payload: { jsonBytesMax: 4096 } },
 ];
 
 /**
@@ -160,6 +162,7 @@ function decodeBody(type: BodyType, payload: Buffer): Body {
     case 'ready':
     case 'error':
     case 'bye':
+    case 'took-over':
       return parseBody(type, payload);
     case 'send': {
       const pages = Number(payload.readBigUInt64BE(0));

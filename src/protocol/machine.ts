@@ -66,7 +66,8 @@ export type PrimaryStep =
   | 'capture'
   | 'save'
   | 'resume'
-  | 'transmit';
+  | 'transmit'
+  | 'stand';
 
 export type PrimaryEvent = { nowMs: number } & (
   | { type: 'start' }
@@ -96,6 +97,8 @@ export type PrimaryEvent = { nowMs: number } & (
   /** `stoodMs`: how long the guest stood by QEMU's own clock, which is less than from `stop` to `cont`'s answer. Without it, that counts. */
   | { type: 'resumed'; stoodMs?: number }
   | { type: 'transmitted'; epoch: number }
+  /** As `stopped`, for `stand-still`. */
+  | { type: 'stood'; wasRunning: boolean }
   /** Three may also come unasked: `gate` when the gate has broken, `disks` when a disk isn't mirrored any more, `resume` when a hand-over left the VM standing. */
   | { type: 'step-failed'; step: PrimaryStep; reason: string }
   /** The gate got the first frame of the open epoch. */
@@ -112,8 +115,11 @@ export type PrimaryEvent = { nowMs: number } & (
   | { type: 'vm-lost'; reason: string }
   | ClaimEvent
   | Superseded
-  /** `force-stop`: without the witness's word; a person knows that the standby doesn't run. It is written down there if the witness answers soon. */
-  | { type: 'command'; command: 'stop' | 'force-stop' | 'checkpoint' }
+  /**
+   * `force-stop`: without the witness's word; a person knows that the standby doesn't run. It is written down there if the witness answers soon. `drill`: hand the VM over to the standby; it is answered by
+   * `drilled`, once.
+   */
+  | { type: 'command'; command: 'stop' | 'force-stop' | 'checkpoint' | 'drill' }
 );
 
 /** The answers to `claim`. `won` and `lost` come once, `unanswered` any number of times before, and only of the last claim. */
@@ -170,14 +176,25 @@ export type PrimaryEffect =
   | { type: 'release-output'; epoch: number }
   /** LOADED(epoch): the standby's disks hold what the guest wrote until then. */
   | { type: 'confirm-disks'; epoch: number }
+  /**
+   * INVARIANT 4: `stop` of a VM that is to be handed over. From its answer on nobody resumes it, whatever becomes of this agent, unless `resume` is asked for.
+   */
+  | { type: 'stand-still' }
+  /**
+   * INVARIANT 4: the VM runs elsewhere. What is ours is taken off this one, which stands and is never resumed; what the gate holds is dropped. No answer;
+   * `finished` comes next.
+   */
+  | { type: 'leave-vm' }
+  /** The answer to the command `drill`. Null: the VM runs on the standby's host; else why it doesn't. */
+  | { type: 'drilled'; failure: string | null }
   | { type: 'quit-vm' }
   /** It is to stand, and stay. */
   | { type: 'stop-vm' }
   | { type: 'state'; state: StateWord; reason: string }
-  /** The agent is done. `refused`: the VM may not be protected here, and is as it was. `stale-twin`: nor may it run, and it stands. */
+  /** The agent is done. `refused`: the VM may not be protected here, and is as it was. `stale-twin`: nor may it run, and it stands. `handed-over`: it stands here and runs elsewhere. */
   | {
       type: 'finished';
-      outcome: 'stopped' | 'guest-shutdown' | 'vm-lost' | 'fenced' | 'refused' | 'stale-twin';
+      outcome: 'stopped' | 'guest-shutdown' | 'vm-lost' | 'fenced' | 'refused' | 'stale-twin' | 'handed-over';
       reason: string;
     };
 
@@ -281,9 +298,9 @@ export type SecondaryEffect =
   | { type: 'settle-disks' }
   /**
    * INVARIANT 4: the other host fenced if that was asked for, the disks recorded as the newest, in `generation`, which has been won; then `cont` and
-   * `announce-self`. Only after `disks-settled`.
+   * `announce-self`. Only after `disks-settled`. `handedOver`: the primary itself has said that its VM stands, so that its host needs no fence.
    */
-  | { type: 'promote'; generation: number }
+  | { type: 'promote'; generation: number; handedOver?: true }
   /** A person knows that the other host can do no harm: a fence that is under way is given up, and none is begun. No answer. */
   | { type: 'skip-fence' }
   | { type: 'quit-vm' }

@@ -29,7 +29,11 @@ export type Body =
   | { type: 'received' }
   | { type: 'loaded' }
   | { type: 'error'; code: string; message: string; generation?: number; role?: 'standby' | 'running' }
-  | { type: 'bye'; reason: ByeReason };
+  | { type: 'bye'; reason: ByeReason }
+  /** The primary's VM stands, and goes on only where S lets it: `epoch` is the checkpoint to run, the last that was loaded. */
+  | { type: 'handover' }
+  /** The VM runs here, in the header's generation. How long after HANDOVER its disks were synced, its generation won (null: nobody was asked), the VM running. */
+  | { type: 'took-over'; settledMs: number; claimedMs: number | null; runsMs: number };
 
 /**
  * 32 hex digits, chosen anew for each session: names one state of a standby's disks, that of the session's first checkpoint. Whoever knows a disk to

@@ -15,7 +15,10 @@ const HEX_32 = /^[0-9a-f]{32}$/;
 type Fields = Record<string, unknown>;
 
 /** Parses and validates the payload of a message whose payload is JSON. Throws ProtocolError bad-payload that names the field. */
-export function parseBody(type: 'hello' | 'ready' | 'error' | 'bye', payload: Uint8Array): Body {
+export function parseBody(
+  type: 'hello' | 'ready' | 'error' | 'bye' | 'took-over',
+  payload: Uint8Array,
+): Body {
   const fields = parseObject(type, payload);
   switch (type) {
     case 'hello':
@@ -32,6 +35,8 @@ export function parseBody(type: 'hello' | 'ready' | 'error' | 'bye', payload: Ui
       const reason = choiceField(type, fields, 'reason', ['shutdown', 'detach', 'qemu-lost'] as const);
       return { type, reason };
     }
+    case 'took-over':
+      return parseTookOver(fields);
   }
 }
 
@@ -85,6 +90,19 @@ function parseError(fields: Fields): Body {
     body.role = choiceField('error', fields, 'role', ['standby', 'running'] as const);
   }
   return body;
+}
+
+function parseTookOver(fields: Fields): Body {
+  onlyFields('took-over', fields, ['settledMs', 'claimedMs', 'runsMs']);
+  const claimedMs = fields['claimedMs'] === null ? null : durationField('took-over', fields, 'claimedMs');
+  const settledMs = durationField('took-over', fields, 'settledMs');
+  return { type: 'took-over', settledMs, claimedMs, runsMs: durationField('took-over', fields, 'runsMs') };
+}
+
+function durationField(type: string, fields: Fields, key: string): number {
+  const value = fields[key];
+  if (typeof value !== 'number' || !(value >= 0)) refuse(type, key, 'a number of milliseconds');
+  return value;
 }
 
 function parseObject(type: string, payload: Uint8Array): Fields {

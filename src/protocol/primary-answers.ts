@@ -59,6 +59,11 @@ export class Answers {
         steps.end('save', event.epoch);
         this.capture.onSaved(event.vmstateBytes);
         break;
+      case 'stood':
+        steps.end('stand');
+        this.vm.onStopped(event.wasRunning);
+        session?.onStood(event.wasRunning);
+        break;
       case 'step-failed':
         this.onStepFailed(event, session);
         break;
@@ -94,6 +99,10 @@ export class Answers {
       case 'resume':
         if (unasked) this.vm.reclaim();
         this.vm.onResumeFailed(reason);
+        break;
+      case 'stand':
+        this.vm.onStopFailed();
+        session?.giveDrillUp(`the VM could not be stopped: ${reason}`);
         break;
       case 'protect':
         this.vm.reclaim();

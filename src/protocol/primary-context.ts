@@ -9,6 +9,11 @@ export class PrimaryContext {
   generation: number;
   /** What an earlier agent left: output is cut off, and the peer may have taken over. Only READY or a person lets it be opened. */
   foreignGate: boolean;
+  /**
+   * INVARIANT 4: HANDOVER has been sent, and whether the standby runs the VM isn't known. Nobody resumes it here, nor opens its gate, until the standby has
+   * said that it doesn't, or the witness that it can't, or a person knows.
+   */
+  handedOver = false;
   nowMs = 0;
   private effects: PrimaryEffect[] = [];
 

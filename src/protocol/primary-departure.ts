@@ -45,7 +45,8 @@ export class Departure {
   handOver(): void {
     const { steps } = this.context;
     // INVARIANT 4: a standby that may have taken over must be known not to have.
-    if (!this.handOverDue || !this.authority.mayOpenGate || steps.has('hand-over')) return;
+    if (!this.handOverDue || !this.authority.mayOpenGate || this.context.handedOver) return;
+    if (steps.has('hand-over')) return;
     this.handOverDue = false;
     steps.begin('hand-over');
     this.context.emit({ type: 'hand-over' });

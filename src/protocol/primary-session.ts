@@ -7,6 +7,7 @@ import type { PrimaryEvent, PrimaryStep } from './machine.ts';
 import { type Body, GENERATION_MAX, type Lineage, type Message } from './messages.ts';
 import type { Capture } from './primary-capture.ts';
 import type { PrimaryContext } from './primary-context.ts';
+import { Drill, HANDOVER_TIMEOUT_MS } from './primary-drill.ts';
 import type { VmControl } from './primary-vm.ts';
 import { nextCheckpointMs, type Pace } from './schedule.ts';
 
@@ -19,7 +20,7 @@ export interface SessionEnd {
   reason: string;
   /** What the peer is told, if it can still be told anything. */
   tell: Body | null;
-  cause: 'peer' | 'local' | 'incompatible' | 'fenced' | 'split-brain' | 'stale';
+  cause: 'peer' | 'local' | 'incompatible' | 'fenced' | 'split-brain' | 'stale' | 'handed-over';
 }
 
 type Phase = 'hello' | 'bulk' | 'gate' | 'disks' | 'protect' | 'sync' | 'checkpoints';
@@ -33,6 +34,9 @@ export class PrimarySession {
   node = '';
   /** The newer generation that the peer has seen, when that ended the session. */
   staleSince: number | null = null;
+  /** The planned failover under way, and why the last one came to nothing. */
+  drill: Drill | null = null;
+  drillFailure = '';
   /** Why the last checkpoint had to be given up, until one succeeds. */
   trouble: string | null = null;
   private readonly context: PrimaryContext;
@@ -88,6 +92,8 @@ export class PrimarySession {
       this.refuse('wrong-vm', `${body.type} for VM ${message.vmId}`);
     } else if (body.type === 'error') {
       this.onError(body);
+    } else if (body.type === 'took-over') {
+      this.onTookOver(message);
     } else if (message.generation !== generation) {
       this.refuse('protocol', `${body.type} of generation ${message.generation}, expected ${generation}`);
     } else if (body.type === 'bye') {
@@ -138,6 +144,13 @@ export class PrimarySession {
       this.finish('incompatible', message, { type: 'error', code: 'incompatible', message });
       return true;
     }
+    if (this.context.handedOver) {
+      // INVARIANT 4: whoever takes a session can't take over at an older checkpoint, and hasn't.
+      this.context.handedOver = false;
+      const message = 'the standby has not taken the VM over: it goes on here';
+      this.finish('local', message, { type: 'error', code: 'session-ended', message });
+      return true;
+    }
     this.lineages = lineages;
     this.node = node;
     // The bulk connections come first: a network that doesn't carry them costs the VM nothing.
@@ -157,7 +170,7 @@ export class PrimarySession {
     this.context.emit({ type: 'release-output', epoch });
     if (epoch === this.last) {
       this.finish('local', 'the guest shut down', { type: 'bye', reason: 'shutdown' });
-    } else {
+    } else if (epoch !== this.drill?.epoch) {
       this.announce();
     }
     return true;
@@ -173,8 +186,14 @@ export class PrimarySession {
     const { code, message, generation, role } = body;
     const reason = `the secondary reports ${code}: ${message}`;
     const stale = code === 'stale-generation' && generation !== undefined && role !== undefined;
-    // INVARIANT 4: the newer generation runs; and behind a gate that has been closed all the time, a peer that runs has taken over.
-    const superseded = stale && (generation > this.context.generation || this.context.foreignGate);
+    // INVARIANT 4: the newer generation runs; and behind a gate that has been closed all the time, or where the VM stands, a peer that runs has taken over.
+    const stood = this.context.foreignGate || this.context.handedOver;
+    const superseded = stale && (generation > this.context.generation || stood);
+    if (this.drill?.offered === true) {
+      // Any other was sent before HANDOVER came: that is answered, too, or the connection ends.
+      if (code !== 'handover-refused') return;
+      this.context.handedOver = false;
+    }
     if (superseded && role === 'running') {
       this.finish('fenced', reason, null);
     } else if (this.ready) {
@@ -242,6 +261,33 @@ export class PrimarySession {
     this.outputHeld = false;
   }
 
+  /** Hands the VM over, as soon as it may be. */
+  beginDrill(): void {
+    this.drill = new Drill(this.context, this.vm);
+    this.ask('soon');
+  }
+
+  /** Before HANDOVER has been sent: the session goes on as any other. */
+  giveDrillUp(reason: string): void {
+    if (this.drill === null) return;
+    this.drill = null;
+    this.drillFailure = reason;
+    if (this.end === null && this.announced === this.committed) this.announce();
+  }
+
+  /** A VM that others had paused is theirs to resume. */
+  onStood(wasRunning: boolean): void {
+    if (wasRunning) this.drill?.offer(this.committed);
+    else this.giveDrillUp('somebody has paused the VM');
+  }
+
+  private onTookOver({ generation, epoch }: Message): void {
+    const expected = this.drill?.offered === true && epoch === this.drill.epoch;
+    if (expected && generation > this.context.generation)
+      this.finish('handed-over', `${this.node} runs the VM in generation ${generation}`, null);
+    else this.refuse('protocol', `unexpected took-over ${epoch} of generation ${generation}`);
+  }
+
   /** A step that isn't part of the pause has failed. */
   onStepFailed(step: PrimaryStep | 'claim', reason: string): void {
     this.fail(`${step} failed: ${reason}`);
@@ -269,7 +315,23 @@ export class PrimarySession {
   /** Does whatever is possible and due by now. */
   advance(): void {
     if (this.end === null) this.checkPeer();
+    if (this.end === null && this.drill !== null) this.advanceDrill(this.drill);
     if (this.end === null) this.advanceCheckpoint();
+  }
+
+  private advanceDrill(drill: Drill): void {
+    const { obstacle } = drill;
+    if (obstacle !== null) this.giveDrillUp(obstacle);
+    else if (this.standAtMs() <= this.context.nowMs) drill.standStill();
+  }
+
+  /** When the VM may be brought to a stand, to be handed over; infinity while something else must happen first. */
+  private standAtMs(): number {
+    const { drill, context, capture, vm } = this;
+    const done = drill !== null && drill.epoch !== null && this.loaded === drill.epoch;
+    if (!done || capture.active || vm.stoppedByUs || context.steps.has('resume', 'transmit'))
+      return Number.POSITIVE_INFINITY;
+    return drill.mayStandMs(this.committedAtMs ?? context.nowMs);
   }
 
   private advanceCheckpoint(): void {
@@ -285,12 +347,15 @@ export class PrimarySession {
     const dueMs = [this.startAtMs()];
     if (this.peerOwes()) dueMs.push(this.progressMs + ANSWER_TIMEOUT_MS);
     if (this.waitsForLink()) dueMs.push(this.vm.startedMs + ANSWER_TIMEOUT_MS);
+    dueMs.push(this.standAtMs());
+    if (this.drill?.overdue === false) dueMs.push(this.drill.dueMs ?? Number.POSITIVE_INFINITY);
     return Math.min(...dueMs);
   }
 
   private start(): void {
     const epoch = this.sent + 1;
     if (this.vm.shutDown) this.last = epoch;
+    if (this.drill !== null) this.drill.epoch = epoch;
     this.urgency = 'none';
     this.capture.begin(epoch);
   }
@@ -321,7 +386,8 @@ export class PrimarySession {
     const { steps, options } = this.context;
     // A transmit in progress reads the staging and the device state that the next checkpoint would overwrite.
     const busy = this.capture.active || this.vm.stoppedByUs || steps.has('resume', 'transmit');
-    if (this.phase !== 'checkpoints' || busy || this.last !== null) return Number.POSITIVE_INFINITY;
+    const isLast = this.last !== null || (this.drill !== null && this.drill.epoch !== null);
+    if (this.phase !== 'checkpoints' || busy || isLast) return Number.POSITIVE_INFINITY;
     const urgency = this.vm.shutDown ? 'now' : this.urgency;
     // A gate that is nearly full stops the VM even before the standby has confirmed the last checkpoint.
     if (this.suspended <= this.sent && urgency !== 'now') return Number.POSITIVE_INFINITY;
@@ -339,6 +405,7 @@ export class PrimarySession {
   private onCheckpointFailed(reason: string): void {
     this.failures++;
     this.trouble = `checkpoint ${this.sent + 1}: ${reason}`;
+    this.giveDrillUp(this.trouble);
     this.last = null;
     this.coversPause = false;
     // Frames may lie sealed in the gate for a checkpoint that doesn't come.
@@ -357,6 +424,9 @@ export class PrimarySession {
         'timeout',
         `the secondary owes an answer for ${ANSWER_TIMEOUT_MS} ms (${this.describeState()})`,
       );
+    } else if (this.drill?.overdue === true && this.context.options.arbitration === 'witness') {
+      // INVARIANT 7: the witness says who goes on; without one only the standby can.
+      this.refuse('timeout', `the standby has not said within ${HANDOVER_TIMEOUT_MS} ms that it runs the VM`);
     } else if (this.waitsForLink() && nowMs >= this.vm.startedMs + ANSWER_TIMEOUT_MS) {
       // INVARIANT 7: neither a slow link nor a slow peer keeps the VM standing.
       this.refuse('timeout', `the VM has stood for ${ANSWER_TIMEOUT_MS} ms (${this.describeState()})`);
@@ -372,7 +442,8 @@ export class PrimarySession {
 
   /** Our VM stands and what we wait for isn't QEMU. */
   private waitsForLink(): boolean {
-    return this.vm.stoppedByUs && !this.context.steps.has('stop', 'save', 'capture', 'resume');
+    const { steps, handedOver } = this.context;
+    return this.vm.stoppedByUs && !handedOver && !steps.has('stop', 'stand', 'save', 'capture', 'resume');
   }
 
   // --- endings ---------------------------------------------------------------------------------------------------------------------

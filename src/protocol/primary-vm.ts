@@ -45,6 +45,15 @@ export class VmControl {
     context.emit({ type: 'stop-and-save', epoch });
   }
 
+  /** For a VM that is to go on elsewhere. */
+  standStill(): void {
+    const { context } = this;
+    this.ours = true;
+    this.startedMs = context.nowMs;
+    context.steps.begin('stand');
+    context.emit({ type: 'stand-still' });
+  }
+
   onStopped(wasRunning: boolean): void {
     if (wasRunning) {
       // Whoever had paused it resumed it before our stop.
@@ -60,9 +69,10 @@ export class VmControl {
     if (this.pausedByOthers) this.ours = false;
   }
 
-  /** INVARIANT 7: gives the VM back if we hold it. Safe to call at any time. */
+  /** INVARIANT 7: gives the VM back if we hold it. Safe to call at any time. INVARIANT 4: not one that may run elsewhere. */
   resume(): void {
-    if (!this.ours || this.retryAtMs !== null || this.context.steps.has('resume', 'stop')) return;
+    if (!this.ours || this.context.handedOver) return;
+    if (this.retryAtMs !== null || this.context.steps.has('resume', 'stop', 'stand')) return;
     if (this.shutDown) {
       this.ours = false;
       return;
@@ -91,20 +101,20 @@ export class VmControl {
 
   /** While our own stop is under way its answer tells better who stopped the VM first. */
   onPausedByOthers(): void {
-    if (!this.context.steps.has('stop', 'protect')) this.pausedByOthers = true;
+    if (!this.context.steps.has('stop', 'stand', 'protect')) this.pausedByOthers = true;
   }
 
   onResumedByOthers(): void {
     this.pausedByOthers = false;
     this.shutDown = false;
-    if (this.ours && !this.context.steps.has('stop')) this.running();
+    if (this.ours && !this.context.steps.has('stop', 'stand')) this.running();
   }
 
   onShutdown(): void {
     this.shutDown = true;
     this.trouble = null;
     this.retryAtMs = null;
-    if (!this.context.steps.has('stop', 'resume')) this.ours = false;
+    if (!this.context.steps.has('stop', 'stand', 'resume')) this.ours = false;
   }
 
   poll(): void {

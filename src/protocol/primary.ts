@@ -27,6 +27,8 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
   private readonly departure: Departure;
   private readonly link: Link;
   private session: PrimarySession | null = null;
+  /** A person waits for the end of a planned failover. */
+  private drilling = false;
   private finished = false;
   private word: StateWord = 'STARTING';
   private cause = '';
@@ -121,6 +123,7 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
         break;
       case 'command':
         if (event.command === 'checkpoint') this.session?.ask('soon');
+        else if (event.command === 'drill') this.onDrillCommand();
         else this.onStopCommand(event.command === 'force-stop');
         break;
       case 'claim-won':
@@ -159,6 +162,7 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
   }
 
   private onAlone(): void {
+    this.context.handedOver = false;
     if (this.departure.adoptForeignGate()) this.missing = 'the gate of an earlier agent was found';
     if (this.word === 'STARTING') this.setState('STARTING', 'connecting to the secondary');
     else this.showAlone();
@@ -182,6 +186,8 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
 
   /** INVARIANT 4: whatever led to it, a person's force say, of two that run with an open gate the older generation ends. */
   private onSuperseded({ generation, reason }: Superseded): void {
+    // Whether the standby that a drill has given the VM to runs it, its answer tells, or a claim.
+    if (this.context.handedOver) return;
     if (!this.authority.everWon || generation <= this.context.generation) return;
     if (this.session === null) this.fence(reason);
     else this.session.end ??= { cause: 'fenced', reason, tell: null };
@@ -213,12 +219,30 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
   }
 
   private onStopCommand(force: boolean): void {
-    if (force) this.authority.force();
+    if (force) {
+      this.authority.force();
+      this.context.handedOver = false;
+    }
     // Without a witness a person's word opens even the gate of an earlier agent.
     if (this.authority.mayOpenGate) this.departure.adoptForeignGate();
     // A VM that has shut down still stands only because of us.
     if (this.vm.shutDown) this.leave('guest-shutdown', 'the guest shut down', 'shutdown');
     else this.leave('stopped', 'stopped by command', 'detach');
+  }
+
+  private onDrillCommand(): void {
+    const obstacle = this.obstacleToDrill();
+    this.drilling ||= obstacle === null;
+    if (obstacle === null) this.session?.beginDrill();
+    else this.context.emit({ type: 'drilled', failure: obstacle });
+  }
+
+  private obstacleToDrill(): string | null {
+    if (this.drilling || this.context.handedOver) return 'a drill is under way already';
+    if (this.session === null || this.word !== 'PROTECTED')
+      return `only a PROTECTED VM can be handed over; this one is ${this.word}: ${this.reason}`;
+    if (this.departure.leaving !== null || this.vm.shutDown) return 'protection is about to end';
+    return this.vm.pausedByOthers ? 'the VM is paused: resume it first' : null;
   }
 
   private onVm(event: PrimaryEvent): void {
@@ -269,6 +293,7 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
     this.session?.advance();
     if (this.session !== null) this.follow(this.session);
     if (this.session === null && !this.finished) this.settle();
+    this.followDrill();
     this.showState();
   }
 
@@ -287,6 +312,7 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
       this.committedAtMs = session.committedAtMs;
     }
     if (session.end !== null) this.endSession(session, session.end);
+    else if (session.drill?.offered === true) this.followHandover(session, session.drill.overdue);
     else if (session.epoch > 0) this.followProtected(session);
     else if (session.ready) this.setState('SYNCING', 'the first copy is on its way to the secondary');
   }
@@ -302,13 +328,43 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
       this.setState('SYNCING', `the standby may not take over yet: the witness doesn't answer: ${trouble}`);
   }
 
+  private followHandover({ node }: PrimarySession, overdue: boolean): void {
+    if (!overdue) this.setState('PROTECTED', `handed over to ${node}; the VM stands here until it answers`);
+    else this.setState(...this.authority.describeAlone(`${node} doesn't answer`));
+  }
+
+  /** It has come to nothing as soon as no session hands the VM over any more and who goes on is decided, or somebody must be waited for. */
+  private followDrill(): void {
+    if (!this.drilling) return;
+    const hopeful = this.context.handedOver
+      ? this.word !== 'BLOCKED'
+      : (this.session?.drill ?? null) !== null;
+    if (!hopeful) this.endDrill(this.session?.drillFailure || this.reason);
+  }
+
+  private endDrill(failure: string | null): void {
+    if (this.drilling) this.context.emit({ type: 'drilled', failure });
+    this.drilling = false;
+  }
+
+  /** INVARIANT 4: the standby runs it; here it stands for good. */
+  private leaveVm(reason: string): void {
+    this.context.emit({ type: 'leave-vm' });
+    this.finish('handed-over', reason);
+  }
+
   private endSession(session: PrimarySession, end: SessionEnd): void {
     if (end.tell !== null) this.context.send(end.tell);
     this.disconnect(session, end.reason);
     this.session = null;
     this.capture.cancel(end.reason);
-    // INVARIANT 4: whoever goes on without the standby does so in a generation of its own.
-    if (session.ready) this.authority.claimAlone(this.context.generation + 1);
+    if (end.cause === 'handed-over' || (end.cause === 'fenced' && this.context.handedOver)) {
+      this.leaveVm(end.reason);
+      return;
+    }
+    // INVARIANT 4: whoever goes on without the standby does so in a generation of its own. Without a witness that is known only when the standby has answered.
+    if (session.ready && (this.authority.witnessed || !this.context.handedOver))
+      this.authority.claimAlone(this.context.generation + 1);
     if (end.cause === 'fenced') {
       this.fence(end.reason);
       return;
@@ -362,11 +418,12 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
     const { steps } = this.context;
     this.capture.advance();
     // A capture that came after the hand-over would close the gate again, a stop after the resume would hold the VM.
-    if (steps.has('gate', 'disks', 'protect', 'stop', 'save', 'capture')) return;
+    if (steps.has('gate', 'disks', 'protect', 'stop', 'stand', 'save', 'capture')) return;
     this.vm.resume();
     this.departure.handOver();
     const at = this.connectableAtMs();
-    if (this.departure.leaving !== null) this.finishIfSettled(this.departure.leaving);
+    if (this.departure.leaving !== null && !this.context.handedOver)
+      this.finishIfSettled(this.departure.leaving);
     else if (at !== null && at <= this.context.nowMs) this.link.connect();
   }
 
@@ -379,8 +436,10 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
 
   /** When `connect` may be asked for: only once every step of the last session has been answered and the VM is in nobody's hand. */
   private connectableAtMs(): number | null {
-    const idle = this.session === null && this.departure.leaving === null;
-    const settled = this.context.steps.size === 0 && !this.vm.stoppedByUs;
+    const { steps, handedOver } = this.context;
+    // A VM that was handed over is asked after, too, even if it is to be left.
+    const idle = this.session === null && (this.departure.leaving === null || handedOver);
+    const settled = steps.size === 0 && (!this.vm.stoppedByUs || handedOver);
     return idle && settled && this.authority.mayConnect ? this.link.dueMs : null;
   }
 
@@ -389,13 +448,15 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
   /** For good, as soon as the VM is settled. A shutdown outweighs the command to stop. */
   private leave(outcome: Outcome, reason: string, bye: ByeReason): void {
     this.departure.leaving = { outcome, reason };
-    if (this.session !== null)
+    // A standby that may be about to run the VM is waited for.
+    if (this.session !== null && !this.context.handedOver)
       this.session.end ??= { cause: 'local', reason, tell: { type: 'bye', reason: bye } };
   }
 
   private finish(outcome: Outcome, reason: string): void {
     this.finished = true;
     this.session = null;
+    this.endDrill(outcome === 'handed-over' ? null : reason);
     if (this.word !== 'FENCED') this.setState('STOPPED', reason);
     this.showState();
     this.context.emit({ type: 'finished', outcome, reason });

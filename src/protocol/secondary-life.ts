@@ -42,14 +42,15 @@ export class Life {
 
   // --- what begins and ends a take-over --------------------------------------------------------------------------------------------
 
-  begin(reason: string, force: boolean): void {
+  /** `handedOver`: the primary has stopped its VM for it, and waits for the end of it. */
+  begin(reason: string, force: boolean, handedOver = false): void {
     this.claimAtMs = null;
     if (this.standby.epoch === null) {
       this.context.shown.set('BLOCKED', `failover refused: ${this.refusal}`);
       return;
     }
     this.now = 'taking-over';
-    this.takeOver = new TakeOver(this.context, this.standby, reason);
+    this.takeOver = new TakeOver(this.context, this.standby, reason, handedOver);
     if (this.context.options.failover !== 'claimed') this.grant();
     else if (force) this.takeOver.force();
     this.context.shown.set('TAKING-OVER', `at epoch ${this.standby.epoch}: ${reason}`);

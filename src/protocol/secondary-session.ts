@@ -32,6 +32,8 @@ export class SecondarySession {
   private failingSinceMs = 0;
   /** Why this side can't go on. */
   failure = '';
+  /** The primary's VM stands, and this one is to run: at the epoch that HANDOVER names, the last. */
+  handedOver = false;
 
   /** The newest generation before this session; it is again if the HELLO turns out to be no primary's of ours. */
   private readonly before: number;
@@ -66,7 +68,9 @@ export class SecondarySession {
       this.refuse(`${body.type} of generation ${message.generation}, expected ${generation}`);
     } else if (body.type === 'bye') {
       this.onBye(body.reason);
-    } else if (this.phase !== 'failing') {
+    } else if (this.phase === 'failing') {
+      if (body.type === 'handover') this.refuseHandover(this.failure);
+    } else {
       const expected = this.onSyncPoint(body, epoch);
       if (!expected) this.refuse(`unexpected ${body.type} ${epoch} (${this.describeState()})`);
     }
@@ -75,6 +79,7 @@ export class SecondarySession {
   /** Whether the sync-point was the one to be expected. */
   private onSyncPoint(body: Body, epoch: number): boolean {
     if (body.type === 'new') return this.onNew(epoch);
+    if (body.type === 'handover') return this.onHandover(epoch);
     return body.type === 'send' && this.onSend(epoch, body);
   }
 
@@ -85,6 +90,20 @@ export class SecondarySession {
   onPeerSilent(reason: string, heardMs: number): void {
     if (this.phase === 'failing' && heardMs > this.failingSinceMs) this.finish('alive', reason);
     else this.finish('lost', reason);
+  }
+
+  private onHandover(epoch: number): boolean {
+    if (this.phase !== 'open' || epoch === 0 || epoch !== this.committed || epoch !== this.opened)
+      return false;
+    if (!this.standby.loaded || this.context.steps.size > 0) return false;
+    this.handedOver = true;
+    return true;
+  }
+
+  /** INVARIANT 4: it hears in so many words that this VM doesn't run, and goes on. */
+  private refuseHandover(reason: string): void {
+    const message = `this standby can't run the VM: ${reason}`.slice(0, 512);
+    this.finish('alive', message, { type: 'error', code: 'handover-refused', message });
   }
 
   private onBye(reason: 'shutdown' | 'detach' | 'qemu-lost'): void {

@@ -4,6 +4,7 @@ import type { Machine, SecondaryEffect, SecondaryEvent, SecondaryOptions, StateW
 import type { Body, Message } from './messages.ts';
 import { refusal, refuseHello } from './secondary-admission.ts';
 import { SecondaryContext } from './secondary-context.ts';
+import { Handover } from './secondary-handover.ts';
 import { Life } from './secondary-life.ts';
 import { type SecondaryEnd, SecondarySession } from './secondary-session.ts';
 import { Standby } from './standby.ts';
@@ -20,6 +21,8 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
   private session: SecondarySession | null = null;
   /** When the control connection came, while there is one. */
   private connectedAtMs: number | null = null;
+  /** While the primary of the connection waits for what becomes of the VM that it has handed over. */
+  private handover: Handover | null = null;
   private started = false;
   private finished = false;
 
@@ -58,7 +61,7 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
   get nextTimepointMs(): number | null {
     if (this.finished) return null;
     const lifeMs = this.life.nextTimepointMs;
-    if (this.connectedAtMs === null) return lifeMs;
+    if (this.connectedAtMs === null || this.owesAnswer) return lifeMs;
     const sessionMs =
       this.session === null ? this.connectedAtMs + HELLO_TIMEOUT_MS : this.session.nextTimepointMs;
     const never = Number.POSITIVE_INFINITY;
@@ -92,6 +95,7 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
         return;
       case 'peer-lost':
         this.connectedAtMs = null;
+        this.handover = null;
         if (this.session !== null) this.session.end ??= { cause: 'lost', reason: event.reason, tell: null };
         return;
       case 'peer-silent':
@@ -117,6 +121,7 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
       case 'claim-lost':
       case 'claim-unanswered':
         this.life.onClaim(event);
+        if (event.type === 'claim-won') this.handover?.onClaimed();
         break;
       case 'superseded':
         if (this.life.mustEnd(event)) this.fence(event.reason);
@@ -135,6 +140,9 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
       this.refuse('wrong-vm', `this is not VM ${message.vmId}`);
     } else if (this.session !== null) {
       this.session.onMessage(message);
+    } else if (this.handover !== null) {
+      // Whoever goes on by now, it isn't by this message.
+      this.disconnect('the primary waits no longer');
     } else if (body.type === 'hello') {
       this.onHello(body, message.generation);
     } else {
@@ -176,11 +184,14 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
     if (this.session !== null) {
       this.context.send({ type: 'error', code: 'vm-lost', message: reason.slice(0, 512) });
     }
+    this.handover?.refuse(reason);
     this.finish('vm-lost', reason);
   }
 
   private onStopCommand(): void {
     if (this.session !== null) this.context.send({ type: 'bye', reason: 'detach' });
+    // Of a `cont` under way nobody knows yet what it does.
+    if (!this.context.steps.has('promote')) this.handover?.refuse('stopped by command');
     this.finish('stopped', 'stopped by command');
   }
 
@@ -229,6 +240,7 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
       case 'disks-settled':
         steps.end('settle-disks');
         this.life.onSettled();
+        this.handover?.onSettled();
         break;
       case 'settle-failed':
         steps.end('settle-disks');
@@ -271,11 +283,13 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
     if (this.session !== null) this.follow(this.session);
     else this.checkSilentConnection();
     this.life.advance(this.session !== null);
+    if (this.handover?.answer(this.life) === true) this.connectedAtMs = this.context.nowMs;
     this.showState();
   }
 
   private follow(session: SecondarySession): void {
     if (session.end !== null) this.endSession(session, session.end);
+    else if (session.handedOver) this.takeOver(session);
     else if (session.phase === 'failing')
       this.setState(
         this.standby.condemned === null ? this.state : 'BLOCKED',
@@ -284,6 +298,14 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
     else if (session.epoch > 0) this.followStandby();
     else if (session.touched) this.setState('SYNCING', 'the first copy is coming in');
     else this.setState('STARTING', 'comparing with the primary');
+  }
+
+  /** The connection stays, for the answer. */
+  private takeOver(session: SecondarySession): void {
+    this.context.emit({ type: 'close-session' });
+    this.session = null;
+    this.handover = new Handover(this.context, session.epoch);
+    this.life.begin('the primary has handed it over', false, true);
   }
 
   private endSession(session: SecondarySession, end: SecondaryEnd): void {
@@ -332,8 +354,13 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
     }
   }
 
+  /** A connection that says nothing is the primary's that waits for it. */
+  private get owesAnswer(): boolean {
+    return this.handover?.answered === false;
+  }
+
   private checkSilentConnection(): void {
-    if (this.connectedAtMs === null) return;
+    if (this.connectedAtMs === null || this.owesAnswer) return;
     if (this.context.nowMs >= this.connectedAtMs + HELLO_TIMEOUT_MS) {
       this.disconnect('no HELLO came');
     }
@@ -348,6 +375,7 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
   private disconnect(reason: string): void {
     if (this.connectedAtMs !== null) this.context.emit({ type: 'disconnect', reason });
     this.connectedAtMs = null;
+    this.handover = null;
   }
 
   private finish(outcome: Outcome, reason: string): void {

@@ -11,6 +11,7 @@ const RETRY_MS = 10_000;
 
 export class TakeOver {
   readonly reason: string;
+  private readonly handedOver: boolean;
   private readonly context: SecondaryContext;
   private readonly standby: Standby;
   private claimed: Claim['kind'] | null = null;
@@ -23,10 +24,11 @@ export class TakeOver {
   private retryLeft = true;
   private retryMs: number | null = null;
 
-  constructor(context: SecondaryContext, standby: Standby, reason: string) {
+  constructor(context: SecondaryContext, standby: Standby, reason: string, handedOver: boolean) {
     this.context = context;
     this.standby = standby;
     this.reason = reason;
+    this.handedOver = handedOver;
   }
 
   /** The witness may still say no, or the primary come back. */
@@ -64,7 +66,8 @@ export class TakeOver {
     } else {
       // INVARIANT 4: the only place where the VM is let run, and only in a generation that has been won.
       context.steps.begin('promote');
-      context.emit({ type: 'promote', generation: standby.won });
+      const { handedOver } = this;
+      context.emit({ type: 'promote', generation: standby.won, ...(handedOver && { handedOver }) });
     }
     return null;
   }

@@ -51,6 +51,8 @@ const BODIES: [Body, epoch: number][] = [
   [{ type: 'send', pages: 70_000, vmstateBytes: 20_000 }, 3],
   [{ type: 'error', code: 'stale', message: 'no', generation: 4, role: 'running' }, 0],
   [{ type: 'bye', reason: 'shutdown' }, 0],
+  [{ type: 'handover' }, 3],
+  [{ type: 'took-over', settledMs: 3, claimedMs: 1.5, runsMs: 9 }, 3],
 ];
 
 const message = ([body, epoch]: [Body, number]) => encodeMessage({ vmId: HEX, generation: 2, epoch, body });

@@ -51,7 +51,7 @@ const pause: Fault = (world) => {
 /** Also in the middle of a pause of ours. */
 const resume: Fault = (world) => {
   const { pvm, primary } = world;
-  if (!pvm.alive || pvm.running || pvm.shutDown) return;
+  if (!pvm.alive || pvm.running || pvm.shutDown || pvm.left) return;
   world.trace('* somebody resumes the VM');
   if (primary?.stopped) world.resumedByOthers = true;
   if (primary !== null) primary.stopped = false;
@@ -69,6 +69,13 @@ const shutDown: Fault = (world) => {
   primary.dispatch({ type: 'vm-shutdown', gone: false });
 };
 
+/** Without a witness that is a person's word that nobody has taken over. */
+const stop: Fault = (world) => {
+  if (world.witnessed || !world.svm.running) world.primary?.dispatch({ type: 'command', command: 'stop' });
+};
+
+export const drill: Fault = (world) => world.primary?.dispatch({ type: 'command', command: 'drill' });
+
 const breakBulk: Fault = (world) => {
   for (const channel of world.bulk) channel.reset();
 };
@@ -80,7 +87,9 @@ const ORDERLY: Fault[] = [
   (world) => world.primary?.dispatch({ type: 'vm-reset' }),
   (world) => world.primary?.dispatch({ type: 'pressure' }),
   (world) => world.primary?.dispatch({ type: 'command', command: 'checkpoint' }),
-  (world) => world.primary?.dispatch({ type: 'command', command: 'stop' }),
+  stop,
+  drill,
+  drill,
   breakBulk,
   (world) => world.primary?.hang(world.random.between(50, 600)),
   (world) => world.secondary?.hang(world.random.between(50, 600)),
@@ -153,7 +162,7 @@ const stopWitness: Fault = (world) => {
 const forget: Fault = (world) => world.etcd.forget(world.random.between(50, 900));
 
 /** The link is cut for good enough that both sides ask. */
-const cutLink: Fault = (world) => {
+export const cutLink: Fault = (world) => {
   world.trace('* the link is cut');
   world.control?.blackhole();
   world.heartbeats?.blackhole();
@@ -206,6 +215,7 @@ export function employPerson(world: World): void {
       employPerson(world);
       return;
     }
+    if (standsForNobody(world)) world.primary?.dispatch({ type: 'command', command: 'force-stop' });
     const cutOff = !pvm.alive || gate?.dead === true;
     if (cutOff && secondary?.alive && secondary.heldDevice >= world.newestSeen) {
       secondary.dispatch({ type: 'command', command: 'force-failover' });
@@ -214,12 +224,18 @@ export function employPerson(world: World): void {
   });
 }
 
+/** Handed over to a standby that could not let it run: neither side can know that the other doesn't. */
+function standsForNobody({ primary, secondary, pvm, svm }: World): boolean {
+  const stands = primary?.machine.state === 'BLOCKED' && primary.stopped && pvm.alive && !pvm.running;
+  return stands && !svm.running && secondary?.machine.state === 'BLOCKED';
+}
+
 /** Agents (and the standby's QEMU) that have died are started again; a protected VM that has died is not. */
 export function keepAgentsRunning(world: World): void {
   const { clock, random } = world;
   clock.after(random.between(...RESTART_MS), () => {
     const { primary, secondary, pvm } = world;
-    if (primary !== null && !primary.alive && pvm.alive) {
+    if (primary !== null && !primary.alive && pvm.alive && !pvm.left) {
       // What the dead agent left standing only a person can judge: a guest that has shut down is done with, any other should run.
       if (pvm.shutDown) world.kill('P-qemu');
       else pvm.running = true;
@@ -236,6 +252,7 @@ export function settled(world: World): boolean {
   if (primary === null || secondary === null) return false;
   // Nobody is left to tell the primary that it was superseded; it stays cut off.
   if (svm.running && !secondary.alive && primary.machine.state === 'BLOCKED') return true;
+  if (pvm.left) return true;
   if (pvm.shutDown && pvm.alive) return false;
   if (!pvm.alive) {
     // A checkpoint that the witness knows to be stale has been given up; one that it was never told of waits for a person.

@@ -18,6 +18,8 @@ export class Guest {
   running = false;
   alive = true;
   shutDown = false;
+  /** Handed over: it runs elsewhere. */
+  left = false;
   /** The tracker: pages written since they were last collected. */
   dirty = new Set<number>();
   /** What lies between the guest and its disk; it is called before the guest learns that a write is done. */

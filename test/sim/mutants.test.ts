@@ -4,13 +4,15 @@ import { Arbiter, type ArbiterEffect, type ArbiterEvent, type VmRecord } from '.
 import type {
   PrimaryEffect,
   PrimaryEvent,
+  PrimaryOptions,
   SecondaryEffect,
   SecondaryEvent,
 } from '../../src/protocol/machine.ts';
 import { PrimaryMachine } from '../../src/protocol/primary.ts';
 import { SecondaryMachine } from '../../src/protocol/secondary.ts';
+import { cutLink, drill, live } from './faults.ts';
 import { simulate, worldOf } from './simulate.ts';
-import { InvariantViolation, type WorldOptions } from './world.ts';
+import { InvariantViolation, type World, type WorldOptions } from './world.ts';
 
 const SEEDS_MAX = 400;
 
@@ -47,10 +49,11 @@ const without =
 function caught(
   change: Partial<WorldOptions>,
   ofSeed: (seed: number) => Partial<WorldOptions> = () => ({}),
+  scenario: (world: World) => void = live,
 ): number | null {
   for (let seed = 0; seed < SEEDS_MAX; seed++) {
     try {
-      simulate(worldOf(seed, { stepFailures: 0.03, corruption: 0, ...change, ...ofSeed(seed) }));
+      simulate(worldOf(seed, { stepFailures: 0.03, corruption: 0, ...change, ...ofSeed(seed) }), scenario);
     } catch (error) {
       if (error instanceof InvariantViolation) return error.invariant;
     }
@@ -267,5 +270,60 @@ describe('with a witness a machine is caught that', () => {
       ),
     );
     expect(caught(mutant)).toBe(7);
+  });
+});
+
+/** The link is cut somewhere in the middle of a planned failover. */
+function drillAndCut(world: World): void {
+  world.calm = true;
+  world.runUntil(() => world.primary?.machine.state === 'PROTECTED', 20_000);
+  drill(world);
+  world.clock.after(world.random.between(0, 60), () => cutLink(world));
+  world.runUntil(() => false, 10_000);
+}
+
+const DRILLED: Partial<WorldOptions> = { stepFailures: 0, witnessFaults: 0 };
+
+describe('in a drill a machine is caught that', () => {
+  test.each(['claimed', 'ordered'] as const)('resumes without having won (%s)', (failover) => {
+    class Mutant extends PrimaryMachine {
+      private handedOver = false;
+
+      override step(event: PrimaryEvent): PrimaryEffect[] {
+        if (this.handedOver && ['resumed', 'handed-over'].includes(event.type)) return [];
+        const effects = super.step(event);
+        this.handedOver ||= effects.some(
+          (effect) => effect.type === 'send' && effect.message.body.type === 'handover',
+        );
+        return this.handedOver && event.type === 'peer-silent'
+          ? [...effects, { type: 'resume' }, { type: 'hand-over' }]
+          : effects;
+      }
+    }
+    const mutant = { makePrimary: (options: PrimaryOptions) => new Mutant(options) };
+    expect(caught({ ...DRILLED, ...mutant, failover }, undefined, drillAndCut)).toBe(4);
+  });
+
+  test('leaves its VM before anybody runs it', () => {
+    const mutant = primary((effects) =>
+      effects.flatMap((effect): PrimaryEffect[] =>
+        effect.type === 'send' && effect.message.body.type === 'handover'
+          ? [effect, { type: 'leave-vm' }]
+          : [effect],
+      ),
+    );
+    expect(caught({ ...DRILLED, ...mutant, failover: 'claimed' }, undefined, drillAndCut)).toBe(7);
+  });
+
+  test('refuses and takes over all the same', () => {
+    const mutant = secondary((effects) =>
+      effects.map((effect) => {
+        if (effect.type !== 'send' || effect.message.body.type !== 'took-over') return effect;
+        const { vmId } = effect.message;
+        const body = { type: 'error', code: 'handover-refused', message: 'no' } as const;
+        return { ...effect, message: { vmId, generation: 1, epoch: 0, body } };
+      }),
+    );
+    expect(caught({ ...DRILLED, ...mutant, failover: 'ordered' }, undefined, drillAndCut)).toBe(4);
   });
 });

@@ -97,6 +97,14 @@ export class PrimaryAgent extends Agent<PrimaryEvent, PrimaryEffect> {
         this.disk.confirm(effect.epoch);
         this.known = this.lineage;
         return;
+      case 'stand-still':
+        this.standStill();
+        break;
+      case 'leave-vm':
+        this.world.leaveVm();
+        return;
+      case 'drilled':
+        return;
       case 'stop-vm':
         this.world.requireLost();
         this.guest.running = false;
@@ -339,6 +347,15 @@ export class PrimaryAgent extends Agent<PrimaryEvent, PrimaryEffect> {
       if (failed) this.dispatch({ type: 'step-failed', step: 'stop', reason: 'the world is bad' });
       else this.dispatch({ type: 'stopped', epoch, wasRunning });
       if (!failed) this.qmp('save', () => this.save(epoch));
+    });
+  }
+
+  private standStill(): void {
+    this.qmp('stand', () => {
+      const wasRunning = this.guest.running;
+      this.guest.running = false;
+      this.stopped ||= wasRunning;
+      this.dispatch({ type: 'stood', wasRunning });
     });
   }
 

@@ -117,6 +117,8 @@ export class World {
   crashed = false;
   /** How many processes and hosts have been killed. */
   deaths = 0;
+  /** The standby's VM has been let run. */
+  private tookOver = false;
   /** How many epochs the standby has confirmed. */
   commits = 0;
   readonly log: string[] = [];
@@ -204,6 +206,7 @@ export class World {
     this.pvm = this.svm;
     this.wireFrames();
     this.gate = null;
+    this.tookOver = false;
     this.standbyDisk = new StandbyDisk();
     this.standbyDisk.blocks.splice(0, old.disk.length, ...old.disk);
     this.svm = new Guest(this, this.standbyDisk.blocks);
@@ -303,6 +306,7 @@ export class World {
   }
 
   promoted(device: number): void {
+    this.tookOver = true;
     if (this.seen > device && !this.mistaken)
       violated(1, `the world has seen state ${this.seen}, the standby resumes at ${device}`);
   }
@@ -323,6 +327,14 @@ export class World {
   requireLost(): void {
     if (this.witnessed && this.etcd.entry.record?.primary === this.nodes[0])
       violated(7, `the primary is fenced, the witness has ${JSON.stringify(this.etcd.entry.record)}`);
+  }
+
+  /** INVARIANT 7: a VM is given up only for one that runs. Whoever may have resumed it, it stands from here on. */
+  leaveVm(): void {
+    if (!this.tookOver) violated(7, 'the VM is left, and the standby has never run it');
+    this.pvm.left = true;
+    this.pvm.running = false;
+    if (this.gate !== null) this.gate.dead = true;
   }
 
   handOver(): void {
@@ -348,6 +360,7 @@ export class World {
   check(): void {
     const { pvm, svm, clock } = this;
     const open = this.gate === null || this.gate.passes;
+    if (pvm.left && pvm.running) violated(4, 'a VM runs that was handed over');
     if (svm.running && pvm.running && open && !this.mistaken) violated(4, 'two VMs run with an open gate');
     const holder = this.etcd.entry.record?.primary;
     if (this.witnessed && svm.running && holder !== this.nodes[1] && !this.forced[1])

@@ -18,6 +18,9 @@ const handler = {
   failover: async (): Promise<string> => {
     throw new ControlError('refused', 'the primary lives');
   },
+  drill: async () => {
+    throw new ControlError('refused', 'it is not PROTECTED');
+  },
   stop: async () => 'stopping',
 };
 

@@ -6,6 +6,8 @@ import { event, ok, QmpServer, type Request } from './qmp-server.ts';
 let server: QmpServer;
 let qmp: QmpClient;
 let seen: string[];
+/** Whether the guard would resume the VM, if this process died now. */
+let guarded: boolean;
 let runState: RunState;
 /** What QEMU writes for a command. */
 let answers: Record<string, (request: Request) => string>;
@@ -18,7 +20,11 @@ beforeEach(async () => {
   server = await QmpServer.start((request) => answers[request.execute]?.(request) ?? ok(request));
   qmp = await QmpClient.connect(server.path);
   seen = [];
-  const guard = { setStopped: () => {} };
+  const guard = {
+    setStopped: (stopped: boolean) => {
+      guarded = stopped;
+    },
+  };
   runState = new RunState(qmp, guard, () => seen.push('resumed'));
   runState.listen({
     onPaused: () => seen.push('paused by others'),
@@ -54,6 +60,33 @@ describe('a RESUME while our cont is on its way', () => {
     await pause();
     expect(seen).toContain('resumed by others');
     expect(seen).not.toContain('pause ended');
+  });
+});
+
+describe('a VM that is handed over', () => {
+  test('is resumed by nobody but us, and by us when we say so', async () => {
+    expect(await runState.stop()).toBe(true);
+    expect(guarded).toBe(true);
+    await runState.resume();
+    expect(await runState.standStill()).toBe(true);
+    expect([runState.stoppedByUs, guarded]).toEqual([true, false]);
+    await runState.resume();
+    expect(seen).toEqual(['pause ended', 'resumed', 'pause ended', 'resumed']);
+  });
+
+  test('stands for good once it is left, though somebody has resumed it before', async () => {
+    await runState.standStill();
+    server.send(event('RESUME', {}));
+    await qmp.execute('query-status');
+    expect(seen).toEqual(['resumed by others']);
+    await runState.leave();
+    expect(guarded).toBe(false);
+    let done = false;
+    await runState.whileStopped(async () => {
+      done = true;
+    });
+    expect([done, await runState.resume()]).toEqual([true, null]);
+    expect(seen).toEqual(['resumed by others']);
   });
 });
 

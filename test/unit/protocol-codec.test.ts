@@ -48,8 +48,16 @@ const epochless: fc.Arbitrary<Body> = fc.oneof(
     reason: fc.constantFrom('shutdown' as const, 'detach' as const, 'qemu-lost' as const),
   }),
 );
+/** JSON knows no -0. */
+const duration = fc.double({ min: 0, max: 1e9, noNaN: true }).map(Math.abs);
 const inEpoch: fc.Arbitrary<Body> = fc.oneof(
-  fc.constantFrom('new', 'suspended', 'received', 'loaded').map((type) => ({ type }) as Body),
+  fc.constantFrom('new', 'suspended', 'received', 'loaded', 'handover').map((type) => ({ type }) as Body),
+  fc.record({
+    type: fc.constant('took-over' as const),
+    settledMs: duration,
+    claimedMs: fc.option(duration),
+    runsMs: duration,
+  }),
   fc.record({ type: fc.constant('send' as const), pages: count, vmstateBytes: fc.nat(0xffffffff) }),
 );
 const envelope = { vmId: hex(32), generation: count };
@@ -69,9 +77,9 @@ function frame(message: Partial<Message> & { body: Body }): Buffer {
 }
 
 /** A frame whose payload is replaced, its length with it. */
-function withPayload(body: Body, payload: string | Uint8Array): Buffer {
+function withPayload(body: Body, payload: string | Uint8Array, epoch = 0): Buffer {
   const bytes = Buffer.from(payload);
-  const header = frame({ body }).subarray(0, HEADER_BYTES);
+  const header = frame({ body, epoch }).subarray(0, HEADER_BYTES);
   header.writeUInt32BE(bytes.length, 40);
   return Buffer.concat([header, bytes]);
 }
@@ -86,6 +94,7 @@ const HELLO: Body = {
   arbitration: 'witness',
 };
 const READY: Body = { type: 'ready', bulkToken: VM_ID, lineages: [], node: 'south' };
+const TOOK_OVER: Body = { type: 'took-over', settledMs: 3, claimedMs: null, runsMs: 4 };
 const ERROR: Body = { type: 'error', code: 'protocol', message: '' };
 
 describe('control messages', () => {
@@ -182,7 +191,7 @@ describe('control messages', () => {
     ['another magic', header((b) => b.write('HTTP', 0)), 'bad-magic', /"HTTP"/],
     ['a newer version', header((b) => b.writeUInt16BE(2, 4)), 'bad-version', /version 2/],
     ['type 0', header((b) => b.writeUInt16BE(0, 6)), 'bad-type', /type 0/],
-    ['type 10', header((b) => b.writeUInt16BE(10, 6)), 'bad-type', /type 10/],
+    ['type 12', header((b) => b.writeUInt16BE(12, 6)), 'bad-type', /type 12/],
     [
       'generation 2^53',
       header((b) => b.writeBigUInt64BE(2n ** 53n, 24)),
@@ -337,6 +346,12 @@ describe('control messages', () => {
       withPayload({ type: 'bye', reason: 'detach' }, '{"reason":"bored"}'),
       'bad-payload',
       /reason must be one of/,
+    ],
+    [
+      'a time that is none',
+      withPayload(TOOK_OVER, '{"settledMs":1,"claimedMs":null,"runsMs":-1}', 2),
+      'bad-payload',
+      /runsMs must be a number of milliseconds/,
     ],
     ['a code with spaces', withPayload(ERROR, '{"code":"a b","message":""}'), 'bad-payload', /code must be/],
     ['no message', withPayload(ERROR, '{"code":"a"}'), 'bad-payload', /message must be/],

@@ -245,6 +245,8 @@ function fieldsOf(
       return { kind: first, reason: rest(2) };
     case 'stopped':
       return { epoch: Number(first), wasRunning: second !== 'already' };
+    case 'stood':
+      return { wasRunning: first !== 'already' };
     case 'captured':
       return { epoch: Number(first), pages: Number(second ?? 10) };
     case 'saved':

@@ -76,6 +76,18 @@ const PRIMARY_PATH: Bare<PrimaryEvent>[] = [
   received({ type: 'loaded' }, 1),
 ];
 
+/** From there on, until HANDOVER has been sent. */
+const DRILL_PATH: Bare<PrimaryEvent>[] = [
+  { type: 'command', command: 'drill' },
+  { type: 'stopped', epoch: 2, wasRunning: true },
+  { type: 'captured', epoch: 2, pages: 1 },
+  { type: 'saved', epoch: 2, vmstateBytes: 1 },
+  { type: 'resumed' },
+  { type: 'transmitted', epoch: 2 },
+  received({ type: 'received' }, 2),
+  received({ type: 'loaded' }, 2),
+];
+
 const SECONDARY_PATH: Bare<SecondaryEvent>[] = [
   { type: 'start' },
   { type: 'peer-connected' },
@@ -95,14 +107,15 @@ const SECONDARY_PATH: Bare<SecondaryEvent>[] = [
 ];
 
 const body: fc.Arbitrary<Body> = fc.oneof(
-  fc.constantFrom('new', 'suspended', 'received', 'loaded').map((type) => ({ type }) as Body),
+  fc.constantFrom('new', 'suspended', 'received', 'loaded', 'handover').map((type) => ({ type }) as Body),
   fc.constant<Body>({ ...HELLO, connections: 2 }),
   fc.constant<Body>({ type: 'ready', bulkToken: VM_ID, lineages: [], node: 'south' }),
+  fc.constant<Body>({ type: 'took-over', settledMs: 1, claimedMs: null, runsMs: 2 }),
   fc.record({ type: fc.constant('send' as const), pages: fc.nat(3), vmstateBytes: fc.nat(3) }),
   fc.constantFrom('shutdown', 'detach', 'qemu-lost').map((reason) => ({ type: 'bye', reason }) as Body),
   fc.record({
     type: fc.constant('error' as const),
-    code: fc.constantFrom('stale-generation', 'incompatible', 'x'),
+    code: fc.constantFrom('stale-generation', 'incompatible', 'handover-refused', 'x'),
     message: fc.string(),
     generation: fc.constantFrom(0, 1, 2, Number.MAX_SAFE_INTEGER),
     role: fc.constantFrom('standby' as const, 'running' as const),
@@ -136,6 +149,27 @@ describe('any message, at any moment', () => {
     );
   });
 
+  test('resumes no VM that was handed over, unless it says that the standby refuses', () => {
+    fc.assert(
+      fc.property(fc.array(anyMessage, { minLength: 1, maxLength: 4 }), (messages) => {
+        const machine = newPrimary();
+        feed(machine, ...PRIMARY_PATH, ...DRILL_PATH);
+        expect(machine.step({ type: 'tick', nowMs: 5 })).toEqual([{ type: 'stand-still' }]);
+        machine.step({ type: 'stood', wasRunning: true, nowMs: 5 });
+        const effects = messages.flatMap((each) =>
+          machine.step({ type: 'message', message: each, nowMs: 5 }),
+        );
+        const refused = messages.some(
+          ({ vmId, body: said }) =>
+            vmId === VM_ID && said.type === 'error' && said.code === 'handover-refused',
+        );
+        const goesOn = effects.filter(({ type }) => type === 'resume' || type === 'hand-over');
+        if (!refused) expect(goesOn).toEqual([]);
+      }),
+      { numRuns: 2000 },
+    );
+  });
+
   test('is survived by the secondary, which never runs its VM because of one', () => {
     fc.assert(
       fc.property(
@@ -148,7 +182,8 @@ describe('any message, at any moment', () => {
           const before = machine.epoch;
           for (const each of messages) {
             const effects = machine.step({ type: 'message', message: each, nowMs: 0 });
-            const lost = each.body.type === 'bye' && each.body.reason === 'qemu-lost';
+            const { body: said } = each;
+            const lost = said.type === 'handover' || (said.type === 'bye' && said.reason === 'qemu-lost');
             if (!lost) expect(effects.filter(({ type }) => type === 'promote')).toEqual([]);
             if (effects.some(({ type }) => type === 'flush')) expect(machine.epoch).toBeGreaterThan(before);
           }
