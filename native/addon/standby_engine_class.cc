@@ -53,6 +53,7 @@ class StandbyEngineHandle : public Handle<StandbyEngineHandle> {
   void shut_down() override {
     engine_->close();
     engine_.reset();
+    mailbox_.reset();  // not only when the garbage collector comes to it: each session has one
   }
 
  private:

@@ -5,6 +5,7 @@ import { createRequire } from 'node:module';
 import path from 'node:path';
 import { Worker } from 'node:worker_threads';
 import { describe, expect, test } from 'vitest';
+import { native } from '../../src/native/binding.ts';
 import { FakeGuest } from './native-harness.ts';
 
 const root = path.join(import.meta.dirname, '..', '..');
@@ -99,6 +100,31 @@ describe('a worker thread', () => {
     }
     await guest.kill();
   });
+});
+
+test('a standby engine that is closed gives its descriptors back at once, not when the garbage is collected', async () => {
+  const guest = await FakeGuest.start();
+  const mailbox = native.makeMemoryFile('mailbox');
+  const before = openDescriptors();
+  const engine = new native.StandbyEngine({
+    pid: guest.pid,
+    blocks: [guest.block],
+    mailboxFd: mailbox.readWriteFd,
+    mailboxStateOffset: 0,
+    mailboxStateBytes: 65536,
+    machine: 'pc',
+    preserved: [],
+    disks: [],
+    stagingLimitBytes: 0,
+    onStaged: () => {},
+    onFailed: () => {},
+  });
+  expect(openDescriptors().length).toBeGreaterThan(before.length);
+  engine.close();
+  expect(openDescriptors()).toEqual(before);
+  native.closeFd(mailbox.readWriteFd);
+  native.closeFd(mailbox.writeOnlyFd);
+  await guest.kill();
 });
 
 describe('a process', () => {
