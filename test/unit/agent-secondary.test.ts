@@ -1,5 +1,4 @@
 /** The secondary's shell, with a standby VM whose answers come when the test says so. */
-import { once } from 'node:events';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { connect, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
@@ -182,7 +181,7 @@ test('a primary whose connection cannot be used is refused, and the next one is 
   });
   const secondary = await start();
   const { socket } = open(secondary.port, encodePreface({ link: 'control' }));
-  await once(socket, 'close');
+  await vi.waitFor(() => expect(socket.closed).toBe(true), PATIENCE);
   expect(secondary.log.join()).toMatch(/a primary was refused.*Too many open files/);
   descriptors = true;
   await connectPrimary(secondary, 1);
