@@ -214,7 +214,7 @@ export class PrimaryVm {
         break;
       case 'quit-vm':
         // INVARIANT 4: its gate is not opened on the way.
-        void this.#queue.run(() => this.#process.quit());
+        void this.#process.quit(this.#queue);
         break;
     }
   }

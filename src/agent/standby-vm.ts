@@ -144,7 +144,7 @@ export class StandbyVm {
         void this.#queue.run(() => this.#promote(effect.generation));
         break;
       case 'quit-vm':
-        void this.#queue.run(() => this.#process.quit());
+        void this.#process.quit(this.#queue);
         break;
     }
   }

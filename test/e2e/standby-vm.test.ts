@@ -157,3 +157,12 @@ it('INVARIANT 3: so also where the record beside it could not be written', async
   expect(await openSession(standby, 2, SECOND)).toEqual([null]);
   expect(readRecord(image)).toMatchObject({ role: 'copying', lineage: null });
 });
+
+it('INVARIANT 4: a QEMU that hangs in the middle of something is killed all the same when it is to end', async () => {
+  const { vm, qemu, description } = await start();
+  cleanups.push(() => vm.detach());
+  qemu.child.kill('SIGSTOP');
+  vm.perform({ type: 'compare', description, generation: 1, lineage: FIRST });
+  vm.perform({ type: 'quit-vm' });
+  await vi.waitFor(() => expect(qemu.child.signalCode).toBe('SIGKILL'), PATIENCE);
+});
