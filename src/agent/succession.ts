@@ -13,7 +13,7 @@ import type { Status } from './status.ts';
 const RETRY_MS = 30_000;
 
 /** What the agent is to be as a primary, and as a standby: asked for anew each time, because an agent that ends closes what it was given. */
-export type Successor = () => Omit<PrimaryAgentOptions, 'tookOver' | 'forced'>;
+export type Successor = () => Omit<PrimaryAgentOptions, 'inherit'>;
 export type StandIn = () => SecondaryAgentOptions;
 
 type Outcome = SecondaryOutcome | AgentOutcome;
@@ -47,8 +47,7 @@ export class Succession implements ControlHandler {
     const succession = new Succession(options);
     succession.#primary = await PrimaryAgent.attach({
       ...options.successor(),
-      tookOver: false,
-      forced: false,
+      inherit: null,
     });
     return succession;
   }
@@ -148,7 +147,7 @@ export class Succession implements ControlHandler {
     standby: Promise<SecondaryOutcome>,
   ): Promise<Outcome | null> {
     for (;;) {
-      const outcome = await this.#runAsPrimary(successor, secondary.undisputed);
+      const outcome = await this.#runAsPrimary(successor, secondary);
       if (outcome !== null) {
         secondary.stop();
         await standby;
@@ -159,14 +158,10 @@ export class Succession implements ControlHandler {
     }
   }
 
-  /** Null, with the reason in #trouble, when the VM may be tried again. */
-  async #runAsPrimary(successor: Successor, undisputed: boolean): Promise<AgentOutcome | null> {
+  /** Null, with the reason in #trouble, when the VM may be tried again, or when the standby has ended meanwhile. */
+  async #runAsPrimary(successor: Successor, secondary: SecondaryAgent): Promise<AgentOutcome | null> {
     try {
-      this.#primary = await PrimaryAgent.attach({
-        ...successor(),
-        tookOver: undisputed,
-        forced: !undisputed,
-      });
+      this.#primary = await PrimaryAgent.attach({ ...successor(), inherit: () => secondary.bequeath() });
     } catch (error) {
       this.#failed((error as Error).message);
       return null;
