@@ -84,7 +84,8 @@ export class SecondaryAgent {
   readonly #fenceSkipped = new AbortController();
   #state: StateWord = 'STARTING';
   #reason = '';
-  #onChange: () => void = () => {};
+  /** Who waits for the next change of state. */
+  readonly #waiting = new Set<() => void>();
 
   /** Attaches to a VM started with -S and listens. Throws NotAStandbyError, PreflightError, QmpError, NativeError, GenerationFileError or WitnessAccessError. */
   static async attach(options: SecondaryAgentOptions): Promise<SecondaryAgent> {
@@ -373,15 +374,14 @@ export class SecondaryAgent {
     this.#state = state;
     this.#reason = reason;
     if (state === 'RUNNING') this.#tellTookOver();
-    this.#onChange();
+    for (const resume of this.#waiting) resume();
+    this.#waiting.clear();
   }
 
   /** Resolves at once unless a take-over is under way. */
   async #stateSettled(): Promise<void> {
     while (this.#state === 'TAKING-OVER') {
-      await new Promise<void>((resolve) => {
-        this.#onChange = resolve;
-      });
+      await new Promise<void>((resolve) => this.#waiting.add(resolve));
     }
   }
 

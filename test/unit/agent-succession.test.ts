@@ -34,11 +34,13 @@ const SILENT = new Log(
 const VM = 'web1';
 const GENERATION = 1;
 const PATIENCE_MS = 60_000;
+const ELSEWHERE = 'somebody else has its userfaultfd';
 
 let etcd: TestEtcd;
 let cleanup: Cleanup;
 let folder: string;
 let keys = 0;
+let giveUp = () => {};
 
 beforeAll(async () => {
   etcd = await TestEtcd.start();
@@ -58,7 +60,7 @@ type Witness = WitnessChoice & { kind: 'etcd' };
 function witnessOf(node: string): Witness {
   const endpoints = etcd.endpoints.map((endpoint) => new URL(endpoint));
   const open = { ca: null, cert: null, key: null, user: null, password: null };
-  const client = new EtcdClient({ endpoints, ...open, requestTimeoutMs: 500 });
+  const client = new EtcdClient({ endpoints, ...open, requestTimeoutMs: 10_000 });
   cleanup.add(() => client.close());
   return {
     kind: 'etcd',
@@ -100,7 +102,7 @@ class North {
   }
 }
 
-/** Every step ends well, at once. */
+/** Every step ends well, at once; but for one that is to wait. */
 class WillingStandby {
   readonly pid = process.pid;
   readonly disks = [];
@@ -108,6 +110,8 @@ class WillingStandby {
   readonly loadMs = this.flushMs;
   readonly scrubMs = this.flushMs;
   readonly asked: SecondaryEffect['type'][] = [];
+  holds: SecondaryEffect['type'] | null = null;
+  #held: SecondaryEffect | null = null;
   #answer: Parameters<StandbyVm['listen']>[0] = () => {};
 
   listen(onEvent: Parameters<StandbyVm['listen']>[0]): void {
@@ -116,6 +120,15 @@ class WillingStandby {
 
   perform(effect: SecondaryEffect): void {
     this.asked.push(effect.type);
+    if (effect.type === this.holds) this.#held = effect;
+    else this.#carryOut(effect);
+  }
+
+  release(): void {
+    this.#carryOut(this.#held as SecondaryEffect);
+  }
+
+  #carryOut(effect: SecondaryEffect): void {
     if (effect.type === 'compare') this.#answer({ type: 'compared', difference: null });
     else if (effect.type === 'open-session') {
       this.#answer({ type: 'session-opened', bulkToken: '1'.repeat(32), lineages: [] });
@@ -150,12 +163,13 @@ class WillingPrimary {
   }
 }
 
-/** Nothing is known of an attempt to attach until the test says how it ends. */
+/** Nothing is known of an attempt to attach until the test, or its end, says how it ends. */
 function heldAttach(): (vm: WillingPrimary) => void {
   let succeed: (vm: PrimaryVm) => void = () => {};
   vi.mocked(attachPrimary).mockReturnValueOnce(
-    new Promise((resolve) => {
+    new Promise((resolve, reject) => {
       succeed = resolve;
+      giveUp = () => reject(new Error(ELSEWHERE));
     }),
   );
   return (vm) => succeed(vm as unknown as PrimaryVm);
@@ -211,6 +225,7 @@ async function startSouth(): Promise<South> {
   const ended = agent.run();
   cleanup.add(async () => {
     agent.end();
+    giveUp();
     await ended;
   });
   return { vm, agent, ended };
@@ -254,9 +269,20 @@ async function forced(): Promise<{ north: North; south: South }> {
   return { north, south };
 }
 
+test('everybody who orders a take-over is told what came of it', async () => {
+  vi.mocked(attachPrimary).mockRejectedValue(new Error(ELSEWHERE));
+  const { south, lose } = await standing();
+  south.vm.holds = 'settle-disks';
+  lose();
+  await waitFor('its disks', PATIENCE_MS, () => south.vm.asked.includes('settle-disks'));
+  const orders = [south.agent.failover(null), south.agent.failover(null)];
+  south.vm.release();
+  expect(await Promise.all(orders)).toEqual(['took over', 'took over']);
+});
+
 describe('a survivor that is no primary yet', { timeout: 180_000 }, () => {
   test("writes a person's word down, and ends when it is superseded, though its VM can't be attached to", async () => {
-    vi.mocked(attachPrimary).mockRejectedValue(new Error('somebody else has its userfaultfd'));
+    vi.mocked(attachPrimary).mockRejectedValue(new Error(ELSEWHERE));
     const { north, south } = await forced();
     const { generation } = await north.waitForSouth();
     await north.win({ kind: 'seize', atLeast: generation + 1 });
