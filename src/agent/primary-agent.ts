@@ -201,6 +201,7 @@ export class PrimaryAgent {
    * that is resolved with.
    */
   async stop(force = false): Promise<string> {
+    if (this.#final !== null) return hasEnded(this.#final.reason);
     this.#dispatch({ type: 'command', command: force ? 'force-stop' : 'stop' });
     const begun = 'protection ends; the VM keeps running';
     if (!force) return begun;
@@ -213,11 +214,14 @@ export class PrimaryAgent {
   /** Hands the VM over. Resolves when the standby runs it; throws ControlError `refused` with the reason when it doesn't. */
   async drill(): Promise<DrillReport> {
     if (this.#drill !== null) throw new ControlError('refused', 'a drill is under way already');
+    if (this.#final !== null) throw new ControlError('refused', hasEnded(this.#final.reason));
     const watch = new DrillWatch(monotonicMs());
-    const failure = await new Promise<string | null>((end) => {
+    const told = new Promise<string | null>((end) => {
       this.#drill = { watch, end };
       this.#dispatch({ type: 'command', command: 'drill' });
     });
+    // The machine's own word on it comes first; after its end there is none.
+    const failure = await Promise.race([told, this.#finished.then(({ reason }) => hasEnded(reason))]);
     this.#drill = null;
     if (failure !== null) throw new ControlError('refused', failure);
     return watch.report(this.#options.vm, this.#standbyNode);
@@ -358,6 +362,10 @@ export class PrimaryAgent {
     this.#reason = reason;
     if (state === 'SYNCING' || state === 'EXPOSED') this.#meters.sessionChanged();
   }
+}
+
+function hasEnded(reason: string): string {
+  return `protection has ended here: ${reason}`;
 }
 
 function adviceOn(outcome: AgentOutcome['outcome']): string {

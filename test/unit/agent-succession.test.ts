@@ -7,14 +7,20 @@ import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi 
 import { Arbitration, type WitnessChoice } from '../../src/agent/arbitration.ts';
 import { GenerationFile } from '../../src/agent/generation-file.ts';
 import { Log } from '../../src/agent/log.ts';
+import { PrimaryAgent } from '../../src/agent/primary-agent.ts';
 import { attachPrimary } from '../../src/agent/primary-attach.ts';
-import type { PrimaryVm } from '../../src/agent/primary-vm.ts';
+import type { PrimaryVm, PrimaryVmListener } from '../../src/agent/primary-vm.ts';
 import type { SecondaryAgentOptions } from '../../src/agent/secondary-agent.ts';
 import { attachStandby } from '../../src/agent/standby-attach.ts';
 import type { StandbyVm } from '../../src/agent/standby-vm.ts';
 import { Succession, type Successor } from '../../src/agent/succession.ts';
 import { encodeMessage } from '../../src/protocol/codec.ts';
-import { type ClaimEvent, DEFAULT_TIMINGS, type SecondaryEffect } from '../../src/protocol/machine.ts';
+import {
+  type ClaimEvent,
+  DEFAULT_TIMINGS,
+  type PrimaryEffect,
+  type SecondaryEffect,
+} from '../../src/protocol/machine.ts';
 import type { Body } from '../../src/protocol/messages.ts';
 import { encodePreface } from '../../src/protocol/preface.ts';
 import { vmIdOf } from '../../src/protocol/vm-id.ts';
@@ -152,9 +158,16 @@ class WillingPrimary {
   readonly tracker = { kind: 'compare', reason: '' };
   readonly disks = { any: false, generation: 1, record: async () => {}, status: () => [] };
   detached = false;
+  #answer: PrimaryVmListener['onEvent'] = () => {};
 
-  listen(): void {}
-  perform(): void {}
+  listen({ onEvent }: PrimaryVmListener): void {
+    this.#answer = onEvent;
+  }
+
+  perform({ type }: PrimaryEffect): void {
+    if (type === 'hand-over') this.#answer({ type: 'handed-over' });
+  }
+
   heldOutput() {
     return { heldFrames: 0, heldBytes: 0, droppedFrames: 0 };
   }
@@ -278,6 +291,42 @@ test('everybody who orders a take-over is told what came of it', async () => {
   const orders = [south.agent.failover(null), south.agent.failover(null)];
   south.vm.release();
   expect(await Promise.all(orders)).toEqual(['took over', 'took over']);
+});
+
+describe('a primary that has ended', () => {
+  test('hands nothing over any more, and says why', async () => {
+    vi.mocked(attachPrimary).mockResolvedValue(new WillingPrimary() as unknown as PrimaryVm);
+    const agent = await PrimaryAgent.attach({ ...successor(), witness: { kind: 'none' }, inherit: null });
+    const ended = agent.run();
+    await agent.stop();
+    expect(await ended).toMatchObject({ outcome: 'stopped' });
+    const why = 'protection has ended here: stopped by command';
+    await expect(agent.drill()).rejects.toThrow(why);
+    expect(await agent.stop()).toBe(why);
+  });
+
+  test('and that is not a standby yet answers as one', async () => {
+    const primary = {
+      run: async () => ({ outcome: 'handed-over', reason: 'it runs on south' }),
+      drill: () => new Promise(() => {}),
+      stop: async () => 'protection ends; the VM keeps running',
+    };
+    const attach = vi.spyOn(PrimaryAgent, 'attach').mockResolvedValue(primary as unknown as PrimaryAgent);
+    cleanup.add(() => attach.mockRestore());
+    let attached: (vm: StandbyVm) => void = () => {};
+    const standing = new Promise<StandbyVm>((resolve) => {
+      attached = resolve;
+    });
+    vi.mocked(attachStandby).mockReset().mockReturnValue(standing);
+    const agent = await Succession.protect({ vm: VM, log: SILENT, standIn, successor });
+    const ended = agent.run();
+    await waitFor('its turn', PATIENCE_MS, () => vi.mocked(attachStandby).mock.calls.length > 0);
+    await expect(agent.drill()).rejects.toThrow('this is a standby: run drill on its primary');
+    await expect(agent.failover(null)).rejects.toThrow('this is not its standby yet');
+    expect(await agent.stop(null)).toBe('the standby ends; its VM is left as it stands');
+    attached(new WillingStandby() as unknown as StandbyVm);
+    expect(await ended).toMatchObject({ outcome: 'stopped' });
+  });
 });
 
 describe('a survivor that is no primary yet', { timeout: 180_000 }, () => {
