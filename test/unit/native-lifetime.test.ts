@@ -182,6 +182,7 @@ describe('a process', () => {
     const result = run(`${OPEN}
       const acceptor = new native.Acceptor({ ...acceptorOptions, onRefused: () => process.exit(5) });
       require('node:net').connect(acceptor.port, '127.0.0.1').write('nonsense');
+      setTimeout(nothing, 15_000); // the connection may have ended before the callback comes, and then nothing else keeps the process
     `);
     expect(result).toMatchObject({ status: 5, stderr: '' });
   });
