@@ -34,6 +34,7 @@ export async function attachPrimary(options: PrimaryAgentOptions): Promise<Prima
   let engine: PrimaryEngine | null = null;
   let disks: PrimaryDisks | null = null;
   let guard: PauseGuard | null = null;
+  let vmstate: VmstateFile | null = null;
   try {
     const pid = qmp.peer.pid;
     await assertProtectable(qmp, pid, options.exceptions);
@@ -53,7 +54,7 @@ export async function attachPrimary(options: PrimaryAgentOptions): Promise<Prima
     const { owner } = disks;
     const description = await describeVm(qmp, pid, blocks, null, { ...exceptions, owner, bufferBytes });
     const shutdownAction = ShutdownAction.of(pid);
-    const vmstate = await VmstateFile.attach(qmp);
+    vmstate = await VmstateFile.attach(qmp);
     engine = new native.PrimaryEngine({
       pid,
       blocks,
@@ -80,6 +81,8 @@ export async function attachPrimary(options: PrimaryAgentOptions): Promise<Prima
   } catch (error) {
     engine?.close();
     disks?.close();
+    // Its own descriptors are closed in any case; a QEMU that doesn't answer any more has nothing to give back.
+    await vmstate?.detach(qmp).catch(() => {});
     await guard?.close();
     qmp.close();
     throw error;
