@@ -49,6 +49,11 @@ export function noWitness(kind: 'etcd' | 'manual' | 'none', node: string): Witne
   return { kind, node, answers: null, reason: '' };
 }
 
+/** Of an agent that comes to nothing before it arbitrates; Arbitration.close() does it later. */
+export function closeWitness(witness: WitnessChoice): void {
+  if (witness.kind === 'etcd') witness.client.close();
+}
+
 /** Without etcd there is nothing to run. */
 export function arbitrationOf(
   witness: WitnessChoice,

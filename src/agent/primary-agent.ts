@@ -8,7 +8,13 @@ import type { Mode } from '../protocol/messages.ts';
 import { PrimaryMachine } from '../protocol/primary.ts';
 import { vmIdOf } from '../protocol/vm-id.ts';
 import type { AcceptedExceptions } from '../vm/preflight.ts';
-import { type Arbitration, arbitrationOf, noWitness, type WitnessChoice } from './arbitration.ts';
+import {
+  type Arbitration,
+  arbitrationOf,
+  closeWitness,
+  noWitness,
+  type WitnessChoice,
+} from './arbitration.ts';
 import { ControlError } from './control-server.ts';
 import { type DrillReport, DrillWatch } from './drill-report.ts';
 import { Driver, monotonicMs } from './driver.ts';
@@ -104,9 +110,18 @@ export class PrimaryAgent {
 
   /**
    * Attaches to the VM without stopping it. Throws (PreflightError, QmpError, NativeError, GenerationFileError, WitnessAccessError, what `inherit` throws) when it can't be
-   * protected; it is unharmed then.
+   * protected; it is unharmed then, and the connection to the witness is closed.
    */
   static async attach(options: PrimaryAgentOptions): Promise<PrimaryAgent> {
+    try {
+      return await PrimaryAgent.#attach(options);
+    } catch (error) {
+      closeWitness(options.witness);
+      throw error;
+    }
+  }
+
+  static async #attach(options: PrimaryAgentOptions): Promise<PrimaryAgent> {
     const { traceFile, vm: name, stateFolder, node, log, inherit } = options;
     const generations = new GenerationFile(stateFolder, name, node);
     // A survivor's VM runs already, whatever the witness says.

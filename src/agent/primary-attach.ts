@@ -36,6 +36,7 @@ export async function attachPrimary(options: PrimaryAgentOptions): Promise<Prima
   let disks: PrimaryDisks | null = null;
   let guard: PauseGuard | null = null;
   let runState: RunState | null = null;
+  let vmstate: VmstateFile | null = null;
   try {
     const pid = qmp.peer.pid;
     await assertProtectable(qmp, pid, options.exceptions);
@@ -56,7 +57,7 @@ export async function attachPrimary(options: PrimaryAgentOptions): Promise<Prima
     const { owner } = disks;
     const description = await describeVm(qmp, pid, blocks, null, { ...exceptions, owner, bufferBytes });
     const shutdownAction = ShutdownAction.of(pid);
-    const vmstate = await VmstateFile.attach(qmp);
+    vmstate = await VmstateFile.attach(qmp);
     engine = new native.PrimaryEngine({
       pid,
       blocks,
@@ -84,6 +85,8 @@ export async function attachPrimary(options: PrimaryAgentOptions): Promise<Prima
     engine?.close();
     disks?.close();
     await insist(async () => runState?.resume()); // INVARIANT 7: the last who can, since the guard goes next
+    // Its own descriptors are closed in any case; a QEMU that doesn't answer any more has nothing to give back.
+    await vmstate?.detach(qmp).catch(() => {});
     await guard?.close();
     qmp.close();
     throw error;

@@ -6,7 +6,13 @@ import type { Message } from '../protocol/messages.ts';
 import { SecondaryMachine } from '../protocol/secondary.ts';
 import { vmIdOf } from '../protocol/vm-id.ts';
 import type { AcceptedExceptions } from '../vm/preflight.ts';
-import { type Arbitration, arbitrationOf, noWitness, type WitnessChoice } from './arbitration.ts';
+import {
+  type Arbitration,
+  arbitrationOf,
+  closeWitness,
+  noWitness,
+  type WitnessChoice,
+} from './arbitration.ts';
 import { ControlError } from './control-server.ts';
 import { Driver, monotonicMs } from './driver.ts';
 import { type FenceOptions, fence } from './fence.ts';
@@ -87,8 +93,17 @@ export class SecondaryAgent {
   /** Who waits for the next change of state. */
   readonly #waiting = new Set<() => void>();
 
-  /** Attaches to a VM started with -S and listens. Throws NotAStandbyError, PreflightError, QmpError, NativeError, GenerationFileError or WitnessAccessError. */
+  /** Attaches to a VM started with -S and listens. Throws NotAStandbyError, PreflightError, QmpError, NativeError, GenerationFileError or WitnessAccessError, with the connection to the witness closed. */
   static async attach(options: SecondaryAgentOptions): Promise<SecondaryAgent> {
+    try {
+      return await SecondaryAgent.#attach(options);
+    } catch (error) {
+      closeWitness(options.witness);
+      throw error;
+    }
+  }
+
+  static async #attach(options: SecondaryAgentOptions): Promise<SecondaryAgent> {
     const { traceFile, vm: name, stateFolder, node, log } = options;
     const generations = new GenerationFile(stateFolder, name, node);
     await assertWitnessAccess(options.witness, log);

@@ -10,7 +10,7 @@ import { Log } from '../../src/agent/log.ts';
 import { PrimaryAgent } from '../../src/agent/primary-agent.ts';
 import { attachPrimary } from '../../src/agent/primary-attach.ts';
 import type { PrimaryVm, PrimaryVmListener } from '../../src/agent/primary-vm.ts';
-import type { SecondaryAgentOptions } from '../../src/agent/secondary-agent.ts';
+import { SecondaryAgent, type SecondaryAgentOptions } from '../../src/agent/secondary-agent.ts';
 import { attachStandby } from '../../src/agent/standby-attach.ts';
 import type { StandbyVm } from '../../src/agent/standby-vm.ts';
 import { Succession, type Successor } from '../../src/agent/succession.ts';
@@ -291,6 +291,17 @@ test('everybody who orders a take-over is told what came of it', async () => {
   const orders = [south.agent.failover(null), south.agent.failover(null)];
   south.vm.release();
   expect(await Promise.all(orders)).toEqual(['took over', 'took over']);
+});
+
+test('who cannot attach to its VM leaves no connection to the witness', async () => {
+  const witness = witnessOf('south');
+  const close = vi.spyOn(witness.client, 'close');
+  vi.mocked(attachPrimary).mockRejectedValue(new Error(ELSEWHERE));
+  await expect(PrimaryAgent.attach({ ...successor(), witness, inherit: null })).rejects.toThrow(ELSEWHERE);
+  expect(close).toHaveBeenCalledTimes(1);
+  vi.mocked(attachStandby).mockReset().mockRejectedValue(new Error(ELSEWHERE));
+  await expect(SecondaryAgent.attach({ ...standIn(), witness })).rejects.toThrow(ELSEWHERE);
+  expect(close).toHaveBeenCalledTimes(2);
 });
 
 describe('a primary that has ended', () => {
