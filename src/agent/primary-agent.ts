@@ -48,15 +48,24 @@ export interface PrimaryAgentOptions {
   witness: WitnessChoice;
   /** What this host calls itself. */
   node: string;
-  /** This very process has taken the VM over, in the newest generation that is kept; nobody can dispute it. */
-  tookOver: boolean;
-  /** The same, at a person's word that the witness doesn't know of: it is told first. */
-  forced: boolean;
+  /**
+   * This very process has taken the VM over: called once, when nothing can keep this agent from going on with it, which is answerable for the VM from then on. May throw
+   * instead: there is nothing to go on with. Null: another process, or nobody, had it before.
+   */
+  inherit: (() => Inheritance) | null;
   /** Where the newest generation is kept. */
   stateFolder: string;
   /** The file for a breakdown of each checkpoint, or null. */
   traceFile: string | null;
   log: Log;
+}
+
+/** What a survivor leaves to the primary that it becomes. */
+export interface Inheritance {
+  /** The very same object, which may be writing: two would undo each other's. */
+  generations: GenerationFile;
+  /** Nobody can dispute the newest generation in there. If not it was a person's word, which the witness doesn't know of and is told first. */
+  undisputed: boolean;
 }
 
 /** Less than a client waits for its answer. */
@@ -94,18 +103,21 @@ export class PrimaryAgent {
   #reason = '';
 
   /**
-   * Attaches to the VM without stopping it. Throws (PreflightError, QmpError, NativeError, GenerationFileError, WitnessAccessError) when it can't be protected; it is unharmed
-   * then.
+   * Attaches to the VM without stopping it. Throws (PreflightError, QmpError, NativeError, GenerationFileError, WitnessAccessError, what `inherit` throws) when it can't be
+   * protected; it is unharmed then.
    */
   static async attach(options: PrimaryAgentOptions): Promise<PrimaryAgent> {
-    const { traceFile, vm: name, stateFolder, node, log } = options;
+    const { traceFile, vm: name, stateFolder, node, log, inherit } = options;
     const generations = new GenerationFile(stateFolder, name, node);
     // A survivor's VM runs already, whatever the witness says.
-    if (!options.tookOver && !options.forced) await assertWitnessAccess(options.witness, log);
+    if (inherit === null) await assertWitnessAccess(options.witness, log);
     const trace = traceFile === null ? null : await PrimaryTrace.open(traceFile, name, log);
+    let vm: PrimaryVm | null = null;
     try {
-      return new PrimaryAgent(options, await attachPrimary(options), generations, trace);
+      vm = await attachPrimary(options);
+      return new PrimaryAgent(options, vm, trace, inherit?.() ?? { generations, undisputed: null });
     } catch (error) {
+      await vm?.detach();
       await trace?.close();
       throw error;
     }
@@ -114,8 +126,8 @@ export class PrimaryAgent {
   private constructor(
     options: PrimaryAgentOptions,
     vm: PrimaryVm,
-    generations: GenerationFile,
     trace: PrimaryTrace | null,
+    { generations, undisputed }: Inheritance | { generations: GenerationFile; undisputed: null },
   ) {
     const { witness, node, log } = options;
     this.#options = options;
@@ -143,8 +155,8 @@ export class PrimaryAgent {
       node,
       arbitration: witness.kind === 'etcd' ? 'witness' : 'none',
       timings: options.timings,
-      tookOver: options.tookOver,
-      forced: options.forced,
+      tookOver: undisputed === true,
+      forced: undisputed === false,
       tookPart: generations.highest > 0,
       foundClosedGate: vm.foundClosedGate,
     });
@@ -189,6 +201,7 @@ export class PrimaryAgent {
    * that is resolved with.
    */
   async stop(force = false): Promise<string> {
+    if (this.#final !== null) return hasEnded(this.#final.reason);
     this.#dispatch({ type: 'command', command: force ? 'force-stop' : 'stop' });
     const begun = 'protection ends; the VM keeps running';
     if (!force) return begun;
@@ -201,11 +214,14 @@ export class PrimaryAgent {
   /** Hands the VM over. Resolves when the standby runs it; throws ControlError `refused` with the reason when it doesn't. */
   async drill(): Promise<DrillReport> {
     if (this.#drill !== null) throw new ControlError('refused', 'a drill is under way already');
+    if (this.#final !== null) throw new ControlError('refused', hasEnded(this.#final.reason));
     const watch = new DrillWatch(monotonicMs());
-    const failure = await new Promise<string | null>((end) => {
+    const told = new Promise<string | null>((end) => {
       this.#drill = { watch, end };
       this.#dispatch({ type: 'command', command: 'drill' });
     });
+    // The machine's own word on it comes first; after its end there is none.
+    const failure = await Promise.race([told, this.#finished.then(({ reason }) => hasEnded(reason))]);
     this.#drill = null;
     if (failure !== null) throw new ControlError('refused', failure);
     return watch.report(this.#options.vm, this.#standbyNode);
@@ -346,6 +362,10 @@ export class PrimaryAgent {
     this.#reason = reason;
     if (state === 'SYNCING' || state === 'EXPOSED') this.#meters.sessionChanged();
   }
+}
+
+function hasEnded(reason: string): string {
+  return `protection has ended here: ${reason}`;
 }
 
 function adviceOn(outcome: AgentOutcome['outcome']): string {

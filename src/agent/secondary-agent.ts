@@ -16,6 +16,7 @@ import type { Log } from './log.ts';
 import { formatHostPort, type HostPort, hostOfPeer } from './peer-address.ts';
 import { PeerHeartbeat } from './peer-heartbeat.ts';
 import { PeerLink } from './peer-link.ts';
+import type { Inheritance } from './primary-agent.ts';
 import { Refusals } from './refusals.ts';
 import { SecondaryTrace } from './secondary-trace.ts';
 import { attachStandby } from './standby-attach.ts';
@@ -72,6 +73,7 @@ export class SecondaryAgent {
   readonly #arbitration: Arbitration | null;
   readonly #finished: Promise<SecondaryOutcome>;
   #finish: (outcome: SecondaryOutcome) => void = () => {};
+  #ended = false;
   readonly #heartbeat: PeerHeartbeat;
   #link: PeerLink | null = null;
   #linkStatus: LinkStatus | null = null;
@@ -82,7 +84,8 @@ export class SecondaryAgent {
   readonly #fenceSkipped = new AbortController();
   #state: StateWord = 'STARTING';
   #reason = '';
-  #onChange: () => void = () => {};
+  /** Who waits for the next change of state. */
+  readonly #waiting = new Set<() => void>();
 
   /** Attaches to a VM started with -S and listens. Throws NotAStandbyError, PreflightError, QmpError, NativeError, GenerationFileError or WitnessAccessError. */
   static async attach(options: SecondaryAgentOptions): Promise<SecondaryAgent> {
@@ -182,19 +185,23 @@ export class SecondaryAgent {
     this.#dispatch({ type: 'command', command: 'stop' });
   }
 
-  /** Nobody else can have won the generation in which the VM runs here. */
-  get undisputed(): boolean {
-    return this.#machine.undisputed;
+  /**
+   * After `tookOver`, for the primary that this process becomes: takes everything off the VM and frees its monitor. What stays is the port, at which older
+   * primaries learn that the VM runs here (INVARIANT 4), and the watch for the end of its QEMU, both until run() ends; and until bequeath() the eye on the witness.
+   */
+  async handOn(): Promise<void> {
+    await this.#vm.handOn();
+    await this.#trace?.close();
   }
 
   /**
-   * After `tookOver`, for the primary that this process becomes: takes everything off the VM and frees its monitor. What stays is the port, at which older
-   * primaries learn that the VM runs here (INVARIANT 4), and the watch for the end of its QEMU; both until run() ends.
+   * INVARIANT 4: whoever runs a VM tells the witness of a person's word, and sees there that it was superseded. After handOn() that is this agent's to do until its primary
+   * takes it over by this call. Throws Error when this agent has ended, and perhaps its VM with it.
    */
-  async handOn(): Promise<void> {
+  bequeath(): Inheritance {
+    if (this.#ended) throw new Error(`the standby that took over has ended: ${this.#reason}`);
     this.#arbitration?.close();
-    await this.#vm.handOn();
-    await this.#trace?.close();
+    return { generations: this.#generations, undisputed: this.#machine.undisputed };
   }
 
   /**
@@ -316,6 +323,7 @@ export class SecondaryAgent {
         this.#setState(effect.state, effect.reason);
         break;
       case 'finished':
+        this.#ended = true;
         this.#finish({ outcome: effect.outcome, reason: effect.reason });
         break;
       default:
@@ -374,15 +382,14 @@ export class SecondaryAgent {
     this.#state = state;
     this.#reason = reason;
     if (state === 'RUNNING') this.#tellTookOver();
-    this.#onChange();
+    for (const resume of this.#waiting) resume();
+    this.#waiting.clear();
   }
 
   /** Resolves at once unless a take-over is under way. */
   async #stateSettled(): Promise<void> {
     while (this.#state === 'TAKING-OVER') {
-      await new Promise<void>((resolve) => {
-        this.#onChange = resolve;
-      });
+      await new Promise<void>((resolve) => this.#waiting.add(resolve));
     }
   }
 

@@ -13,7 +13,7 @@ import type { Status } from './status.ts';
 const RETRY_MS = 30_000;
 
 /** What the agent is to be as a primary, and as a standby: asked for anew each time, because an agent that ends closes what it was given. */
-export type Successor = () => Omit<PrimaryAgentOptions, 'tookOver' | 'forced'>;
+export type Successor = () => Omit<PrimaryAgentOptions, 'inherit'>;
 export type StandIn = () => SecondaryAgentOptions;
 
 type Outcome = SecondaryOutcome | AgentOutcome;
@@ -34,6 +34,8 @@ export class Succession implements ControlHandler {
   /** Why the VM that was taken over isn't protected. */
   #trouble: string | null = null;
   #stopping = false;
+  /** A primary has handed its VM over, and isn't its standby yet. */
+  #turning = false;
 
   /** Begins as a standby. As SecondaryAgent.attach; `succeed` of its options says what the VM is looked at for now. */
   static async standBy(options: SuccessionOptions & { standIn: StandIn }): Promise<Succession> {
@@ -47,8 +49,7 @@ export class Succession implements ControlHandler {
     const succession = new Succession(options);
     succession.#primary = await PrimaryAgent.attach({
       ...options.successor(),
-      tookOver: false,
-      forced: false,
+      inherit: null,
     });
     return succession;
   }
@@ -85,24 +86,26 @@ export class Succession implements ControlHandler {
   }
 
   async failover(force: string | null): Promise<string> {
+    if (this.#turning)
+      throw new ControlError('refused', 'the VM was handed over, and this is not its standby yet: try again');
     if (this.#primary !== null || this.#secondary === null)
       throw new ControlError('refused', 'this is a primary: run failover on its standby');
     return this.#secondary.failover(isForced(force, this.#options.vm));
   }
 
   async drill(): Promise<DrillReport> {
-    if (this.#primary === null)
+    if (this.#primary === null || this.#turning)
       throw new ControlError('refused', 'this is a standby: run drill on its primary');
     return this.#primary.drill();
   }
 
   async stop(force: string | null): Promise<string> {
     const forced = isForced(force, this.#options.vm);
-    if (this.#primary !== null) {
+    if (this.#primary !== null && !this.#turning) {
       this.#stopping = true;
       return this.#primary.stop(forced);
     }
-    const runs = this.#secondary?.status().state === 'RUNNING';
+    const runs = !this.#turning && this.#secondary?.status().state === 'RUNNING';
     this.end();
     return runs ? 'protection ends; the VM keeps running' : 'the standby ends; its VM is left as it stands';
   }
@@ -118,6 +121,7 @@ export class Succession implements ControlHandler {
   async #turn(outcome: AgentOutcome): Promise<Outcome | null> {
     const { standIn, log } = this.#options;
     if (outcome.outcome !== 'handed-over' || standIn === null || this.#stopping) return outcome;
+    this.#turning = true;
     try {
       this.#secondary = await SecondaryAgent.attach(standIn());
     } catch (error) {
@@ -125,6 +129,7 @@ export class Succession implements ControlHandler {
       log.error('the VM was handed over and has no standby', { reason: trouble });
       return { ...outcome, reason: `${outcome.reason}; ${trouble}` };
     }
+    this.#turning = false;
     this.#primary = null;
     if (this.#stopping) this.#secondary.stop();
     return null;
@@ -148,7 +153,7 @@ export class Succession implements ControlHandler {
     standby: Promise<SecondaryOutcome>,
   ): Promise<Outcome | null> {
     for (;;) {
-      const outcome = await this.#runAsPrimary(successor, secondary.undisputed);
+      const outcome = await this.#runAsPrimary(successor, secondary);
       if (outcome !== null) {
         secondary.stop();
         await standby;
@@ -159,14 +164,10 @@ export class Succession implements ControlHandler {
     }
   }
 
-  /** Null, with the reason in #trouble, when the VM may be tried again. */
-  async #runAsPrimary(successor: Successor, undisputed: boolean): Promise<AgentOutcome | null> {
+  /** Null, with the reason in #trouble, when the VM may be tried again, or when the standby has ended meanwhile. */
+  async #runAsPrimary(successor: Successor, secondary: SecondaryAgent): Promise<AgentOutcome | null> {
     try {
-      this.#primary = await PrimaryAgent.attach({
-        ...successor(),
-        tookOver: undisputed,
-        forced: !undisputed,
-      });
+      this.#primary = await PrimaryAgent.attach({ ...successor(), inherit: () => secondary.bequeath() });
     } catch (error) {
       this.#failed((error as Error).message);
       return null;

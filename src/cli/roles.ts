@@ -33,7 +33,7 @@ export function checkOptions(options: RoleOptions): void {
 export function primaryOf(
   options: RoleOptions,
   { credentials, log, traceFile }: Surroundings,
-): (() => Omit<PrimaryAgentOptions, 'tookOver' | 'forced'>) | null {
+): (() => Omit<PrimaryAgentOptions, 'inherit'>) | null {
   const { peer } = options;
   if (peer === undefined) return null;
   const protection = protectionOf(options);
