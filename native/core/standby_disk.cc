@@ -64,6 +64,7 @@ int DiskCalls::fallocate(int fd, int mode, off_t offset, off_t length) {
 }
 off_t DiskCalls::lseek(int fd, off_t offset, int whence) { return ::lseek(fd, offset, whence); }
 int DiskCalls::fdatasync(int fd) { return ::fdatasync(fd); }
+void DiskCalls::drop_cache(int fd) { ::posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED); }
 
 DiskCalls& system_disk_calls() {
   static DiskCalls calls;
@@ -238,6 +239,7 @@ void StandbyDisk::sync() {
   while (calls_.fdatasync(fd_.get()) != 0) {
     if (errno == EINTR) continue;
     const int sys_errno = errno;
+    calls_.drop_cache(fd_.get());
     sync_failure_.emplace("ERR_COLO_DISK", sys_errno,
                           "standby disk " + id_ + ": syncing: " + std::strerror(sys_errno) +
                               ": what was written is lost in part, copy the disk again");

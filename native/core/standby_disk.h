@@ -28,6 +28,7 @@ class DiskCalls {
   virtual int fallocate(int fd, int mode, off_t offset, off_t length);
   virtual off_t lseek(int fd, off_t offset, int whence);  // SEEK_DATA and SEEK_HOLE
   virtual int fdatasync(int fd);
+  virtual void drop_cache(int fd);  // of what is clean: posix_fadvise(2), which may do nothing
 };
 DiskCalls& system_disk_calls();
 
@@ -55,7 +56,8 @@ class StandbyDisk {
   void compare(std::uint64_t first_block, std::span<const BlockHash> hashes, std::span<std::byte> differs);
 
   // Durable: returns when all that was applied is on the medium (fdatasync). A failure is for good: the
-  // kernel tells of a write that was lost on its way to the medium only once.
+  // kernel tells of a write that was lost on its way to the medium only once. It goes on showing what was
+  // lost from its cache, as clean: INVARIANT 3: that is dropped, so that the next compare() reads the medium.
   void sync();
 
  private:

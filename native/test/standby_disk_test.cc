@@ -307,9 +307,11 @@ TEST(StandbyDisk, FailedSyncIsNeverForgotten) {
   FailingDiskCalls calls;
   StandbyDisk disk("a", unnamed_file(kSize), kSize, calls);
   disk.sync();
+  EXPECT_EQ(calls.cache_drops, 0u);
   calls.sync_errno = EIO;
   expect_says(failure_of([&] { disk.sync(); }, EIO),
               "standby disk a: syncing: Input/output error: what was written");
+  EXPECT_EQ(calls.cache_drops, 1u) << "what is compared next is the medium, not the cache";
   calls.sync_errno = 0;
   expect_says(failure_of([&] { disk.sync(); }, EIO), "syncing");
   EXPECT_EQ(calls.syncs, 2u);

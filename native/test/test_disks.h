@@ -168,10 +168,14 @@ class FailingDiskCalls : public DiskCalls {
     ++syncs;
     return fails(sync_errno) ? -1 : DiskCalls::fdatasync(fd);
   }
+  void drop_cache(int fd) override {
+    ++cache_drops;
+    DiskCalls::drop_cache(fd);
+  }
 
   std::atomic<int> read_errno = 0, write_errno = 0, fallocate_errno = 0, seek_data_errno = 0,
                    seek_hole_errno = 0, sync_errno = 0;
-  std::atomic<unsigned> writes = 0, reservations = 0, zero_ranges = 0, seeks = 0, syncs = 0;
+  std::atomic<unsigned> writes = 0, reservations = 0, zero_ranges = 0, seeks = 0, syncs = 0, cache_drops = 0;
 
  private:
   static bool fails(int with) {
