@@ -62,7 +62,7 @@ describe('the secondary dies', () => {
     await expectSound(primaryVm);
     // Protection returns by itself when a standby is back.
     const next = await startVm(cleanup, 'next', GUEST, true);
-    await startSecondary(cleanup, next, [], listen);
+    await startSecondary(cleanup, next, ['--insecure'], listen);
     await moreCheckpoints(primary, 2);
   });
 });
