@@ -34,7 +34,7 @@ constexpr std::array<std::pair<std::string_view, Acceptor::Link>, 3> kMagics = {
      {"COLOBLK1", Acceptor::Link::bulk},
      {"COLOHBT1", Acceptor::Link::heartbeat}}};
 constexpr auto kAcceptPause =
-    std::chrono::milliseconds(100);  // after accept(2) ran out of descriptors or memory
+    std::chrono::milliseconds(100);  // after accept(2) failed: of descriptors or memory, say
 constexpr int kBacklog = 64;
 
 // kMagics.end() when it is none's beginning.
@@ -88,6 +88,13 @@ UniqueFd listen_on(const std::string& host, std::uint16_t port) {
     if (UniqueFd fd = listen_on(*each)) return fd;
   }
   throw_errno("ERR_COLO_LISTEN", "can't listen on " + where);
+}
+
+// accept(2), "Error handling": it is the connection's own error; the next may be well.
+bool is_of_the_connection(int error) {
+  constexpr std::array kErrors = {ECONNABORTED, EINTR,     EPROTO,       ENOPROTOOPT, ENETDOWN,
+                                  ENETUNREACH,  EHOSTDOWN, EHOSTUNREACH, ENONET,      EOPNOTSUPP};
+  return std::find(kErrors.begin(), kErrors.end(), error) != kErrors.end();
 }
 
 struct Pending {
@@ -181,15 +188,13 @@ void Acceptor::State::accept_all() {
     UniqueFd fd(::accept4(listener.get(), reinterpret_cast<sockaddr*>(&address), &length,
                           SOCK_CLOEXEC | SOCK_NONBLOCK));
     if (!fd) {
-      if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
-        // The connection stays in the backlog and would wake the thread at once; descriptors come back when
-        // something else ends.
-        watch(EPOLL_CTL_DEL, listener.get(), nullptr);
-        accept_again = Clock::now() + kAcceptPause;
-        return;
-      }
+      if (is_of_the_connection(errno)) continue;
       if (errno == EAGAIN) return;
-      continue;  // this connection is lost already (accept(2), "Error handling"); the next may be well
+      // Descriptors, memory, or what nobody has thought of: the listener would wake the thread at once, and
+      // what is wrong may pass when something else ends.
+      watch(EPOLL_CTL_DEL, listener.get(), nullptr);
+      accept_again = Clock::now() + kAcceptPause;
+      return;
     }
     const int on = 1;
     ::setsockopt(fd.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);

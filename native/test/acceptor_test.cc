@@ -178,6 +178,33 @@ TEST(Acceptor, OutlivesAShortageOfDescriptors) {
   EXPECT_TRUE(log.wait(2, 0));
 }
 
+int listener_at(std::uint16_t port) {
+  for (int fd = 0; fd < 1024; ++fd) {
+    int listens = 0;
+    socklen_t length = sizeof listens;
+    sockaddr_in address{};
+    socklen_t address_length = sizeof address;
+    if (::getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &length) == 0 && listens == 1 &&
+        ::getsockname(fd, reinterpret_cast<sockaddr*>(&address), &address_length) == 0 &&
+        address.sin_family == AF_INET && ntohs(address.sin_port) == port)
+      return fd;
+  }
+  return -1;
+}
+
+// As accept(2) says it of a listener that listens no more: for ever, and to every call.
+TEST(Acceptor, AnErrorThatStaysDoesNotStopTheThread) {
+  Log log;
+  Acceptor acceptor("127.0.0.1", 0, log.events());
+  const UniqueFd slow = connect_to(acceptor.port()), quick = connect_to(acceptor.port());
+  send_all(quick, preface("COLOCTL1"));
+  ASSERT_TRUE(log.wait(1, 0));  // and the earlier one is accepted, too
+  ASSERT_EQ(::shutdown(listener_at(acceptor.port()), SHUT_RDWR), 0);
+  ::poll(nullptr, 0, 20);  // gives the thread the chance to run into the error; right either way
+  send_all(slow, preface("COLOBLK1"));
+  EXPECT_TRUE(log.wait(2, 0));
+}
+
 TEST(Acceptor, NamesTheAddressItCannotListenOn) {
   Log log;
   const Acceptor first("127.0.0.1", 0, log.events());

@@ -42,6 +42,8 @@ export class ControlError extends Error {
 }
 
 const REQUEST_BYTES_MAX = 4096;
+/** How long a closing connection may take to get its last answer out. */
+const LINGER_MS = 1000;
 
 export class ControlServer {
   readonly #server: Server;
@@ -79,7 +81,7 @@ export class ControlServer {
 
   close(): void {
     this.#server.close();
-    for (const socket of this.#connections) socket.end();
+    for (const socket of this.#connections) endSoon(socket);
     rmSync(this.#path, { force: true });
   }
 
@@ -102,7 +104,11 @@ export class ControlServer {
     const objection = this.#objection(socket);
     if (objection !== null) {
       socket.on('error', () => socket.destroy());
-      socket.end(`${JSON.stringify({ ok: false, error: { code: 'not-permitted', message: objection } })}\n`);
+      socket.resume(); // what it asks is thrown away; unread, its end would never be seen
+      socket.write(
+        `${JSON.stringify({ ok: false, error: { code: 'not-permitted', message: objection } })}\n`,
+      );
+      endSoon(socket);
       return;
     }
     this.#connections.add(socket);
@@ -147,6 +153,12 @@ export class ControlServer {
 interface ControlRequest {
   command: ControlCommand;
   force: string | null;
+}
+
+/** Whether the client ends its side, too, or not: it holds neither a descriptor nor this process. */
+function endSoon(socket: Socket): void {
+  socket.end();
+  setTimeout(() => socket.destroy(), LINGER_MS).unref();
 }
 
 /** Node.js has no public way to it. */

@@ -63,7 +63,10 @@ export function trustCertificate(folder: string, certificate: X509Certificate): 
   const file = path.join(folder, CREDENTIAL_FILES.trusted);
   const trusted = existsSync(file) ? readFileSync(file, 'utf8') : '';
   const pem = certificate.toString();
-  if (!trusted.includes(pem)) replaceFile(file, trusted + pem, 0o644);
+  if (trusted.includes(pem)) return;
+  // A person's editor may have left the last line without its end.
+  const separator = trusted === '' || trusted.endsWith('\n') ? '' : '\n';
+  replaceFile(file, trusted + separator + pem, 0o644);
 }
 
 /** The VMs that a certificate names, or '*'. */

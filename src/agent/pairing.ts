@@ -69,6 +69,7 @@ export class PairingOffer {
   readonly #exchangeMs: number;
   #settle: { resolve(paired: Paired): void; reject(error: Error): void } | null = null;
   #wrongSecrets = 0;
+  readonly #open = new Set<TLSSocket>();
 
   /**
    * Listens at `listen`, which the other host must reach under the same address, for `timeoutMs`; one connection may take `exchangeMs`, its handshake
@@ -111,7 +112,11 @@ export class PairingOffer {
       this.#settle = { resolve, reject };
     });
     this.paired.catch(() => {}); // whoever awaits it gets it, too
-    server.on('secureConnection', (socket) => void this.#serve(socket));
+    server.on('secureConnection', (socket) => {
+      this.#open.add(socket);
+      socket.on('close', () => this.#open.delete(socket));
+      void this.#serve(socket);
+    });
     server.on('tlsClientError', () => {}); // a stranger's; the offer stands
     const timer = setTimeout(
       () => this.close(`nobody used the code within ${Math.round(timeoutMs / 60_000)} minutes`),
@@ -121,24 +126,32 @@ export class PairingOffer {
   }
 
   close(reason: string): void {
-    this.#server.close();
     this.#settle?.reject(new PairingError(reason));
+    this.#end();
+  }
+
+  /** Nobody is paired any more. Who has his answer may still read it; who hasn't spoken yet isn't waited for. */
+  #end(): void {
     this.#settle = null;
+    this.#server.close();
+    for (const socket of this.#open) {
+      if (!socket.writableEnded) socket.destroy();
+    }
   }
 
   async #serve(socket: TLSSocket): Promise<void> {
     try {
       const line = await readLine(socket, this.#exchangeMs);
-      if (!this.#isSecret(line)) return this.#refuse(socket);
-      const certificate = certificateOf(socket);
+      // The secret is good once: also for who was connected, or in his handshake, when it was used or the offer ended.
+      if (this.#settle === null || !this.#isSecret(line)) return this.#refuse(socket);
+      const certificate = certificateOf(socket, 'the joining host');
       const vms = vmsOf(certificate).sort().join();
       if (vms !== [...this.#own.vms].sort().join())
         throw new PairingError(`the other host's certificate is for other VMs (${vms}) than this pairing`);
       trustCertificate(this.#own.folder, certificate);
       socket.end('paired\n');
-      this.#server.close();
-      this.#settle?.resolve({ fingerprint: fingerprintOf(certificate) });
-      this.#settle = null;
+      this.#settle.resolve({ fingerprint: fingerprintOf(certificate) });
+      this.#end();
     } catch (error) {
       socket.end(`${(error as Error).message}\n`);
     }
@@ -171,7 +184,7 @@ export async function joinPairing(own: HostCredentials, code: PairingCode): Prom
   socket.setTimeout(EXCHANGE_TIMEOUT_MS, () => socket.destroy(new Error('no answer')));
   try {
     await once(socket, 'secureConnect');
-    const certificate = certificateOf(socket);
+    const certificate = certificateOf(socket, 'the host that printed the code');
     if (fingerprintOf(certificate) !== code.fingerprint)
       throw new PairingError('it is not the host that printed the code: its certificate is another');
     socket.write(`${Buffer.from(code.secret).toString('hex')}\n`);
@@ -186,27 +199,37 @@ export async function joinPairing(own: HostCredentials, code: PairingCode): Prom
   }
 }
 
-function certificateOf(socket: TLSSocket): X509Certificate {
+/** `whose`: for the error, which may be read on either host. A CA's is refused: with it, everybody whom that CA ever certifies would be trusted. */
+function certificateOf(socket: TLSSocket, whose: string): X509Certificate {
   const { raw } = socket.getPeerCertificate();
-  if (!raw) throw new PairingError('the other host shows no certificate');
-  return new X509Certificate(raw);
+  if (!raw) throw new PairingError(`${whose} shows no certificate`);
+  const certificate = new X509Certificate(raw);
+  if (certificate.ca)
+    throw new PairingError(
+      `${whose} shows a certificate that may issue others: give it one of its own, with basicConstraints=CA:FALSE (or choose another folder with --tls, where \`pair\` makes one)`,
+    );
+  return certificate;
 }
 
 function fingerprintOf(certificate: X509Certificate): string {
   return createHash('sha256').update(certificate.raw).digest('hex');
 }
 
-/** All of it within `timeoutMs`: a byte now and then would hold one of the few connections. */
+/** All of it within `timeoutMs`: a byte now and then would hold one of the few connections. What follows the line is thrown away. */
 function readLine(socket: TLSSocket, timeoutMs: number): Promise<string> {
   return new Promise((resolve, reject) => {
     let text = '';
     const timer = setTimeout(() => socket.destroy(new Error('no answer')), timeoutMs);
-    socket.on('data', (chunk: Buffer) => {
+    const take = (chunk: Buffer) => {
       text += chunk.toString('latin1');
       const end = text.indexOf('\n');
-      if (end >= 0) resolve(text.slice(0, end));
-      else if (text.length > LINE_BYTES_MAX) socket.destroy(new Error('too long an answer'));
-    });
+      if ((end < 0 ? text.length : end) > LINE_BYTES_MAX) socket.destroy(new Error('too long an answer'));
+      else if (end >= 0) {
+        socket.off('data', take).resume(); // else its end is never seen
+        resolve(text.slice(0, end));
+      }
+    };
+    socket.on('data', take);
     socket.on('error', reject);
     socket.on('close', () => {
       clearTimeout(timer);

@@ -28,6 +28,11 @@ export function formatHostPort({ host, port }: HostPort): string {
   return host.includes(':') ? `[${host}]:${port}` : `${host}:${port}`;
 }
 
+/** The host in the acceptor's name for a peer, which may be no option's text: fe80::1%br-colo, or "unknown". Never throws. */
+export function hostOfPeer(peer: string): string {
+  return peer.replace(/:\d+$/, '').replace(/^\[(.*)\]$/, '$1');
+}
+
 /** A host that swallows packets must not hold an attempt for the kernel's two minutes. TLS gets as long again. */
 const CONNECT_TIMEOUT_MS = 5000;
 
@@ -51,8 +56,18 @@ export function connectPeer(
   attempt.run().then(
     (connection) => {
       if (attempt.givenUp) return connection.close();
-      const security = linkStatus(connection.security());
-      const socket = new Socket({ fd: connection.openSocket(), readable: true, writable: true });
+      let security: LinkStatus;
+      let socket: Socket;
+      try {
+        security = linkStatus(connection.security());
+        socket = new Socket({ fd: connection.openSocket(), readable: true, writable: true });
+      } catch (error) {
+        // INVARIANT 7: a want of descriptors or threads costs the session, not the agent.
+        connection.close();
+        return events.onLost(
+          `the connection to ${formatHostPort(peer)} can't be used: ${(error as Error).message}`,
+        );
+      }
       socket.write(encodePreface({ link: 'control' }));
       events.onConnected(
         new PeerLink(socket, { onMessage: events.onMessage, onLost: events.onLost }),

@@ -35,7 +35,7 @@ export interface PeerHeartbeatOptions {
   log: Log;
   /** The peer is dead, or as good as dead; `heardMs`, on the clock of `monotonicMs`, is when it was last known to live. Once a session. */
   onSilent(reason: string, heardMs: number): void;
-  /** What came aren't heartbeats. Once a session, instead of `onSilent`. */
+  /** What came aren't heartbeats, or this host can't begin its own: the peer isn't dead. Once a session, instead of `onSilent`. */
   onMalformed(reason: string): void;
 }
 
@@ -59,7 +59,7 @@ export class PeerHeartbeat {
     credentials: TlsCredentials | null,
   ): void {
     this.end();
-    this.#begin({ host, port, token: Buffer.from(token, 'hex'), credentials }, generation);
+    this.#tryBegin({ host, port, token: Buffer.from(token, 'hex'), credentials }, generation);
   }
 
   /** The secondary's: the primary's connection has to come soon. */
@@ -87,7 +87,7 @@ export class PeerHeartbeat {
     }
     const { generation } = this.#expected as { generation: number };
     this.#stopWaiting();
-    this.#begin(connection, generation);
+    if (!this.#tryBegin(connection, generation)) connection.close();
   }
 
   /** With the session; what it would still have told isn't told any more. */
@@ -116,6 +116,19 @@ export class PeerHeartbeat {
       return matches ? null : 'its token or generation is not that of the session';
     } catch (error) {
       return (error as Error).message;
+    }
+  }
+
+  /** INVARIANT 7: a want of descriptors or threads costs the session, not the agent. */
+  #tryBegin(end: HeartbeatOptions['end'], generation: number): boolean {
+    try {
+      this.#begin(end, generation);
+      return true;
+    } catch (error) {
+      const reason = (error as Error).message;
+      this.#options.log.warn("a session's heartbeats can't be begun", { error: reason });
+      this.#options.onMalformed(`this host can't begin its heartbeats: ${reason}`);
+      return false;
     }
   }
 

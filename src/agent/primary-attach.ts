@@ -8,6 +8,7 @@ import { assertProtectable, assertUsableAsStandby } from '../vm/preflight.ts';
 import { findRamBlocks } from '../vm/ram-blocks.ts';
 import { ShutdownAction } from '../vm/shutdown-action.ts';
 import { VmstateFile } from '../vm/vmstate.ts';
+import { insist } from './insist.ts';
 import { PauseGuard } from './pause-guard.ts';
 import type { PrimaryAgentOptions } from './primary-agent.ts';
 import { PrimaryDisks } from './primary-disks.ts';
@@ -35,6 +36,7 @@ export async function attachPrimary(options: PrimaryAgentOptions): Promise<Prima
   let disks: PrimaryDisks | null = null;
   let guard: PauseGuard | null = null;
   let vmstate: VmstateFile | null = null;
+  let runState: RunState | null = null;
   try {
     const pid = qmp.peer.pid;
     await assertProtectable(qmp, pid, options.exceptions);
@@ -44,8 +46,9 @@ export async function attachPrimary(options: PrimaryAgentOptions): Promise<Prima
     const blocks = await findRamBlocks(qmp, pid);
     const { vm, diskBufferBytes: bufferBytes, exceptions, log } = options;
     guard = await PauseGuard.start(qmp, log);
-    const runState = new RunState(qmp, guard, () => wakeInterrupts(pid, log));
-    disks = await PrimaryDisks.attach(qmp, (body) => runState.whileStopped(body), {
+    const pauses = new RunState(qmp, guard, () => wakeInterrupts(pid, log));
+    runState = pauses;
+    disks = await PrimaryDisks.attach(qmp, (body) => pauses.whileStopped(body), {
       vm,
       bufferBytes,
       exceptions,
@@ -69,7 +72,7 @@ export async function attachPrimary(options: PrimaryAgentOptions): Promise<Prima
     return new PrimaryVm(options, {
       qmp,
       guard,
-      runState,
+      runState: pauses,
       engine,
       vmstate,
       nics,
@@ -81,6 +84,7 @@ export async function attachPrimary(options: PrimaryAgentOptions): Promise<Prima
   } catch (error) {
     engine?.close();
     disks?.close();
+    await insist(async () => runState?.resume()); // INVARIANT 7: the last who can, since the guard goes next
     // Its own descriptors are closed in any case; a QEMU that doesn't answer any more has nothing to give back.
     await vmstate?.detach(qmp).catch(() => {});
     await guard?.close();

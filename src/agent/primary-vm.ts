@@ -4,6 +4,7 @@ import type { TrackerInfo } from '../native/binding.ts';
 import type { PrimaryEffect, PrimaryEvent, PrimaryStep } from '../protocol/machine.ts';
 import type { VmDescription } from '../vm/description.ts';
 import { removeLeftovers } from '../vm/gate-wiring.ts';
+import { insist } from './insist.ts';
 import type { PrimaryAgentOptions } from './primary-agent.ts';
 import type { PrimaryParts } from './primary-attach.ts';
 import type { PrimaryDisks } from './primary-disks.ts';
@@ -214,7 +215,7 @@ export class PrimaryVm {
         break;
       case 'quit-vm':
         // INVARIANT 4: its gate is not opened on the way.
-        void this.#queue.run(() => this.#process.quit());
+        void this.#process.quit(this.#queue);
         break;
     }
   }
@@ -232,7 +233,8 @@ export class PrimaryVm {
         this.#options.log.warn('not everything could be taken off QEMU', { error: (error as Error).message });
       }
     }
-    await this.#queue.run(async () => {}); // what is under way, a quit say, comes to its end
+    // What is under way, a quit say, comes to its end.
+    await this.#queue.run(() => this.#resumeForGood());
     this.#process.close();
     engine.close();
     disks.close();
@@ -241,12 +243,22 @@ export class PrimaryVm {
     qmp.close();
   }
 
+  /** INVARIANT 7: the last who can, since the guard goes next. */
+  async #resumeForGood(): Promise<void> {
+    if (this.#process.gone) return;
+    const failure = await insist(() => this.#runState.resume());
+    if (failure !== null && !this.#process.gone)
+      this.#options.log.error('the VM stands, and could not be resumed: give QEMU `cont`', {
+        error: failure.message,
+      });
+  }
+
   async #stand(): Promise<void> {
-    try {
-      await this.#parts.qmp.execute('stop');
-    } catch (error) {
-      this.#options.log.error('the VM could not be stopped', { error: (error as Error).message });
-    }
+    const failure = await insist(() => this.#parts.qmp.execute('stop'));
+    if (failure !== null)
+      this.#options.log.error('the VM could NOT be stopped and may still run: stop or end it by hand', {
+        error: failure.message,
+      });
   }
 
   async #installGate(): Promise<void> {

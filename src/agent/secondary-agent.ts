@@ -19,7 +19,7 @@ import { type FenceOptions, fence } from './fence.ts';
 import { GenerationFile } from './generation-file.ts';
 import { type LinkStatus, linkStatus } from './link-security.ts';
 import type { Log } from './log.ts';
-import { formatHostPort, type HostPort, parseHostPort } from './peer-address.ts';
+import { formatHostPort, type HostPort, hostOfPeer } from './peer-address.ts';
 import { PeerHeartbeat } from './peer-heartbeat.ts';
 import { PeerLink } from './peer-link.ts';
 import type { Inheritance } from './primary-agent.ts';
@@ -272,10 +272,18 @@ export class SecondaryAgent {
       connection.close();
       return;
     }
-    this.#linkStatus = linkStatus(connection.security());
-    const socket = new Socket({ fd: connection.openSocket(), readable: true, writable: true });
+    let socket: Socket;
+    try {
+      this.#linkStatus = linkStatus(connection.security());
+      socket = new Socket({ fd: connection.openSocket(), readable: true, writable: true });
+    } catch (error) {
+      // A want of descriptors or threads must not end a standby; the primary tries again.
+      connection.close();
+      this.#options.log.warn('a primary was refused', { peer, error: (error as Error).message });
+      return;
+    }
     this.#options.log.info('a primary connected', { peer, certificate: this.#linkStatus.peer });
-    this.#peerHost = parseHostPort(peer).host;
+    this.#peerHost = hostOfPeer(peer);
     this.#link = new PeerLink(socket, {
       onMessage: (message) => this.#dispatch({ type: 'message', message }),
       onLost: (reason) => {

@@ -56,6 +56,8 @@ export class StandbyVm {
   #logBytes = 0;
   /** The records say that the copies are whole. */
   #wholeCopy = false;
+  /** A write was lost, whatever the records say. */
+  #disksLost = false;
   #mailboxAttached = true;
   /** The monitor is another's. */
   #handedOn = false;
@@ -142,7 +144,7 @@ export class StandbyVm {
         void this.#queue.run(() => this.#promote(effect.generation));
         break;
       case 'quit-vm':
-        void this.#queue.run(() => this.#process.quit());
+        void this.#process.quit(this.#queue);
         break;
     }
   }
@@ -185,9 +187,10 @@ export class StandbyVm {
     try {
       const problems = await disks.accept(source);
       if (problems.length > 0) return problems;
-      this.#lineages = disks.lineages();
+      this.#lineages = this.#disksLost ? disks.disks.map(() => null) : disks.lineages();
       // INVARIANT 4: recorded before a byte of this primary can come; what the content descends from is still what it was.
       await disks.record('copying', source, this.#lineages);
+      this.#disksLost = false; // the records know it by now
       this.#source = source;
       this.#wholeCopy = false;
       return [];
@@ -299,7 +302,8 @@ export class StandbyVm {
     try {
       await this.#timed('sync disks', async () => this.#engine?.syncDisks());
     } catch (error) {
-      this.#onEvent({ type: 'settle-failed', reason: (error as Error).message });
+      const unknown = await this.#forgetLineage();
+      this.#onEvent({ type: 'settle-failed', reason: `${(error as Error).message}${unknown}` });
       return;
     }
     try {
@@ -309,6 +313,20 @@ export class StandbyVm {
       return;
     }
     this.#onEvent({ type: 'disks-settled' });
+  }
+
+  /**
+   * INVARIANT 3: nobody knows which blocks the medium lacks, and the primary takes them for copied. With no lineage in the records it has all of them
+   * compared, whatever agent is asked then. Gives what a person must know if that can't be written.
+   */
+  async #forgetLineage(): Promise<string> {
+    this.#disksLost = true;
+    try {
+      if (this.#source) await this.#parts.disks.record('copying', this.#source, []);
+      return '';
+    } catch (error) {
+      return `; ${(error as Error).message}: remove it before this agent is restarted, and it is compared whole`;
+    }
   }
 
   /** Before the generation is claimed: the records beside the disks can be written, which a promotion has to do. */

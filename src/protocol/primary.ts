@@ -172,6 +172,10 @@ export class PrimaryMachine implements Machine<PrimaryEvent, PrimaryEffect> {
     if (kind === 'protected') {
       // Somebody has changed the record; the claim that follows the session's end tells who runs.
       this.session?.onStepFailed('claim', reason);
+    } else if (this.context.handedOver) {
+      // INVARIANT 4: it has stood since HANDOVER, so that whatever the winner runs is no older. A person's force, or a refusal, would have let it go on.
+      this.endDrill(reason); // nobody has told when it ran there
+      this.leaveVm(reason);
     } else if (this.authority.everWon || this.context.foreignGate) {
       this.fence(reason);
     } else if (this.context.options.tookPart) {

@@ -137,10 +137,9 @@ export class Life {
     if (this.takeOver !== null) this.context.shown.set('BLOCKED', this.takeOver.postpone(reason));
   }
 
+  /** INVARIANT 2: a disk that has lost a write on its way to the medium can only be copied again, also where a primary has come back meanwhile. */
   onSettleFailed(reason: string): void {
-    if (this.takeOver === null) return;
     this.yieldToPrimary();
-    // INVARIANT 2: a disk that has lost a write on its way to the medium can only be copied again.
     this.standby.discard();
     this.context.shown.set('BLOCKED', `failover impossible: the disks could not be synced: ${reason}`);
   }

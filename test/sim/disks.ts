@@ -90,6 +90,12 @@ export class StandbyDisk {
   /** From its record; null where nothing is known. */
   lineage: string | null = null;
 
+  /** Told by the sync of a take-over; the record says so. */
+  writeLost(block: number): void {
+    this.blocks[block] = -3;
+    this.lineage = null;
+  }
+
   hostCrashed(): void {
     this.blocks.fill(-2);
     this.lineage = null;

@@ -2,7 +2,7 @@
 import type { SecondaryEffect, SecondaryEvent } from '../../src/protocol/machine.ts';
 import { Agent, type EventBody, type ObservedMachine } from './agent.ts';
 import { Arbitration } from './arbitration.ts';
-import type { DiskWrite } from './disks.ts';
+import { BLOCKS, type DiskWrite } from './disks.ts';
 import type { Guest } from './guest.ts';
 import type { Connection } from './network.ts';
 import { violated, type World } from './world.ts';
@@ -334,10 +334,13 @@ export class SecondaryAgent extends Agent<SecondaryEvent, SecondaryEffect> {
 
   private settleDisks(): void {
     if (this.busy !== null) violated(6, `disks synced during a ${this.busy}`);
-    const answer = this.fails() ? (this.world.random.chance(0.5) ? 'settle-failed' : 'not-settled') : null;
-    this.later(() =>
-      answer === null ? { type: 'disks-settled' } : { type: answer, reason: 'the world is bad' },
-    );
+    const { random, standbyDisk } = this.world;
+    const answer = this.fails() ? (random.chance(0.5) ? 'settle-failed' : 'not-settled') : null;
+    this.later(() => {
+      if (answer === null) return { type: 'disks-settled' };
+      if (answer === 'settle-failed') standbyDisk.writeLost(random.between(0, BLOCKS) | 0);
+      return { type: answer, reason: 'the world is bad' };
+    });
   }
 
   private promote(): void {

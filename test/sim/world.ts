@@ -329,9 +329,10 @@ export class World {
       violated(7, `the primary is fenced, the witness has ${JSON.stringify(this.etcd.entry.record)}`);
   }
 
-  /** INVARIANT 7: a VM is given up only for one that runs. Whoever may have resumed it, it stands from here on. */
+  /** INVARIANT 7: a VM is given up only for one that runs, or that alone may run. Whoever may have resumed it, it stands from here on. */
   leaveVm(): void {
-    if (!this.tookOver) violated(7, 'the VM is left, and the standby has never run it');
+    const won = this.witnessed && this.etcd.entry.record?.primary === this.nodes[1];
+    if (!this.tookOver && !won) violated(7, 'the VM is left, and the standby has neither run nor won it');
     this.pvm.left = true;
     this.pvm.running = false;
     if (this.gate !== null) this.gate.dead = true;

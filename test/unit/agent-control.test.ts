@@ -51,6 +51,26 @@ afterEach(() => {
   rmSync(folder, { recursive: true });
 });
 
+/** A client that asks for the status and never ends its side: it writes until that fails. Resolves with all that it was answered. */
+async function cling(who: { uid?: number; gid?: number }, onAnswer: () => void = () => {}): Promise<string> {
+  const program = `
+    const socket = require('node:net').connect({ path: process.argv[1], allowHalfOpen: true });
+    socket.on('data', (text) => process.stdout.write(text));
+    socket.on('error', () => {});
+    socket.on('close', () => process.exit());
+    socket.write('{"command":"status"}\\n');
+    setInterval(() => socket.write('x'), 20);
+  `;
+  const child = spawn(process.execPath, ['-e', program, socketPath], { ...who, cwd: '/' });
+  let answers = '';
+  child.stdout.on('data', (text) => {
+    answers += text;
+    onAnswer();
+  });
+  await once(child, 'close');
+  return answers;
+}
+
 describe('the control socket', () => {
   test('answers, carries errors with their code, and is not for everybody', async () => {
     server = await ControlServer.listen(socketPath, handler);
@@ -76,6 +96,20 @@ describe('the control socket', () => {
     });
     expect(await askAs({ uid: STRANGER, gid: GROUP })).toMatchObject({ ok: true });
     expect(await askAs({})).toMatchObject({ ok: true });
+  });
+
+  test('who is refused is left, whether he goes or not', async () => {
+    server = await ControlServer.listen(socketPath, handler);
+    for (const each of [folder, path.dirname(socketPath)]) chmodSync(each, 0o755);
+    chmodSync(socketPath, 0o666);
+    expect(JSON.parse(await cling({ uid: STRANGER, gid: STRANGER }))).toMatchObject({
+      error: { code: 'not-permitted' },
+    });
+  });
+
+  test('a client that stays does not hold an agent that ends', async () => {
+    server = await ControlServer.listen(socketPath, handler);
+    expect(JSON.parse(await cling({}, () => server?.close()))).toMatchObject({ ok: true });
   });
 
   test('a second agent at the same path is refused; a dead agent’s socket is not', async () => {

@@ -1,11 +1,13 @@
 /** Pairing over real TLS sockets, and who can get into it. */
+import { spawnSync } from 'node:child_process';
+import { X509Certificate } from 'node:crypto';
 import { once } from 'node:events';
-import { mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
-import { connect } from 'node:tls';
+import { connect, type TLSSocket } from 'node:tls';
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
-import { hostCredentials } from '../../src/agent/credential-files.ts';
+import { hostCredentials, trustCertificate } from '../../src/agent/credential-files.ts';
 import { isLoopback, openCredentials } from '../../src/agent/link-security.ts';
 import { Log } from '../../src/agent/log.ts';
 import { decodeCode, encodeCode, joinPairing, PairingOffer } from '../../src/agent/pairing.ts';
@@ -30,6 +32,39 @@ async function offerOf(name: string, vms: string[] | null = null, timeoutMs = 60
   return offer;
 }
 
+/** One that is through its handshake, and silent so far; `closed` resolves with what it was answered. */
+async function connected(name: string, { code }: PairingOffer): Promise<Guest> {
+  const { key, certificate: cert } = host(name);
+  const socket = connect({ port: decodeCode(code).address.port, key, cert, rejectUnauthorized: false });
+  let answer = '';
+  socket.on('data', (chunk) => {
+    answer += chunk;
+  });
+  socket.on('error', () => {}); // it may be closed while it writes
+  const closed = new Promise<string>((resolve) => socket.on('close', () => resolve(answer)));
+  await once(socket, 'session'); // the server's first words after its handshake
+  await new Promise((resolve) => setImmediate(resolve)); // what is written inside of that event stays in Node.js
+  return { socket, closed };
+}
+
+interface Guest {
+  socket: TLSSocket;
+  closed: Promise<string>;
+}
+
+const secretLine = ({ code }: PairingOffer) => `${Buffer.from(decodeCode(code).secret).toString('hex')}\n`;
+
+/** A host whose certificate may issue others. */
+function authority(name: string) {
+  const made = path.join(folder, name);
+  mkdirSync(made);
+  const args =
+    'req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -noenc -keyout key.pem -out certificate.pem -days 2 -subj /CN=ca';
+  const names = ['-addext', 'subjectAltName=URI:colo-agent://vm/*'];
+  expect(spawnSync('openssl', [...args.split(' '), ...names], { cwd: made }).status).toBe(0);
+  return host(name);
+}
+
 describe('pairing', () => {
   test('each host has the certificate of the other, and the code is used up', async () => {
     const { code, paired } = await offerOf('a');
@@ -42,6 +77,64 @@ describe('pairing', () => {
     await expect(joinPairing(host('c'), decodeCode(code))).rejects.toThrow(
       /pairing with 127\.0\.0\.1:\d+ failed/,
     );
+  });
+
+  test('nor is it good for one who was connected when it was used', async () => {
+    const open = await offerOf('a');
+    const late = await connected('late', open);
+    await joinPairing(host('b'), decodeCode(open.code));
+    await open.paired;
+    late.socket.write(secretLine(open));
+    expect(await late.closed).toBe('');
+    expect(trusted('a')).toBe(host('b').certificate);
+  });
+
+  test('or when the offer ended', async () => {
+    const open = await offerOf('a');
+    const late = await connected('late', open);
+    open.close('the test says so');
+    late.socket.write(secretLine(open));
+    expect(await late.closed).toBe('');
+    expect(() => trusted('a')).toThrow(/ENOENT/);
+  });
+
+  test('of two who say it at once one is paired', async () => {
+    const open = await offerOf('a');
+    const guests = [await connected('b', open), await connected('c', open)];
+    for (const { socket } of guests) socket.write(secretLine(open));
+    const answers = await Promise.all(guests.map(({ closed }) => closed));
+    expect(answers.filter((answer) => answer === 'paired\n')).toHaveLength(1);
+    expect([host('b').certificate, host('c').certificate]).toContain(trusted('a'));
+  });
+
+  test('a certificate that may issue others is refused on both sides', async () => {
+    const ca = authority('ca');
+    const { code } = await offerOf('a');
+    await expect(joinPairing(ca, decodeCode(code))).rejects.toThrow(
+      /failed: the joining host shows a certificate that may issue others/,
+    );
+    expect(() => trusted('a')).toThrow(/ENOENT/);
+    offer?.close('the next one is the CA’s');
+    const { code: codeOfCa } = await offerOf('ca');
+    await expect(joinPairing(host('b'), decodeCode(codeOfCa))).rejects.toThrow(
+      /failed: the host that printed the code shows a certificate that may issue others/,
+    );
+    for (const name of ['b', 'ca']) expect(() => trusted(name)).toThrow(/ENOENT/);
+  });
+
+  test('a line that is too long is no answer, also with its end', async () => {
+    const open = await offerOf('a');
+    const { socket, closed } = await connected('b', open);
+    socket.write(`${'0'.repeat(1025)}\n`);
+    expect(await closed).toBe('');
+  });
+
+  test('a trusted.pem without its last newline is not spoilt', () => {
+    const [a, b, c] = ['a', 'b', 'c'].map((name) => host(name));
+    if (!a || !b || !c) return expect.unreachable();
+    writeFileSync(path.join(a.folder, 'trusted.pem'), b.certificate.trimEnd());
+    trustCertificate(a.folder, new X509Certificate(c.certificate));
+    expect(trusted('a')).toBe(b.certificate + c.certificate);
   });
 
   test('a second pairing adds a host and forgets none', async () => {
@@ -87,7 +180,7 @@ describe('pairing', () => {
     const slow = connect({ port, key: own.key, cert: own.certificate, rejectUnauthorized: false });
     slow.on('error', () => {}); // it is closed while it writes
     const drip = setInterval(() => slow.write('0'), 20);
-    await once(slow.resume(), 'close');
+    await new Promise((resolve) => slow.resume().on('close', resolve)); // `once` would take that error for its own
     clearInterval(drip);
   });
 

@@ -1,7 +1,7 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { Log } from '../../src/agent/log.ts';
-import { formatHostPort, parseHostPort } from '../../src/agent/peer-address.ts';
+import { formatHostPort, hostOfPeer, parseHostPort } from '../../src/agent/peer-address.ts';
 import { quantile, Samples } from '../../src/agent/samples.ts';
 import { SerialQueue } from '../../src/agent/serial-queue.ts';
 
@@ -109,4 +109,13 @@ describe('Log', () => {
     ]);
     expect(lines.every((line) => line.indexOf('\n') === line.length - 1)).toBe(true);
   });
+});
+
+test.each([
+  ['10.0.0.1:40000', '10.0.0.1'],
+  ['[2001:db8::1]:40000', '2001:db8::1'],
+  ['[fe80::1%br-colo]:40000', 'fe80::1%br-colo'],
+  ['unknown', 'unknown'],
+])('the peer %s came from the host %s', (peer, host) => {
+  expect(hostOfPeer(peer)).toBe(host);
 });

@@ -180,6 +180,26 @@ test('what its thread is not given is said once, not in every session', () => {
   expect(warnings[before]).toMatch(/no real-time priority.*CAP_SYS_NICE.*Operation not permitted/);
 });
 
+test('a host that can begin none ends the session, at either end, and takes its peer for no dead one', async () => {
+  const secondary = listen();
+  secondary.heartbeat.expect(TOKEN, GENERATION);
+  const given = vi.spyOn(native, 'Heartbeat').mockImplementation(
+    class {
+      constructor() {
+        throw new Error('Too many open files');
+      }
+    } as unknown as typeof native.Heartbeat,
+  );
+  cleanups.push(() => given.mockRestore());
+  const primary = end('secondary');
+  primary.heartbeat.connect({ host: '127.0.0.1', port: secondary.port }, TOKEN, GENERATION, null);
+  const preface = encodePreface({ link: 'heartbeat', bulkToken: TOKEN, generation: GENERATION });
+  await once(connection(secondary.port, preface), 'close');
+  const told = { what: 'malformed', reason: "this host can't begin its heartbeats: Too many open files" };
+  expect([primary.told, secondary.told]).toEqual([[told], [told]]);
+  expect([primary.heartbeat.stats(), secondary.heartbeat.stats()]).toEqual([null, null]);
+});
+
 test('settings that contradict each other end the session with advice', async () => {
   const secondary = listen({ peerTimeoutMs: 200 });
   secondary.heartbeat.expect(TOKEN, GENERATION);

@@ -8,6 +8,12 @@ import { Log } from '../../src/agent/log.ts';
 import { SecondaryAgent } from '../../src/agent/secondary-agent.ts';
 import { attachStandby } from '../../src/agent/standby-attach.ts';
 import type { StandbyVm } from '../../src/agent/standby-vm.ts';
+import {
+  type Acceptor,
+  type AcceptorOptions,
+  native,
+  type PeerConnection,
+} from '../../src/native/binding.ts';
 import { encodeMessage } from '../../src/protocol/codec.ts';
 import { DEFAULT_TIMINGS, type SecondaryEffect } from '../../src/protocol/machine.ts';
 import { encodePreface } from '../../src/protocol/preface.ts';
@@ -159,3 +165,48 @@ test('neither does one whose READY finds another primary connected', async () =>
     PATIENCE,
   );
 });
+
+test('an address that is no option’s text is a primary’s, too', async () => {
+  withConnections((connection) => ({ connection, peer: '[fe80::1%br-colo]:40000' }));
+  const secondary = await start();
+  await connectPrimary(secondary, 1);
+  expect(secondary.log.join()).toContain('fe80::1%br-colo');
+});
+
+test('a primary whose connection cannot be used is refused, and the next one is not', async () => {
+  let descriptors = false;
+  withConnections((connection, peer) => {
+    if (!descriptors) Object.defineProperty(connection, 'openSocket', { value: outOfDescriptors });
+    return { connection, peer };
+  });
+  const secondary = await start();
+  const { socket } = open(secondary.port, encodePreface({ link: 'control' }));
+  await vi.waitFor(() => expect(socket.closed).toBe(true), PATIENCE);
+  expect(secondary.log.join()).toMatch(/a primary was refused.*Too many open files/);
+  descriptors = true;
+  await connectPrimary(secondary, 1);
+});
+
+function outOfDescriptors(): never {
+  throw new Error('Too many open files');
+}
+
+/** What the acceptor accepts is given to the agent as `change` says. */
+function withConnections(
+  change: (connection: PeerConnection, peer: string) => { connection: PeerConnection; peer: string },
+): void {
+  const Real = native.Acceptor;
+  const given = vi.spyOn(native, 'Acceptor').mockImplementation(
+    class {
+      constructor(options: AcceptorOptions) {
+        const onAccepted: AcceptorOptions['onAccepted'] = (link, accepted, preface, from) => {
+          const { connection, peer } = change(accepted, from);
+          options.onAccepted(link, connection, preface, peer);
+        };
+        // biome-ignore lint/correctness/noConstructorReturn: the real one, with another callback
+        return new Real({ ...options, onAccepted }) as Acceptor;
+      }
+    } as typeof Real,
+  );
+  cleanups.push(() => given.mockRestore());
+}
