@@ -386,7 +386,7 @@ function hasEnded(reason: string): string {
 function adviceOn(outcome: AgentOutcome['outcome']): string {
   if (outcome === 'stale-twin')
     return (
-      '. The VM here is an older twin of it: it has been stopped, and is left for you to look at. Do not let it go on; end it, and start it with -S as a standby. ' +
+      '. The VM here is an older twin of it: it has been stopped, unless the log says that it could not be, and is left for you to look at. Do not let it go on; end it, and start it with -S as a standby. ' +
       'Hosts should start protected VMs with -S only'
     );
   if (outcome !== 'refused') return '';
