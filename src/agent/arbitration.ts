@@ -49,9 +49,14 @@ export function noWitness(kind: 'etcd' | 'manual' | 'none', node: string): Witne
   return { kind, node, answers: null, reason: '' };
 }
 
-/** Of an agent that comes to nothing before it arbitrates; Arbitration.close() does it later. */
-export function closeWitness(witness: WitnessChoice): void {
-  if (witness.kind === 'etcd') witness.client.close();
+/** Runs what makes an agent. When that fails, nobody arbitrates, and so nobody but this would close the connection to the witness. */
+export async function closingOnFailure<T>(witness: WitnessChoice, make: () => Promise<T>): Promise<T> {
+  try {
+    return await make();
+  } catch (error) {
+    if (witness.kind === 'etcd') witness.client.close();
+    throw error;
+  }
 }
 
 /** Without etcd there is nothing to run. */

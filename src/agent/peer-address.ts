@@ -13,7 +13,7 @@ export interface HostPort {
 
 /** Parses HOST:PORT, [IPV6]:PORT or :PORT (every address). Throws RangeError that says what is wrong. */
 export function parseHostPort(text: string, options: { portZero?: boolean } = {}): HostPort {
-  const match = /^(?:\[([0-9a-fA-F:.%a-z]+)\]|([^:[\]]*)):(\d{1,5})$/.exec(text);
+  const match = /^(?:\[([0-9a-fA-F:.]+(?:%[^\s[\]]+)?)\]|([^:[\]]*)):(\d{1,5})$/.exec(text);
   if (!match)
     throw new RangeError(`'${text}' is not HOST:PORT (an IPv6 address goes in brackets: [::1]:7000)`);
   const port = Number(match[3]);
@@ -37,7 +37,8 @@ export function hostOfPeer(peer: string): string {
 const CONNECT_TIMEOUT_MS = 5000;
 
 export interface PeerConnectEvents {
-  onConnected(link: PeerLink, security: LinkStatus): void;
+  /** `address`: the one of the name's that answered. The session's other connections go there, since native code that resolves a name can't be given up. */
+  onConnected(link: PeerLink, security: LinkStatus, address: HostPort): void;
   onMessage(message: Message): void;
   /** Couldn't be reached, or was lost later: once. */
   onLost(reason: string): void;
@@ -54,7 +55,7 @@ export function connectPeer(
 ): () => void {
   const attempt = new ConnectAttempt(peer, credentials);
   attempt.run().then(
-    (connection) => {
+    ({ connection, address }) => {
       if (attempt.givenUp) return connection.close();
       let security: LinkStatus;
       let socket: Socket;
@@ -72,6 +73,7 @@ export function connectPeer(
       events.onConnected(
         new PeerLink(socket, { onMessage: events.onMessage, onLost: events.onLost }),
         security,
+        { host: address, port: peer.port },
       );
     },
     (error: Error) => {
@@ -94,7 +96,7 @@ class ConnectAttempt {
   }
 
   /** Tries the name's addresses in turn. Rejects with the last one's reason. */
-  async run(): Promise<PeerConnection> {
+  async run(): Promise<{ connection: PeerConnection; address: string }> {
     // Here and not in native code, where a name that nobody answers for would hold a thread.
     const addresses = await lookup(this.#peer.host, { all: true });
     let failure = new Error(`the name ${this.#peer.host} has no address`);
@@ -105,7 +107,7 @@ class ConnectAttempt {
       try {
         await connection.connect(address, this.#peer.port, CONNECT_TIMEOUT_MS, this.#credentials);
         this.#connection = null;
-        return connection;
+        return { connection, address };
       } catch (error) {
         connection.close();
         failure = error as Error;

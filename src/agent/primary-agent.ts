@@ -11,7 +11,7 @@ import type { AcceptedExceptions } from '../vm/preflight.ts';
 import {
   type Arbitration,
   arbitrationOf,
-  closeWitness,
+  closingOnFailure,
   noWitness,
   type WitnessChoice,
 } from './arbitration.ts';
@@ -98,6 +98,8 @@ export class PrimaryAgent {
   readonly #heartbeat: PeerHeartbeat;
   #link: PeerLink | null = null;
   #linkStatus: LinkStatus | null = null;
+  /** Where the standby was reached; a name no more. */
+  #peerAddress: HostPort;
   #cancelConnect: (() => void) | null = null;
   /** While a person waits for a planned failover. */
   #drill: { watch: DrillWatch; end: (failure: string | null) => void } | null = null;
@@ -112,13 +114,8 @@ export class PrimaryAgent {
    * Attaches to the VM without stopping it. Throws (PreflightError, QmpError, NativeError, GenerationFileError, WitnessAccessError, what `inherit` throws) when it can't be
    * protected; it is unharmed then, and the connection to the witness is closed.
    */
-  static async attach(options: PrimaryAgentOptions): Promise<PrimaryAgent> {
-    try {
-      return await PrimaryAgent.#attach(options);
-    } catch (error) {
-      closeWitness(options.witness);
-      throw error;
-    }
+  static attach(options: PrimaryAgentOptions): Promise<PrimaryAgent> {
+    return closingOnFailure(options.witness, () => PrimaryAgent.#attach(options));
   }
 
   static async #attach(options: PrimaryAgentOptions): Promise<PrimaryAgent> {
@@ -146,6 +143,7 @@ export class PrimaryAgent {
   ) {
     const { witness, node, log } = options;
     this.#options = options;
+    this.#peerAddress = options.peer;
     this.#vm = vm;
     this.#generations = generations;
     this.#trace = trace;
@@ -313,15 +311,20 @@ export class PrimaryAgent {
         break;
       default:
         this.#watchPeer(effect);
-        this.#vm.perform(effect, this.#options, this.#machine.generation, this.#meters);
+        this.#vm.perform(
+          effect,
+          { peer: this.#peerAddress, credentials: this.#options.credentials },
+          this.#machine.generation,
+          this.#meters,
+        );
     }
   }
 
   /** Heartbeats go with the bulk connections: from READY to the session's end. */
   #watchPeer(effect: PrimaryEffect): void {
-    const { peer, credentials } = this.#options;
+    const { credentials } = this.#options;
     if (effect.type === 'connect-bulk')
-      this.#heartbeat.connect(peer, effect.bulkToken, this.#machine.generation, credentials);
+      this.#heartbeat.connect(this.#peerAddress, effect.bulkToken, this.#machine.generation, credentials);
     else if (effect.type === 'disconnect-bulk') this.#heartbeat.end();
   }
 
@@ -340,8 +343,9 @@ export class PrimaryAgent {
 
   #connectPeer(): void {
     this.#cancelConnect = connectPeer(this.#options.peer, this.#options.credentials, {
-      onConnected: (link, security) => {
+      onConnected: (link, security, address) => {
         this.#link = link;
+        this.#peerAddress = address;
         this.#linkStatus = security;
         this.#dispatch({ type: 'peer-connected', lineage: randomBytes(16).toString('hex') });
       },

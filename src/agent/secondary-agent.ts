@@ -9,7 +9,7 @@ import type { AcceptedExceptions } from '../vm/preflight.ts';
 import {
   type Arbitration,
   arbitrationOf,
-  closeWitness,
+  closingOnFailure,
   noWitness,
   type WitnessChoice,
 } from './arbitration.ts';
@@ -94,13 +94,8 @@ export class SecondaryAgent {
   readonly #waiting = new Set<() => void>();
 
   /** Attaches to a VM started with -S and listens. Throws NotAStandbyError, PreflightError, QmpError, NativeError, GenerationFileError or WitnessAccessError, with the connection to the witness closed. */
-  static async attach(options: SecondaryAgentOptions): Promise<SecondaryAgent> {
-    try {
-      return await SecondaryAgent.#attach(options);
-    } catch (error) {
-      closeWitness(options.witness);
-      throw error;
-    }
+  static attach(options: SecondaryAgentOptions): Promise<SecondaryAgent> {
+    return closingOnFailure(options.witness, () => SecondaryAgent.#attach(options));
   }
 
   static async #attach(options: SecondaryAgentOptions): Promise<SecondaryAgent> {

@@ -63,6 +63,7 @@ describe('parseHostPort', () => {
     ['host.example:7000', 'host.example', 7000],
     ['10.0.0.1:1', '10.0.0.1', 1],
     ['[fe80::1%eth0]:65535', 'fe80::1%eth0', 65535],
+    ['[fe80::1%br-colo_2]:7000', 'fe80::1%br-colo_2', 7000],
   ])('%s', (text, host, port) => {
     expect(parseHostPort(text)).toEqual({ host, port });
     expect(formatHostPort({ host, port })).toBe(text);

@@ -8,15 +8,35 @@ afterEach(() => {
   for (const cleanup of cleanups.splice(0).reverse()) cleanup();
 });
 
-test('a connection that cannot be used is a lost one', async () => {
+function listen(onAccepted: (connection: PeerConnection) => void): number {
   const acceptor = new native.Acceptor({
     host: '127.0.0.1',
     port: 0,
     credentials: null,
-    onAccepted: () => expect.unreachable(),
+    onAccepted: (_link, connection) => onAccepted(connection),
     onRefused: () => {},
   });
   cleanups.push(() => acceptor.close());
+  return acceptor.port;
+}
+
+test('of a name, the address that answered is told: the other connections go there, and resolve nothing', async () => {
+  const port = listen((connection) => cleanups.push(() => connection.close()));
+  const address = await new Promise((resolve, reject) => {
+    connectPeer({ host: 'localhost', port }, null, {
+      onConnected: (link, _security, reached) => {
+        link.close();
+        resolve(reached);
+      },
+      onMessage: () => {},
+      onLost: (reason) => reject(new Error(reason)),
+    });
+  });
+  expect(address).toEqual({ host: '127.0.0.1', port });
+});
+
+test('a connection that cannot be used is a lost one', async () => {
+  const port = listen(() => expect.unreachable());
   const Real = native.PeerConnection;
   const given = vi.spyOn(native, 'PeerConnection').mockImplementation(
     class {
@@ -32,7 +52,6 @@ test('a connection that cannot be used is a lost one', async () => {
     } as typeof Real,
   );
   cleanups.push(() => given.mockRestore());
-  const { port } = acceptor;
   const reason = await new Promise<string>((resolve) => {
     connectPeer({ host: '127.0.0.1', port }, null, {
       onConnected: () => expect.unreachable(),
