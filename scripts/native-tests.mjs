@@ -64,8 +64,16 @@ async function nativeShard(file, sanitizer, shard, shards) {
   if (!existsSync(report)) {
     return { passed: 0, failed: 1, complaint: `${file} (shard ${shard}) left no report\n${complaint}` };
   }
-  const { tests, failures, errors } = JSON.parse(readFileSync(report, 'utf8'));
-  return { ...counted(tests, failures + errors, code === 0), complaint };
+  const { tests, failures, errors, testsuites } = JSON.parse(readFileSync(report, 'utf8'));
+  // A skipped test counts as failed: nothing is skipped here.
+  const skipped = testsuites
+    .flatMap(({ testsuite }) => testsuite)
+    .filter(({ result }) => result === 'SKIPPED');
+  const skips = skipped.map(({ classname, name }) => `${classname}.${name} was skipped\n`).join('');
+  return {
+    ...counted(tests, failures + errors + skipped.length, code === 0),
+    complaint: complaint + skips,
+  };
 }
 
 /** The parts of GoogleTest's output that belong to tests which failed or did not end. */

@@ -9,53 +9,17 @@
 #include <sys/socket.h>
 
 #include <chrono>
-#include <condition_variable>
 #include <cstring>
-#include <mutex>
 #include <vector>
 
 #include "../core/error.h"
 #include "../core/unique_fd.h"
+#include "acceptor_harness.h"
 
 namespace colo {
 namespace {
 
-constexpr auto kPatience = std::chrono::seconds(10);
-
-struct Accepted {
-  Acceptor::Link link;
-  Connection connection;
-  std::string preface, peer;
-};
-
-class Log {
- public:
-  Acceptor::Events events() {
-    return {[this](Acceptor::Link link, Connection connection, std::string preface, std::string peer) {
-              const std::lock_guard lock(mutex_);
-              accepted.push_back({link, std::move(connection), std::move(preface), std::move(peer)});
-              changed_.notify_all();
-            },
-            [this](const std::string&, std::string reason) {
-              const std::lock_guard lock(mutex_);
-              refused.push_back(std::move(reason));
-              changed_.notify_all();
-            }};
-  }
-  bool wait(std::size_t accepted_count, std::size_t refused_count) {
-    std::unique_lock lock(mutex_);
-    return changed_.wait_for(lock, kPatience, [&] {
-      return accepted.size() == accepted_count && refused.size() == refused_count;
-    });
-  }
-
-  std::vector<Accepted> accepted;
-  std::vector<std::string> refused;
-
- private:
-  std::mutex mutex_;
-  std::condition_variable changed_;
-};
+using testing::AcceptorLog;
 
 UniqueFd connect_to(std::uint16_t port) {
   UniqueFd fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
@@ -83,7 +47,7 @@ std::string preface(const std::string& magic) {
 }
 
 TEST(Acceptor, TellsControlFromBulkAndReadsNothingPastThePreface) {
-  Log log;
+  AcceptorLog log;
   Acceptor acceptor("127.0.0.1", 0, log.events());
   ASSERT_GT(acceptor.port(), 0);
   const UniqueFd control = connect_to(acceptor.port());
@@ -111,7 +75,7 @@ TEST(Acceptor, TellsControlFromBulkAndReadsNothingPastThePreface) {
 }
 
 TEST(Acceptor, RefusesAStrangerAtItsFirstWrongByte) {
-  Log log;
+  AcceptorLog log;
   Acceptor acceptor("127.0.0.1", 0, log.events());
   const UniqueFd http = connect_to(acceptor.port());
   send_all(http, "GET /");
@@ -121,7 +85,7 @@ TEST(Acceptor, RefusesAStrangerAtItsFirstWrongByte) {
 }
 
 TEST(Acceptor, RefusesAPrefaceThatIsCutOff) {
-  Log log;
+  AcceptorLog log;
   Acceptor acceptor("127.0.0.1", 0, log.events());
   UniqueFd cut = connect_to(acceptor.port());
   send_all(cut, preface("COLOBLK1").substr(0, 63));
@@ -131,7 +95,7 @@ TEST(Acceptor, RefusesAPrefaceThatIsCutOff) {
 }
 
 TEST(Acceptor, RefusesSilenceAfterTheTimeLimit) {
-  Log log;
+  AcceptorLog log;
   Acceptor acceptor("127.0.0.1", 0, log.events(), nullptr, 30);
   const UniqueFd silent = connect_to(acceptor.port());
   ASSERT_TRUE(log.wait(0, 1));
@@ -140,7 +104,7 @@ TEST(Acceptor, RefusesSilenceAfterTheTimeLimit) {
 }
 
 TEST(Acceptor, TheOldestMakesRoomWhenTooManyWait) {
-  Log log;
+  AcceptorLog log;
   Acceptor acceptor("127.0.0.1", 0, log.events(), nullptr, 60000, 2);
   const UniqueFd first = connect_to(acceptor.port());
   const UniqueFd second = connect_to(acceptor.port());
@@ -156,7 +120,7 @@ TEST(Acceptor, TheOldestMakesRoomWhenTooManyWait) {
 // Running out of descriptors is somebody's passing fault: the connection waits in the backlog until there is
 // one again.
 TEST(Acceptor, OutlivesAShortageOfDescriptors) {
-  Log log;
+  AcceptorLog log;
   Acceptor acceptor("127.0.0.1", 0, log.events());
   const UniqueFd client = connect_to(acceptor.port());
   send_all(client, preface("COLOCTL1"));
@@ -194,7 +158,7 @@ int listener_at(std::uint16_t port) {
 
 // As accept(2) says it of a listener that listens no more: for ever, and to every call.
 TEST(Acceptor, AnErrorThatStaysDoesNotStopTheThread) {
-  Log log;
+  AcceptorLog log;
   Acceptor acceptor("127.0.0.1", 0, log.events());
   const UniqueFd slow = connect_to(acceptor.port()), quick = connect_to(acceptor.port());
   send_all(quick, preface("COLOCTL1"));
@@ -206,7 +170,7 @@ TEST(Acceptor, AnErrorThatStaysDoesNotStopTheThread) {
 }
 
 TEST(Acceptor, NamesTheAddressItCannotListenOn) {
-  Log log;
+  AcceptorLog log;
   const Acceptor first("127.0.0.1", 0, log.events());
   try {
     const Acceptor second("127.0.0.1", first.port(), log.events());
@@ -219,7 +183,7 @@ TEST(Acceptor, NamesTheAddressItCannotListenOn) {
 }
 
 TEST(Acceptor, CloseEndsListeningAndWaitingConnections) {
-  Log log;
+  AcceptorLog log;
   Acceptor acceptor("127.0.0.1", 0, log.events(), nullptr, 60000);
   const UniqueFd waiting = connect_to(acceptor.port());
   send_all(waiting, "COLO");

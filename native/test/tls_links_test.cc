@@ -13,15 +13,16 @@
 #include <random>
 #include <thread>
 
-#include "../core/acceptor.h"
 #include "../core/link_sockets.h"
 #include "../core/tls_pump.h"
+#include "acceptor_harness.h"
 #include "primary_harness.h"
 #include "tls_harness.h"
 
 namespace colo {
 namespace {
 
+using testing::AcceptorLog;
 using testing::credentials;
 using testing::narrow_socket_pair;
 using testing::PairedHosts;
@@ -32,41 +33,6 @@ constexpr int kPatienceMs = 10000;
 std::string preface(const std::string& magic) {
   return magic + std::string(kPrefaceBytes - magic.size(), 'p');
 }
-
-// What an acceptor tells, for one who waits for it.
-class Log {
- public:
-  struct Accepted {
-    Acceptor::Link link;
-    Connection connection;
-    std::size_t refused_before;
-  };
-  Acceptor::Events events() {
-    return {[this](Acceptor::Link link, Connection connection, std::string, std::string) {
-              const std::lock_guard lock(mutex_);
-              accepted.push_back({link, std::move(connection), refused.size()});
-              changed_.notify_all();
-            },
-            [this](const std::string&, std::string reason) {
-              const std::lock_guard lock(mutex_);
-              refused.push_back(std::move(reason));
-              changed_.notify_all();
-            }};
-  }
-  bool wait(std::size_t accepted_count, std::size_t refused_count, int patience_ms = kPatienceMs) {
-    std::unique_lock lock(mutex_);
-    return changed_.wait_for(lock, std::chrono::milliseconds(patience_ms), [&] {
-      return accepted.size() == accepted_count && refused.size() == refused_count;
-    });
-  }
-
-  std::vector<Accepted> accepted;
-  std::vector<std::string> refused;
-
- private:
-  std::mutex mutex_;
-  std::condition_variable changed_;
-};
 
 // A plain connection to the loopback address, from `host` of it.
 UniqueFd connect_from(const char* host, std::uint16_t port) {
@@ -105,7 +71,7 @@ std::string connect_error(std::uint16_t port, const TlsCredentials& own) {
 
 TEST(TlsLinks, AcceptorTakesAPairedPeerAndReadsNothingPastThePreface) {
   const PairedHosts hosts;
-  Log log;
+  AcceptorLog log;
   const Acceptor acceptor("127.0.0.1", 0, log.events(), hosts.server);
   LinkSockets sockets;
   Connection& client = sockets.connect("127.0.0.1", acceptor.port(), kPatienceMs, hosts.client.get());
@@ -119,7 +85,7 @@ TEST(TlsLinks, AcceptorTakesAPairedPeerAndReadsNothingPastThePreface) {
 
 TEST(TlsLinks, BothSidesSayWhyAStrangerIsRefused) {
   const PairedHosts hosts;
-  Log log;
+  AcceptorLog log;
   const Acceptor acceptor("127.0.0.1", 0, log.events(), hosts.server);
   const auto stranger = credentials(self_signed(), hosts.b.certificate_pem);
   EXPECT_NE(connect_error(acceptor.port(), *stranger).find("the peer doesn't trust our certificate"),
@@ -130,7 +96,7 @@ TEST(TlsLinks, BothSidesSayWhyAStrangerIsRefused) {
 
 TEST(TlsLinks, PlainTextAndTlsDoNotMixAndBothSidesSayWhy) {
   const PairedHosts hosts;
-  Log log;
+  AcceptorLog log;
   const Acceptor secure("127.0.0.1", 0, log.events(), hosts.server);
   const Connection plain(connect_from("127.0.0.1", secure.port()));
   send_text(plain, preface("COLOCTL1"));
@@ -150,7 +116,7 @@ TEST(TlsLinks, PlainTextAndTlsDoNotMixAndBothSidesSayWhy) {
 // good. Empty: this machine is too slow for that limit.
 std::vector<std::string> refused_beside_a_good_peer(unsigned timeout_ms) {
   const PairedHosts hosts;
-  Log log;
+  AcceptorLog log;
   const Acceptor acceptor("127.0.0.1", 0, log.events(), hosts.server, timeout_ms);
   std::vector<Connection> slow;
   for (int i = 0; i < 5; ++i) slow.emplace_back(connect_from("127.0.0.2", acceptor.port()));
@@ -164,7 +130,7 @@ std::vector<std::string> refused_beside_a_good_peer(unsigned timeout_ms) {
   } catch (const Error&) {
     return {};
   }
-  const bool all = log.wait(1, 6, static_cast<int>(timeout_ms) + kPatienceMs);
+  const bool all = log.wait(1, 6, std::chrono::milliseconds(timeout_ms + kPatienceMs));
   return all && log.accepted[0].refused_before == 0 ? log.refused : std::vector<std::string>{};
 }
 
@@ -181,7 +147,7 @@ TEST(TlsLinks, SlowPeersHoldUpNobodyAndGoWhenTheirTimeIsUp) {
 // long again as they may take. Empty, too, when this machine is too slow for that limit.
 std::vector<std::string> refused_of_drips(unsigned timeout_ms) {
   const PairedHosts hosts;
-  Log log;
+  AcceptorLog log;
   const Acceptor acceptor("127.0.0.1", 0, log.events(), hosts.server, timeout_ms);
   const Connection shaking(connect_from("127.0.0.2", acceptor.port()));
   LinkSockets sockets;
@@ -197,12 +163,12 @@ std::vector<std::string> refused_of_drips(unsigned timeout_ms) {
     for (std::size_t at = 0; at < magic.size() - 1; ++at) {
       send_text(shaking, hello.substr(at, 1));
       send_text(*shaken, magic.substr(at, 1));
-      if (log.wait(0, 2, static_cast<int>(timeout_ms) / 40)) break;
+      if (log.wait(0, 2, std::chrono::milliseconds(timeout_ms / 40))) break;
     }
   } catch (const Error&) {
     // They have been left, one of them first.
   }
-  return log.wait(0, 2, static_cast<int>(timeout_ms) / 4) ? log.refused : std::vector<std::string>{};
+  return log.wait(0, 2, std::chrono::milliseconds(timeout_ms / 4)) ? log.refused : std::vector<std::string>{};
 }
 
 TEST(TlsLinks, OneByteAfterTheOtherIsNotEnough) {
@@ -237,7 +203,7 @@ TEST(TlsLinks, APeerThatTakesNothingIsLeft) {
 
 TEST(TlsLinks, WhoHasMostConnectionsMakesRoom) {
   const PairedHosts hosts;
-  Log log;
+  AcceptorLog log;
   const Acceptor acceptor("127.0.0.1", 0, log.events(), hosts.server, 60000, 4);
   const UniqueFd first = connect_from("127.0.0.1", acceptor.port());
   std::vector<UniqueFd> flood;

@@ -13,7 +13,6 @@ import { TestEtcd } from '../../src/testbed/etcd.ts';
 import { type HostName, TestHosts } from '../../src/testbed/hosts.ts';
 import { TestNetwork } from '../../src/testbed/network.ts';
 import type { TestVm } from '../../src/testbed/vm.ts';
-import { monotonicMs } from '../../src/testbed/wait.ts';
 import { colo } from './support/cli.ts';
 import { waitSteps } from './support/disks.ts';
 import {
@@ -26,6 +25,7 @@ import {
   VM_NAME,
   waitBooted,
 } from './support/protection.ts';
+import { goesOn } from './support/stream.ts';
 
 type ProtectingHost = Exclude<HostName, 'witness'>;
 
@@ -42,12 +42,6 @@ beforeEach(async () => {
   guest = { guest: 'linux', network, append: 'colo.services=counter' };
 });
 afterEach(() => cleanup.run());
-
-async function goesOn(client: StreamClient): Promise<void> {
-  await client.waitAfter(monotonicMs(), 60_000);
-  expect(client.check).toMatchObject({ gaps: 0, regressions: 0 });
-  expect(client.ended).toBeUndefined();
-}
 
 async function connect(): Promise<StreamClient> {
   const client = cleanup.own(await StreamClient.connect(network));

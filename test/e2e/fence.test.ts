@@ -3,6 +3,7 @@ import { chmodSync, existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
+import type { TestAgent } from '../../src/testbed/agents.ts';
 import { Cleanup } from '../../src/testbed/cleanup.ts';
 import { colo } from './support/cli.ts';
 import { execute } from './support/disks.ts';
@@ -61,27 +62,24 @@ test('a command that fails keeps the VM stopped, until a person has mended it', 
   expect((await secondary.status()).state).toBe('RUNNING');
 });
 
-test('a command that fails is tried again by itself', async () => {
-  const command = script('exit 1');
-  const { primary, secondary } = await protect(cleanup, {
-    guest,
-    secondaryArgs: ['--witness', 'none', '--fence-command', command],
-  });
+/** A standby whose primary is dead and isn't fenced. */
+async function blocked(): Promise<{ secondary: TestAgent; reason: string }> {
+  const secondaryArgs = ['--witness', 'none', '--fence-command', script('exit 1')];
+  const { primary, secondary } = await protect(cleanup, { guest, secondaryArgs });
   primary.kill();
   const { reason } = await secondary.waitState('BLOCKED', 60_000);
+  return { secondary, reason };
+}
+
+test('a command that fails is tried again by itself', async () => {
+  const { secondary, reason } = await blocked();
   expect(reason).toContain('tried again every 10 s');
   script('exit 0');
   await secondary.waitState('RUNNING', 60_000);
 });
 
 test('a person who has fenced by hand needs no command', async () => {
-  const command = script('exit 1');
-  const { primary, secondary } = await protect(cleanup, {
-    guest,
-    secondaryArgs: ['--witness', 'none', '--fence-command', command],
-  });
-  primary.kill();
-  const { reason } = await secondary.waitState('BLOCKED', 60_000);
+  const { secondary, reason } = await blocked();
   expect(reason).toContain(`colo-agent failover --force ${VM_NAME}`);
   expect(await secondary.command('failover', VM_NAME)).toBe('took over');
 });

@@ -14,9 +14,9 @@ import { TestEtcd } from '../../src/testbed/etcd.ts';
 import { type HostName, TestHosts } from '../../src/testbed/hosts.ts';
 import { TestNetwork } from '../../src/testbed/network.ts';
 import type { TestVm } from '../../src/testbed/vm.ts';
-import { monotonicMs } from '../../src/testbed/wait.ts';
 import { execute } from './support/disks.ts';
 import { type GuestOptions, PROTECT_MS, startVm, VM_NAME, waitBooted } from './support/protection.ts';
+import { goesOn } from './support/stream.ts';
 
 const PORT = 7700;
 const TIMINGS = ['--peer-timeout', '1000', '--witness-timeout', '500'];
@@ -73,12 +73,6 @@ async function protect(primaryArgs: string[] = []): Promise<Pair> {
   const client = cleanup.own(await StreamClient.connect(network));
   await client.waitAfter(0, 60_000);
   return { primaryVm, standbyVm, primary, secondary, client };
-}
-
-async function goesOn(client: StreamClient): Promise<void> {
-  await client.waitAfter(monotonicMs(), 60_000);
-  expect(client.check).toMatchObject({ gaps: 0, regressions: 0 });
-  expect(client.ended).toBeUndefined();
 }
 
 /** Either the primary went on alone, or the standby took over and the primary's VM is gone. */
