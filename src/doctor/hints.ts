@@ -7,6 +7,7 @@ const BY_NAME: ReadonlyMap<string, CheckName> = new Map([
   ['GenerationFileError', 'state-dir'],
   ['WitnessAccessError', 'witness'],
   ['DiskRecordError', 'replication'],
+  ['RamBlocksError', 'ptrace'],
 ]);
 
 /** Native errors' codes, and the control server's. */
@@ -43,6 +44,17 @@ export function checksOf(failure: unknown): CheckName[] {
     BY_OUTCOME.get(String(outcome)) ??
     (ofOtherProcess ? 'ptrace' : undefined);
   return found === undefined ? [] : [found];
+}
+
+/** What sessions end with before they have begun, as a primary's state tells it. */
+const BY_REASON: readonly (readonly [RegExp, CheckName])[] = [
+  [/\bcan't reach the standby at /, 'peer'],
+  [/^the secondary reports incompatible: /, 'match'],
+];
+
+/** Of the reason that a state has. */
+export function checksOfReason(reason: string): CheckName[] {
+  return BY_REASON.filter(([phrase]) => phrase.test(reason)).map(([, check]) => check);
 }
 
 /** What is said behind an error's text. */

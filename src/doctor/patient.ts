@@ -69,6 +69,12 @@ export class Patient {
     return (await qmp.execute('query-status')).status === 'prelaunch' ? 'secondary' : 'primary';
   }
 
+  /** For the checks that come after `ptrace`. */
+  knownBlocks(): Promise<RamBlock[]> {
+    return this.#needs('ptrace', () => this.blocks());
+  }
+
+  /** Rejects as an agent's attempt to attach would. */
   blocks(): Promise<RamBlock[]> {
     return this.#once('blocks', async () => {
       const { qmp } = await this.vm();
@@ -82,7 +88,7 @@ export class Patient {
       const { qmp } = await this.vm();
       const { exceptions, diskBufferBytes: bufferBytes } = this.options;
       const disks = { ...exceptions, owner: null, bufferBytes };
-      return describeVm(qmp, qmp.peer.pid, await this.blocks(), null, disks);
+      return describeVm(qmp, qmp.peer.pid, await this.knownBlocks(), null, disks);
     });
   }
 

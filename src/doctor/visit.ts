@@ -38,12 +38,14 @@ export class Visit {
   /** Rejects as an agent that connects would. */
   static async pay(peer: HostPort, credentials: TlsCredentials | null): Promise<Visit> {
     const { connection, address } = await reachPeer(peer, credentials);
+    let visit: Visit | null = null;
     try {
       const security = linkStatus(connection.security());
-      const visit = new Visit(new Socket({ fd: connection.openSocket() }), address, security);
+      visit = new Visit(new Socket({ fd: connection.openSocket() }), address, security);
       await visit.#greet();
       return visit;
     } catch (error) {
+      visit?.close();
       connection.close();
       throw error;
     }

@@ -14,7 +14,7 @@ export const memory: Check = {
   async run(patient) {
     const { shadow, gateLimitBytes, diskBufferBytes, exceptions } = patient.options;
     const { qmp } = await patient.vm();
-    const blocks = await patient.blocks();
+    const blocks = await patient.knownBlocks();
     const ramBytes = blocks.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0);
     const logBytes = copiedDisks(await findDisks(qmp), exceptions).length * diskBufferBytes;
     const available = availableMemory();

@@ -1,5 +1,6 @@
 /** Whether this process gets at QEMU's memory, and may be told by the kernel what the guest has written: the very engine attaches, and lets go. */
 import { type NativeError, native } from '../../native/binding.ts';
+import type { RamBlock } from '../../vm/ram-blocks.ts';
 import { type Check, fail, NotAsked, ok, warn } from '../finding.ts';
 import type { Patient } from '../patient.ts';
 
@@ -10,8 +11,9 @@ export const ptrace: Check = {
   name: 'ptrace',
   title: "whether QEMU's memory can be reached",
   fault: 'configuration',
+  remedy: PRIVILEGES,
   async run(patient) {
-    const error = await attach(patient);
+    const error = await attach(patient, await patient.blocks());
     const traced = error === null || isOfTheKernel(error);
     return traced
       ? ok('QEMU can be traced, and its memory read and written')
@@ -24,7 +26,7 @@ export const userfaultfd: Check = {
   title: 'how written pages are found',
   fault: 'configuration',
   async run(patient) {
-    const error = await attach(patient);
+    const error = await attach(patient, await patient.knownBlocks());
     if (error === null) return ok('by the kernel (userfaultfd), which costs the guest next to nothing');
     if (!isOfTheKernel(error)) throw new NotAsked('it needs what `ptrace` looks at');
     const remedy =
@@ -45,9 +47,8 @@ function isOfTheKernel({ code }: NativeError): boolean {
  * Null: it has worked. As with `estimate`, QEMU is left as it was: what the engine has in it is one userfaultfd, whose only descriptor is ours, and no page is
  * protected. A shadow would only take memory.
  */
-async function attach(patient: Patient): Promise<NativeError | null> {
+async function attach(patient: Patient, blocks: RamBlock[]): Promise<NativeError | null> {
   const { qmp } = await patient.vm();
-  const blocks = await patient.blocks();
   try {
     new native.PrimaryEngine({
       pid: qmp.peer.pid,

@@ -1,5 +1,6 @@
 /** The VM behind --qmp, with the eyes of the agent that would attach to it. */
 import { assertStands } from '../../agent/standby-attach.ts';
+import { findLeftovers } from '../../vm/gate-wiring.ts';
 import { findNics, isUngated } from '../../vm/nics.ts';
 import { findProblems, type PreflightCheck, type Problem } from '../../vm/preflight.ts';
 import { type Check, type Finding, fail, NotAsked, ok, warn } from '../finding.ts';
@@ -87,16 +88,25 @@ export const nics: Check = {
   name: 'nics',
   title: "whether the guest's output can be held",
   fault: 'configuration',
-  run: (patient) =>
-    judge(patient, 'nics', async () => {
-      const { qmp: client, process, exceptions } = await patient.vm();
-      const found = (await findNics(client, process.pid, process)).filter(({ netdev }) => netdev !== null);
-      const told = found.map((nic) =>
-        isUngated(nic, exceptions.ungatedNics) ? `${nic.id} (left out)` : `${nic.id} (${nic.netdev?.type})`,
-      );
-      return told.length === 0 ? 'none is connected' : `can be held: ${told.join(', ')}`;
-    }),
+  async run(patient) {
+    const finding = await judge(patient, 'nics', () => tellNics(patient));
+    const { qmp: client } = await patient.vm();
+    if (finding.verdict !== 'ok' || !(await findLeftovers(client)).gate) return finding;
+    return warn(
+      'an output gate is in place: an agent protects this VM, or one that died has left it, and nothing that the guest sends gets out',
+      '`colo-agent status` shows the first; `colo-agent primary` takes the gate of the second over',
+    );
+  },
 };
+
+async function tellNics(patient: Patient): Promise<string> {
+  const { qmp: client, process, exceptions } = await patient.vm();
+  const found = (await findNics(client, process.pid, process)).filter(({ netdev }) => netdev !== null);
+  const told = found.map((nic) =>
+    isUngated(nic, exceptions.ungatedNics) ? `${nic.id} (left out)` : `${nic.id} (${nic.netdev?.type})`,
+  );
+  return told.length === 0 ? 'none is connected' : `can be held: ${told.join(', ')}`;
+}
 
 /** The problems of an agent in the VM's role; of a standby, those of the primary that it may become come after its own. */
 export async function judge(
