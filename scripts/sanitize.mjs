@@ -44,9 +44,9 @@ async function part(name, body) {
 }
 
 /** Node.js itself isn't built with the sanitizer, so its library must be there before everything else; and Node.js frees little when it ends. */
-function addonTests(sanitizer, library, options, tests = []) {
+async function addonTests(sanitizer, library, options, tests = []) {
   const folder = path.resolve(`build-sanitize/${sanitizer}`);
-  must('npx', [
+  await must('npx', [
     'cmake-js',
     'build',
     '--config',
@@ -65,13 +65,13 @@ function addonTests(sanitizer, library, options, tests = []) {
  * ThreadSanitizer sees no atomic operation of what isn't built with it, and so takes much in Node.js and its other addons for races: only reports
  * that our addon has a part in count, and no process ends with an error for the others.
  */
-function addonRaces() {
+async function addonRaces() {
   const reports = path.resolve('build-sanitize/races');
   rmSync(reports, { recursive: true, force: true });
   mkdirSync(reports, { recursive: true });
   const suppressions = path.resolve('native/test/node-races.supp');
   const options = `exitcode=0 log_path=${reports}/process suppressions=${suppressions}`;
-  const held = addonTests('thread', 'libtsan.so', { TSAN_OPTIONS: options }, [
+  const held = await addonTests('thread', 'libtsan.so', { TSAN_OPTIONS: options }, [
     ...RACING_TESTS,
     ...ALL_BUT_LEAKS,
   ]);
