@@ -247,10 +247,10 @@ export class ChaosHost {
     }
   }
 
-  /** A person's part in docs/failover.md: the agent was killed between HANDOVER and the answer, and its successor has won the VM and opened its gate. */
+  /** A person's part in docs/failover.md: the agent was killed between HANDOVER and the answer, and its successor protects the VM, which runs nowhere else. */
   async #letGoOn({ state }: AgentStatus): Promise<void> {
     const { vm } = this;
-    if (vm === null || !['EXPOSED', 'PROTECTED'].includes(state)) return;
+    if (vm === null || state !== 'PROTECTED') return;
     this.#mayStand = false;
     for (let asked = 0; asked < STANDS_ASKED; asked++) {
       // A checkpoint's pause is shorter.

@@ -54,6 +54,7 @@ const ISOLATED_MS = { min: 3000, max: 6000 };
 const OFFSET_MS = 2500;
 const CLOCK_STEP_S = 3600;
 const DRILLS = 4;
+const DRILL_AMONG = 5;
 /** A drill takes about as long on a small machine, from the command to the guest that runs there. */
 const HANDOVER_MS = 800;
 
@@ -90,7 +91,7 @@ export function* planOf(seed: number): Generator<Wave, never> {
   for (;;) {
     const wave: PlannedFault[] = [];
     for (let count = 1 + random.below(3); count > 0; count--) {
-      if (waiting.length === 0) waiting = eachKindFirst(shuffled(deck(random), random));
+      if (waiting.length === 0) waiting = drillSoon(eachKindFirst(shuffled(deck(random), random)), random);
       const index = waiting.findIndex((fault) => fits(fault, wave));
       if (index < 0) break;
       const [fault] = waiting.splice(index, 1) as [Fault];
@@ -125,6 +126,16 @@ function eachKindFirst(faults: readonly Fault[]): Fault[] {
   const kinds = faults.map(kindOf);
   const isFirst = (index: number) => kinds.indexOf(kinds[index] as FaultKind) === index;
   return [...faults.filter((_, index) => isFirst(index)), ...faults.filter((_, index) => !isFirst(index))];
+}
+
+/** Two minutes of a slow machine have some eight faults: one of them is a drill. */
+function drillSoon(faults: Fault[], random: Random): Fault[] {
+  const [drill] = faults.splice(
+    faults.findIndex(({ kind }) => kind === 'drill'),
+    1,
+  ) as [Fault];
+  faults.splice(random.below(DRILL_AMONG), 0, drill);
+  return faults;
 }
 
 /** Hosts without a VM are nothing that anything could be done to; and who is cut off shall be the one who loses. */

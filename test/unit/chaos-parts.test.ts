@@ -47,6 +47,10 @@ describe('the plan', () => {
     }
   });
 
+  test('has a drill within its first five waves', () => {
+    for (let seed = 0; seed < 50; seed++) expect(faultsOf(seed, 5).map(kindOf)).toContain('drill');
+  });
+
   test('has drills by themselves, and kills, cuts and stand-stills that strike within a second of one', () => {
     const withDrill = waves(3, 500).filter((wave) => wave.some(({ fault }) => fault.kind === 'drill'));
     expect(withDrill.some((wave) => wave.length === 1)).toBe(true);
