@@ -42,6 +42,11 @@ export class ControlError extends Error {
 }
 
 const REQUEST_BYTES_MAX = 4096;
+/** From a request's first byte to its end. */
+const REQUEST_MS = 5000;
+const CLIENTS_MAX = 64;
+/** Of one client that asks and doesn't read. */
+const UNREAD_BYTES_MAX = 1 << 20;
 /** How long a closing connection may take to get its last answer out. */
 const LINGER_MS = 1000;
 
@@ -86,17 +91,24 @@ export class ControlServer {
   }
 
   /**
-   * Why the process at the other end may not command this agent; null when it may. The socket's mode says the same, as long as nobody has
+   * Why the process at the other end can't command this agent; null when it can. The socket's mode says the same, as long as nobody has
    * changed it, or the folder's.
    */
-  #objection(socket: Socket): string | null {
+  #objection(socket: Socket): ControlError | null {
+    if (this.#connections.size >= CLIENTS_MAX) {
+      return new ControlError(
+        'busy',
+        `${CLIENTS_MAX} clients are connected to ${this.#path} already: end one of them`,
+      );
+    }
     try {
       const { uid, gid, groups } = native.peerCredentials(descriptorOf(socket));
       if (uid === 0 || uid === process.geteuid?.()) return null;
       if ([gid, ...groups].includes(statSync(this.#path).gid)) return null;
-      return `user ${uid} is neither root nor of the group of ${this.#path}`;
+      const message = `user ${uid} is neither root nor of the group of ${this.#path}`;
+      return new ControlError('not-permitted', message);
     } catch (error) {
-      return (error as Error).message; // it has gone already, perhaps
+      return new ControlError('not-permitted', (error as Error).message); // it has gone already, perhaps
     }
   }
 
@@ -105,34 +117,44 @@ export class ControlServer {
     if (objection !== null) {
       socket.on('error', () => socket.destroy());
       socket.resume(); // what it asks is thrown away; unread, its end would never be seen
-      socket.write(
-        `${JSON.stringify({ ok: false, error: { code: 'not-permitted', message: objection } })}\n`,
-      );
+      socket.write(`${JSON.stringify(refusalOf(objection))}\n`);
       endSoon(socket);
       return;
     }
     this.#connections.add(socket);
-    socket.on('close', () => this.#connections.delete(socket));
     socket.on('error', () => socket.destroy());
     let pending = '';
+    let overdue: NodeJS.Timeout | undefined;
+    socket.on('close', () => {
+      this.#connections.delete(socket);
+      clearTimeout(overdue);
+    });
     socket.setEncoding('utf8');
     socket.on('data', (text: string) => {
       pending += text;
       for (let end = pending.indexOf('\n'); end >= 0; end = pending.indexOf('\n')) {
         const line = pending.slice(0, end);
         pending = pending.slice(end + 1);
-        void this.#answer(line).then((reply) => socket.write(`${JSON.stringify(reply)}\n`));
+        void this.#reply(socket, line);
+        clearTimeout(overdue);
+        overdue = undefined;
       }
+      if (pending !== '') overdue ??= setTimeout(() => socket.destroy(), REQUEST_MS);
       if (pending.length > REQUEST_BYTES_MAX) socket.destroy();
     });
+  }
+
+  async #reply(socket: Socket, line: string): Promise<void> {
+    const reply = await this.#answer(line);
+    socket.write(`${JSON.stringify(reply)}\n`);
+    if (socket.writableLength > UNREAD_BYTES_MAX) socket.destroy();
   }
 
   async #answer(line: string): Promise<object> {
     try {
       return { ok: true, result: await this.#run(parseRequest(line)) };
     } catch (error) {
-      const code = error instanceof ControlError ? error.code : 'internal';
-      return { ok: false, error: { code, message: (error as Error).message } };
+      return refusalOf(error as Error);
     }
   }
 
@@ -153,6 +175,11 @@ export class ControlServer {
 interface ControlRequest {
   command: ControlCommand;
   force: string | null;
+}
+
+function refusalOf(error: Error): object {
+  const code = error instanceof ControlError ? error.code : 'internal';
+  return { ok: false, error: { code, message: error.message } };
 }
 
 /** Whether the client ends its side, too, or not: it holds neither a descriptor nor this process. */

@@ -112,6 +112,36 @@ describe('the control socket', () => {
     expect(JSON.parse(await cling({}, () => server?.close()))).toMatchObject({ ok: true });
   });
 
+  test('so many clients and no more', async () => {
+    server = await ControlServer.listen(socketPath, handler);
+    const idle = await Promise.all(
+      Array.from({ length: 64 }, async () => {
+        const socket = createConnection(socketPath);
+        await once(socket, 'connect');
+        return socket;
+      }),
+    );
+    await expect(sendCommand(socketPath, 'status')).rejects.toMatchObject({
+      code: 'busy',
+      message: expect.stringContaining('64 clients'),
+    });
+    idle[0]?.destroy();
+    await expect.poll(() => sendCommand(socketPath, 'stop').catch(() => null)).toBe('stopping');
+    for (const socket of idle) socket.destroy();
+  });
+
+  test('a client that asks and does not read, and one that never ends its request, are left', async () => {
+    server = await ControlServer.listen(socketPath, handler);
+    const slow = createConnection(socketPath);
+    slow.write('{"comm');
+    const deaf = createConnection(socketPath).on('error', () => {});
+    deaf.pause();
+    deaf.write('{"command":"status"}\n'.repeat(50_000));
+    const left = new Promise((resolve) => deaf.on('close', resolve));
+    await Promise.all([once(slow, 'close'), left]);
+    expect(await sendCommand(socketPath, 'stop')).toBe('stopping');
+  });
+
   test('a second agent at the same path is refused; a dead agent’s socket is not', async () => {
     server = await ControlServer.listen(socketPath, handler);
     await expect(ControlServer.listen(socketPath, handler)).rejects.toMatchObject({ code: 'in-use' });
