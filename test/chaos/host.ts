@@ -37,6 +37,8 @@ export interface HostOptions {
   folder: string;
   /** A VM with this tap device is about to start. */
   onTap(tap: string): void;
+  /** The VM with this tap device has been handed over, and is the standby. */
+  onStandsBy(tap: string): void;
 }
 
 /** A standby that waits for an answer, or tries again what has failed. */
@@ -242,6 +244,7 @@ export class ChaosHost {
       this.role = 'primary';
     } else if (this.role === 'primary' && !runs && state !== 'TAKING-OVER') {
       this.#note('handed its VM over, and is its standby');
+      this.#options.onStandsBy(this.tap);
       this.role = 'secondary';
       this.#mayStand = false;
     }

@@ -7,6 +7,7 @@ import { pairedFolders } from '../../src/testbed/credentials.ts';
 import { TestEtcd } from '../../src/testbed/etcd.ts';
 import { TestHosts } from '../../src/testbed/hosts.ts';
 import { TestNetwork } from '../../src/testbed/network.ts';
+import { monotonicMs } from '../../src/testbed/wait.ts';
 import { Clients } from './clients.ts';
 import { Drills } from './drills.ts';
 import { ChaosHost } from './host.ts';
@@ -130,6 +131,7 @@ export class World {
       args: this.#argsFor(name, storage),
       folder: this.#folder,
       onTap: (tap) => this.#hostOfTap.set(tap, name),
+      onStandsBy: (tap) => this.oneRunner.standsBy(tap, monotonicMs()),
     });
   }
 

@@ -169,6 +169,16 @@ describe('one runner', () => {
     ]);
   });
 
+  test('a VM that was handed over may run again, once it is the standby, and in a generation of its own', () => {
+    const { runners } = seen([burst('n0', 0), burst('s0', 100)]);
+    runners.standsBy('n0', 3000);
+    expect(runners.push(burst('n0', 2000))).toMatch(/two VMs answer: 3 frames of n0/);
+    expect(runners.push(burst('n0', 5000))).toBeNull();
+    expect(runners.push(burst('s0', 7000))).toMatch(/two VMs answer: 3 frames of s0/);
+    expect(runners.check([alone('north', 1), alone('south', 2)])).toMatch(/n0 \(north\) sent without/);
+    expect(runners.check([alone('north', 1), alone('south', 2), alone('north', 3)])).toBeNull();
+  });
+
   test('what lay in the socket of a process that stood still is late, for a moment', () => {
     const wentOn = { ...wentOnMs, north: 6000 };
     const late = seen([burst('n0', 0), burst('s0', 100), burst('n0', 6100)], wentOn);
