@@ -144,7 +144,7 @@ const METRICS: readonly Metric[] = [
   ),
   gauge(
     'held_bytes',
-    'Their size.',
+    'The size of the frames that wait for their checkpoint.',
     ofPrimary((s) => s.heldBytes),
   ),
   counter(
