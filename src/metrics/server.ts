@@ -2,7 +2,7 @@
 import { rmSync } from 'node:fs';
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
-import { answersAt, listenAtPath } from '../agent/socket-path.ts';
+import { answersAt, listenAtPath, listening } from '../agent/socket-path.ts';
 import { formatMetricsAddress, type MetricsAddress } from './address.ts';
 import { CONTENT_TYPE, exposition } from './exposition.ts';
 import { familiesOf } from './families.ts';
@@ -90,10 +90,7 @@ export class MetricsServer {
       await listenAtPath(this.#server, address.path);
       return;
     }
-    await new Promise<void>((resolve, reject) => {
-      this.#server.once('error', reject);
-      this.#server.listen(address.port, address.host, resolve);
-    });
+    await listening(this.#server, address);
   }
 
   async #answer({ method, url = '', headers }: IncomingMessage): Promise<Answer> {

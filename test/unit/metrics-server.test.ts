@@ -256,9 +256,14 @@ describe('the server', () => {
   });
 
   test('its end is the end of its connections', async () => {
-    const server = await serve();
-    const { closed, socket } = dial(server);
-    await vi.waitFor(() => expect(socket.readyState).toBe('open'), PATIENCE);
+    let asked = false;
+    const never = (): Promise<Readings> => {
+      asked = true;
+      return new Promise(() => {});
+    };
+    const server = await serve(never, LOOPBACK, 120_000);
+    const { closed } = dial(server, 'GET /metrics HTTP/1.0\r\n\r\n');
+    await vi.waitFor(() => expect(asked).toBe(true), PATIENCE);
     server.close();
     expect(await closed).toBe('');
   });
