@@ -6,11 +6,11 @@
  *     {"command":"drill"}   ->  {"ok":true,"result":{...}}
  *     {"command":"x"}       ->  {"ok":false,"error":{"code":"unknown-command","message":"..."}}
  */
-import { chmodSync, mkdirSync, renameSync, rmSync, statSync } from 'node:fs';
-import { createConnection, createServer, type Server, type Socket } from 'node:net';
-import path from 'node:path';
+import { rmSync, statSync } from 'node:fs';
+import { createServer, type Server, type Socket } from 'node:net';
 import { native } from '../native/binding.ts';
 import type { DrillReport } from './drill-report.ts';
+import { answersAt, listenAtPath } from './socket-path.ts';
 import type { Status } from './status.ts';
 
 export type ControlCommand = 'status' | 'failover' | 'drill' | 'stop';
@@ -64,23 +64,14 @@ export class ControlServer {
 
   /** Listens at `socketPath` (mode 0660), whose folder is made. Throws ControlError `in-use` while another agent answers there. */
   static async listen(socketPath: string, handler: ControlHandler): Promise<ControlServer> {
-    mkdirSync(path.dirname(socketPath), { recursive: true, mode: 0o755 });
-    if (await answers(socketPath)) {
+    if (await answersAt(socketPath)) {
       throw new ControlError(
         'in-use',
         `another colo-agent already listens at ${socketPath}; give --control another path`,
       );
     }
     const control = new ControlServer(socketPath, handler);
-    // It appears under its name only when it answers and has its final mode.
-    const preparing = `${socketPath}.${process.pid}`;
-    rmSync(preparing, { force: true });
-    await new Promise<void>((resolve, reject) => {
-      control.#server.once('error', reject);
-      control.#server.listen(preparing, resolve);
-    });
-    chmodSync(preparing, 0o660);
-    renameSync(preparing, socketPath);
+    await listenAtPath(control.#server, socketPath);
     return control;
   }
 
@@ -212,15 +203,4 @@ function parseRequest(line: string): ControlRequest {
   if (force !== null && typeof force !== 'string')
     throw new ControlError('malformed', "force must be the VM's name");
   return { command: known, force };
-}
-
-async function answers(socketPath: string): Promise<boolean> {
-  return await new Promise((resolve) => {
-    const probe = createConnection(socketPath);
-    probe.once('connect', () => {
-      probe.destroy();
-      resolve(true);
-    });
-    probe.once('error', () => resolve(false));
-  });
 }

@@ -1,12 +1,13 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { chmodSync, chownSync, mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs';
-import { createConnection } from 'node:net';
+import { createConnection, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { sendCommand } from '../../src/agent/control-client.ts';
 import { ControlError, ControlServer } from '../../src/agent/control-server.ts';
+import { answersAt, listenAtPath } from '../../src/agent/socket-path.ts';
 import type { Status } from '../../src/agent/status.ts';
 
 let folder: string;
@@ -149,6 +150,14 @@ describe('the control socket', () => {
     writeFileSync(socketPath, '');
     server = await ControlServer.listen(socketPath, handler);
     expect(await sendCommand(socketPath, 'stop')).toBe('stopping');
+  });
+
+  test('connections that can’t be accepted end nobody', async () => {
+    const plain = createServer();
+    await listenAtPath(plain, socketPath);
+    for (const code of ['ENFILE', 'ENOMEM']) plain.emit('error', new Error(`accept ${code}`));
+    expect(await answersAt(socketPath)).toBe(true);
+    plain.close();
   });
 
   test('nobody there: says so', async () => {

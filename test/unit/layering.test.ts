@@ -13,8 +13,9 @@ const ALLOWED: Record<string, string[]> = {
   witness: [],
   agent: ['protocol', 'qmp', 'vm', 'witness', 'native'],
   testbed: ['agent', 'qmp', 'native'],
+  metrics: ['agent', 'protocol', 'native'],
   demo: ['testbed', 'agent'],
-  cli: ['demo', 'testbed', 'agent', 'protocol', 'witness'],
+  cli: ['demo', 'testbed', 'metrics', 'agent', 'protocol', 'witness'],
 };
 
 /** The protocol is pure: not even Node's own modules, but for what hashes a name. */
