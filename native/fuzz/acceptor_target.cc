@@ -24,7 +24,8 @@ namespace {
 
 const std::map<std::string, Acceptor::Link> kLinks = {{"COLOCTL1", Acceptor::Link::control},
                                                       {"COLOBLK1", Acceptor::Link::bulk},
-                                                      {"COLOHBT1", Acceptor::Link::heartbeat}};
+                                                      {"COLOHBT1", Acceptor::Link::heartbeat},
+                                                      {"COLODOC1", Acceptor::Link::doctor}};
 
 struct Outcome {
   bool accepted = false;

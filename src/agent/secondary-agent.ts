@@ -145,6 +145,8 @@ export class SecondaryAgent {
       onAccepted: (link, connection, preface, peer) => {
         if (link === 'bulk') vm.addBulkConnection(connection, preface, peer);
         else if (link === 'heartbeat') this.#heartbeat.accept(connection, preface, peer);
+        else if (link === 'doctor')
+          connection.close(); // `doctor --listen` answers; an agent has other things to do
         else this.#accept(connection, peer);
       },
       onRefused: (peer, reason) => refusals.tell(peer, reason),

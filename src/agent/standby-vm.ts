@@ -391,7 +391,7 @@ export class StandbyVm {
 const LOGS_MAX_BYTES = 16 * 2 ** 30;
 
 /** Two checkpoints may be here at once, each with all of RAM and with logs that are given up at twice their limit. */
-function stagingLimitBytes(blocks: readonly RamBlock[], logBytes: number): number {
+export function stagingLimitBytes(blocks: readonly RamBlock[], logBytes: number): number {
   const ramBytes = blocks.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0);
   return 2 * ramBytes + 64 * 2 ** 20 + 4 * Math.min(logBytes, LOGS_MAX_BYTES);
 }

@@ -1,3 +1,5 @@
+import type { CheckName } from '../doctor/finding.ts';
+
 /** Exit codes by sysexits.h, so that scripts and service managers can tell a wrong flag from a busy VM. */
 export const EXIT = {
   ok: 0,
@@ -9,13 +11,15 @@ export const EXIT = {
   configuration: 78,
 } as const;
 
-/** An error whose text is for the user and whose code is the process's. */
+/** An error whose text is for the user and whose code is the process's. `check`: the doctor's line that would have told. */
 export class CliError extends Error {
   readonly exitCode: number;
+  readonly check: CheckName | null;
 
-  constructor(exitCode: number, message: string) {
+  constructor(exitCode: number, message: string, check: CheckName | null = null) {
     super(message);
     this.exitCode = exitCode;
+    this.check = check;
   }
 }
 

@@ -1,7 +1,9 @@
 #!/usr/bin/env node
 import { Command, CommanderError } from 'commander';
+import { checksOf, hint } from '../doctor/hints.ts';
 import { drillCommand, failoverCommand, statusCommand, stopCommand } from './control.ts';
 import { demoCommand } from './demo.ts';
+import { doctorCommand } from './doctor.ts';
 import { estimateCommand } from './estimate.ts';
 import { EXIT, exitCodeOf } from './exit-codes.ts';
 import { pairCommand } from './pair.ts';
@@ -21,6 +23,7 @@ const program = new Command('colo-agent')
   .addCommand(stopCommand())
   .addCommand(pairCommand())
   .addCommand(estimateCommand())
+  .addCommand(doctorCommand(version))
   .addCommand(demoCommand());
 
 for (const command of [program, ...program.commands]) command.exitOverride();
@@ -32,7 +35,8 @@ try {
     // Commander has printed its message; --help and --version end with 0 too.
     process.exitCode = error.exitCode === 0 ? EXIT.ok : EXIT.usage;
   } else {
-    process.stderr.write(`colo-agent: ${error instanceof Error ? error.message : String(error)}\n`);
+    const message = error instanceof Error ? error.message : String(error);
+    process.stderr.write(`colo-agent: ${message}${hint(checksOf(error))}\n`);
     process.exitCode = exitCodeOf(error);
   }
 }

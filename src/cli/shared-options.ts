@@ -1,5 +1,10 @@
 import { type Command, Option } from 'commander';
-import { forbidCoreDumps, isLoopback, openCredentials, type TlsCredentials } from '../agent/link-security.ts';
+import {
+  forbidCoreDumps,
+  openCredentials,
+  plainTextObjection,
+  type TlsCredentials,
+} from '../agent/link-security.ts';
 import { LOG_LEVELS, type Log, type LogLevel } from '../agent/log.ts';
 import type { MetricsAddress } from '../metrics/address.ts';
 import { CliError, EXIT } from './exit-codes.ts';
@@ -66,14 +71,8 @@ export function linkCredentials(
   forbidCoreDumps();
   if (!options.insecure)
     return openCredentials({ vm: options.vm, folder: options.tls, peerName: options.peerName }, log);
-  const reachable = hosts.find((host) => !isLoopback(host));
-  if (reachable !== undefined) {
-    throw new CliError(
-      EXIT.usage,
-      `--insecure is for loopback addresses (127.0.0.0/8 or ::1), not for ${reachable}: there anybody could read the guest's memory ` +
-        'and replace it. Leave it out and run `colo-agent pair` on both hosts',
-    );
-  }
+  const objection = plainTextObjection(hosts);
+  if (objection !== null) throw new CliError(EXIT.usage, objection, 'keys');
   log.warn('--insecure: everybody on this host may talk to this agent');
   return null;
 }

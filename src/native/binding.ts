@@ -386,7 +386,7 @@ export interface AcceptorOptions {
   credentials: TlsCredentials | null;
   /** The connection belongs to the callee: it calls openSocket(), hands it to a StandbyEngine or a Heartbeat, or closes it. */
   onAccepted(
-    link: 'control' | 'bulk' | 'heartbeat',
+    link: 'control' | 'bulk' | 'heartbeat' | 'doctor',
     connection: PeerConnection,
     preface: Uint8Array,
     peer: string,

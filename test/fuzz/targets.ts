@@ -190,6 +190,7 @@ export const TARGETS: Target[] = [
     name: 'preface',
     seeds: [
       encodePreface({ link: 'control' }),
+      encodePreface({ link: 'doctor' }),
       encodePreface({ link: 'bulk', bulkToken: HEX, generation: 3, index: 1, connections: 2 }),
     ],
     refusals: [ProtocolError],
