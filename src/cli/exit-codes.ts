@@ -44,12 +44,14 @@ const CONFIGURATION_ERRORS = new Set([
   'WitnessAccessError',
 ]);
 
+const UNAVAILABLE_ERRORS = new Set(['QmpError', 'PairingError', 'MetricsListenError']);
+
 /** The exit code for whatever went wrong. */
 export function exitCodeOf(error: unknown): number {
   if (error instanceof CliError) return error.exitCode;
   if (!(error instanceof Error)) return EXIT.internal;
   if (CONFIGURATION_ERRORS.has(error.name)) return EXIT.configuration;
-  if (error.name === 'QmpError' || error.name === 'PairingError') return EXIT.unavailable;
+  if (UNAVAILABLE_ERRORS.has(error.name)) return EXIT.unavailable;
   const code = (error as { code?: unknown }).code;
   if (code === 'ERR_COLO_CREDENTIALS') return EXIT.configuration;
   if (typeof code !== 'string') return EXIT.internal;

@@ -1,5 +1,4 @@
 #!/usr/bin/env node
-import { readFileSync } from 'node:fs';
 import { Command, CommanderError } from 'commander';
 import { checksOf, hint } from '../doctor/hints.ts';
 import { drillCommand, failoverCommand, statusCommand, stopCommand } from './control.ts';
@@ -10,10 +9,7 @@ import { EXIT, exitCodeOf } from './exit-codes.ts';
 import { pairCommand } from './pair.ts';
 import { primaryCommand } from './primary.ts';
 import { secondaryCommand } from './secondary.ts';
-
-const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as {
-  version: string;
-};
+import { version } from './version.ts';
 
 const program = new Command('colo-agent')
   .description('Keeps a running QEMU virtual machine alive through the death of its host.')

@@ -6,8 +6,9 @@ import {
   type TlsCredentials,
 } from '../agent/link-security.ts';
 import { LOG_LEVELS, type Log, type LogLevel } from '../agent/log.ts';
+import type { MetricsAddress } from '../metrics/address.ts';
 import { CliError, EXIT } from './exit-codes.ts';
-import { vmName } from './option-parsers.ts';
+import { metricsAddress, vmName } from './option-parsers.ts';
 import { type WitnessCliOptions, withWitnessOptions } from './witness-options.ts';
 
 export const CREDENTIALS_FOLDER = '/etc/colo-agent/tls';
@@ -18,6 +19,7 @@ export interface SharedOptions extends WitnessCliOptions {
   control?: string;
   json?: boolean;
   trace?: string;
+  metrics?: MetricsAddress;
   tls: string;
   peerName: string;
   insecure: boolean;
@@ -48,6 +50,11 @@ export function withSharedOptions(command: Command): Command {
     .option(
       '--trace <file>',
       'write where the time of each checkpoint goes, for Perfetto or chrome://tracing (at most 256 MiB; the file is overwritten)',
+    )
+    .option(
+      '--metrics <address>',
+      'serve GET /metrics for Prometheus and GET /health at PORT of 127.0.0.1, at HOST:PORT, or at unix:PATH, to everybody who reaches it (docs/metrics.md)',
+      metricsAddress,
     )
     .addOption(new Option('--log-level <level>', 'what goes to stderr').choices(LOG_LEVELS).default('warn'));
 }
