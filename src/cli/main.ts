@@ -1,32 +1,9 @@
 #!/usr/bin/env node
-import { readFileSync } from 'node:fs';
-import { Command, CommanderError } from 'commander';
-import { drillCommand, failoverCommand, statusCommand, stopCommand } from './control.ts';
-import { demoCommand } from './demo.ts';
-import { estimateCommand } from './estimate.ts';
+import { CommanderError } from 'commander';
 import { EXIT, exitCodeOf } from './exit-codes.ts';
-import { pairCommand } from './pair.ts';
-import { primaryCommand } from './primary.ts';
-import { secondaryCommand } from './secondary.ts';
+import { programTree } from './program.ts';
 
-const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as {
-  version: string;
-};
-
-const program = new Command('colo-agent')
-  .description('Keeps a running QEMU virtual machine alive through the death of its host.')
-  .version(version)
-  .showHelpAfterError('(colo-agent --help shows the commands and options)')
-  .addCommand(primaryCommand())
-  .addCommand(secondaryCommand())
-  .addCommand(statusCommand())
-  .addCommand(failoverCommand())
-  .addCommand(drillCommand())
-  .addCommand(stopCommand())
-  .addCommand(pairCommand())
-  .addCommand(estimateCommand())
-  .addCommand(demoCommand());
-
+const program = programTree();
 for (const command of [program, ...program.commands]) command.exitOverride();
 
 try {
