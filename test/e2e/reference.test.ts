@@ -62,8 +62,7 @@ test('each option that primary and secondary have is a key in colo-agent.toml(5)
 /** What a completion offers for the last of these words. */
 const SHELLS: Record<string, (words: string[]) => string[]> = {
   bash: (words) => {
-    const script =
-      'source "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _colo_agent; printf "%s\\n" "${COMPREPLY[@]}"';
+    const script = `source "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _colo_agent; printf '%s\\n' "\${COMPREPLY[@]}"`;
     return run('bash', ['-c', script, 'bash', file('colo-agent.bash'), ...words])
       .trim()
       .split('\n');
