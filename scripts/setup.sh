@@ -68,6 +68,7 @@ find_missing() {
   has rpmbuild && has rpm || needed rpm rpm-build
   has rpmlint || needed rpmlint rpmlint
   has systemd-analyze && has systemd-sysusers || needed systemd systemd
+  [ -f /usr/include/seccomp.h ] || needed libseccomp-dev libseccomp-devel
   has socat || needed socat socat
   has man || needed man-db man-db
   has mandoc || needed mandoc mandoc
