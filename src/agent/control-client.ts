@@ -5,13 +5,16 @@ const REPLY_TIMEOUT_MS = 30_000;
 /** A take-over may have to wait for a fence, or for a disk: nobody but the agent knows how long. */
 const NO_TIMEOUT = 0;
 
-/** Sends one command to an agent and returns its result. Throws ControlError: `no-agent` when nobody answers, else the agent's own code. */
+/**
+ * Sends one command to an agent and returns its result. `replyMs`: how long it may take, unless nobody knows that. Throws ControlError: `no-agent` when nobody answers, else the agent's own code.
+ */
 export async function sendCommand(
   socketPath: string,
   command: ControlCommand,
   force: string | null = null,
+  replyMs = REPLY_TIMEOUT_MS,
 ): Promise<unknown> {
-  const timeoutMs = command === 'failover' || command === 'drill' ? NO_TIMEOUT : REPLY_TIMEOUT_MS;
+  const timeoutMs = command === 'failover' || command === 'drill' ? NO_TIMEOUT : replyMs;
   const request = JSON.stringify({ command, ...(force !== null && { force }) });
   const line = await exchange(socketPath, `${request}\n`, timeoutMs);
   let reply: { ok?: unknown; result?: unknown; error?: { code?: unknown; message?: unknown } };

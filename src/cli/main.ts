@@ -1,5 +1,6 @@
 #!/usr/bin/env node
 import { CommanderError } from 'commander';
+import { checksOf, hint } from '../doctor/hints.ts';
 import { EXIT, exitCodeOf } from './exit-codes.ts';
 import { programTree } from './program.ts';
 
@@ -13,7 +14,8 @@ try {
     // Commander has printed its message; --help and --version end with 0 too.
     process.exitCode = error.exitCode === 0 ? EXIT.ok : EXIT.usage;
   } else {
-    process.stderr.write(`colo-agent: ${error instanceof Error ? error.message : String(error)}\n`);
+    const message = error instanceof Error ? error.message : String(error);
+    process.stderr.write(`colo-agent: ${message}${hint(checksOf(error))}\n`);
     process.exitCode = exitCodeOf(error);
   }
 }

@@ -7,6 +7,7 @@ import { Succession, type Successor } from '../agent/succession.ts';
 import { ServiceManager } from '../agent/systemd.ts';
 import { defaultControlPath } from './control-path.ts';
 import { withFenceOptions } from './fence-options.ts';
+import { type MetricsShown, withMetrics } from './metrics.ts';
 import { listenAddress, peerAddress } from './option-parsers.ts';
 import { report } from './outcome.ts';
 import { withPeerOptions } from './peer-options.ts';
@@ -38,6 +39,10 @@ export function primaryCommand(): Command {
 
 async function runPrimary(options: PrimaryCliOptions): Promise<void> {
   checkOptions(options);
+  await withMetrics(options, (shown) => protect(options, shown));
+}
+
+async function protect(options: PrimaryCliOptions, shown: MetricsShown): Promise<void> {
   let agent: Succession | null = null;
   const { vm, trace } = options;
   const log = new Log(options.logLevel, () => ({
@@ -53,6 +58,7 @@ async function runPrimary(options: PrimaryCliOptions): Promise<void> {
   warnOfNoWitness(options);
   const running = await Succession.protect({ vm, log, standIn, successor });
   agent = running;
+  shown(() => running.status());
   const watchdog = armWatchdog(options, log);
   const path = options.control ?? defaultControlPath(vm, 'primary');
   const control = await ControlServer.listen(path, running);

@@ -1,15 +1,12 @@
-import { readFileSync } from 'node:fs';
 import { Command } from 'commander';
 import { drillCommand, failoverCommand, statusCommand, stopCommand } from './control.ts';
 import { demoCommand } from './demo.ts';
+import { doctorCommand } from './doctor.ts';
 import { estimateCommand } from './estimate.ts';
 import { pairCommand } from './pair.ts';
 import { primaryCommand } from './primary.ts';
 import { secondaryCommand } from './secondary.ts';
-
-const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as {
-  version: string;
-};
+import { version } from './version.ts';
 
 /** All commands with their options: what runs, and what the man page and the shells' completions are written from (scripts/reference.mjs). */
 export function programTree(): Command {
@@ -25,5 +22,6 @@ export function programTree(): Command {
     .addCommand(stopCommand())
     .addCommand(pairCommand())
     .addCommand(estimateCommand())
+    .addCommand(doctorCommand(version))
     .addCommand(demoCommand());
 }

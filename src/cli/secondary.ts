@@ -7,6 +7,7 @@ import { type StandIn, Succession } from '../agent/succession.ts';
 import { ServiceManager } from '../agent/systemd.ts';
 import { defaultControlPath } from './control-path.ts';
 import { withFenceOptions } from './fence-options.ts';
+import { type MetricsShown, withMetrics } from './metrics.ts';
 import { collect, listenAddress, peerAddress } from './option-parsers.ts';
 import { report } from './outcome.ts';
 import { withPeerOptions } from './peer-options.ts';
@@ -48,6 +49,10 @@ export function secondaryCommand(): Command {
 
 async function runSecondary(options: SecondaryCliOptions): Promise<void> {
   checkOptions(options);
+  await withMetrics(options, (shown) => standBy(options, shown));
+}
+
+async function standBy(options: SecondaryCliOptions, shown: MetricsShown): Promise<void> {
   let agent: Succession | null = null;
   const { vm, trace } = options;
   const log = new Log(options.logLevel, () => ({
@@ -63,6 +68,7 @@ async function runSecondary(options: SecondaryCliOptions): Promise<void> {
   warnOfNoWitness(options);
   const running = await Succession.standBy({ vm, log, standIn, successor });
   agent = running;
+  shown(() => running.status());
   const watchdog = armWatchdog(options, log);
   const path = options.control ?? defaultControlPath(vm, 'secondary');
   const control = await ControlServer.listen(path, running);

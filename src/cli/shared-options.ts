@@ -1,8 +1,14 @@
 import { type Command, Option } from 'commander';
-import { forbidCoreDumps, isLoopback, openCredentials, type TlsCredentials } from '../agent/link-security.ts';
+import {
+  forbidCoreDumps,
+  openCredentials,
+  plainTextObjection,
+  type TlsCredentials,
+} from '../agent/link-security.ts';
 import { LOG_LEVELS, type Log, type LogLevel } from '../agent/log.ts';
+import type { MetricsAddress } from '../metrics/address.ts';
 import { CliError, EXIT } from './exit-codes.ts';
-import { vmName } from './option-parsers.ts';
+import { metricsAddress, vmName } from './option-parsers.ts';
 import { type WitnessCliOptions, withWitnessOptions } from './witness-options.ts';
 
 export const CREDENTIALS_FOLDER = '/etc/colo-agent/tls';
@@ -13,6 +19,7 @@ export interface SharedOptions extends WitnessCliOptions {
   control?: string;
   json?: boolean;
   trace?: string;
+  metrics?: MetricsAddress;
   tls: string;
   peerName: string;
   insecure: boolean;
@@ -44,6 +51,11 @@ export function withSharedOptions(command: Command): Command {
       '--trace <file>',
       'write where the time of each checkpoint goes, for Perfetto or chrome://tracing (at most 256 MiB; the file is overwritten)',
     )
+    .option(
+      '--metrics <address>',
+      'serve GET /metrics for Prometheus and GET /health at PORT of 127.0.0.1, at HOST:PORT, or at unix:PATH, to everybody who reaches it (docs/metrics.md)',
+      metricsAddress,
+    )
     .addOption(new Option('--log-level <level>', 'what goes to stderr').choices(LOG_LEVELS).default('warn'));
 }
 
@@ -59,14 +71,8 @@ export function linkCredentials(
   forbidCoreDumps();
   if (!options.insecure)
     return openCredentials({ vm: options.vm, folder: options.tls, peerName: options.peerName }, log);
-  const reachable = hosts.find((host) => !isLoopback(host));
-  if (reachable !== undefined) {
-    throw new CliError(
-      EXIT.usage,
-      `--insecure is for loopback addresses (127.0.0.0/8 or ::1), not for ${reachable}: there anybody could read the guest's memory ` +
-        'and replace it. Leave it out and run `colo-agent pair` on both hosts',
-    );
-  }
+  const objection = plainTextObjection(hosts);
+  if (objection !== null) throw new CliError(EXIT.usage, objection, 'keys');
   log.warn('--insecure: everybody on this host may talk to this agent');
   return null;
 }

@@ -1,5 +1,5 @@
 /** Every decoder in TypeScript of bytes that come from a peer, from QEMU, from the kernel or from a file. */
-import { deepStrictEqual, ok } from 'node:assert/strict';
+import { deepStrictEqual, ok, strictEqual } from 'node:assert/strict';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
@@ -121,8 +121,9 @@ function qmpJson(input: Buffer): void {
   // What a double can't hold has become Infinity, as with JSON.parse, and can't be written.
   if (/\d[eE]/.test(text)) return;
   const written = stringifyJson(value);
-  deepStrictEqual(parseJson(written), value);
-  deepStrictEqual(JSON.parse(written), expected);
+  strictEqual(stringifyJson(parseJson(written)), written);
+  // JSON has a minus zero, and JSON.stringify writes it as zero.
+  deepStrictEqual(JSON.parse(written), JSON.parse(JSON.stringify(expected)));
 }
 
 const folder = mkdtempSync(path.join(tmpdir(), 'colo-fuzz-'));
@@ -189,6 +190,7 @@ export const TARGETS: Target[] = [
     name: 'preface',
     seeds: [
       encodePreface({ link: 'control' }),
+      encodePreface({ link: 'doctor' }),
       encodePreface({ link: 'bulk', bulkToken: HEX, generation: 3, index: 1, connections: 2 }),
     ],
     refusals: [ProtocolError],

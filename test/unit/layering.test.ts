@@ -12,9 +12,11 @@ const ALLOWED: Record<string, string[]> = {
   vm: ['qmp', 'native'],
   witness: [],
   agent: ['protocol', 'qmp', 'vm', 'witness', 'native'],
+  doctor: ['agent', 'protocol', 'qmp', 'vm', 'native'],
   testbed: ['agent', 'qmp', 'native'],
+  metrics: ['agent', 'protocol', 'native'],
   demo: ['testbed', 'agent'],
-  cli: ['demo', 'testbed', 'agent', 'protocol', 'witness'],
+  cli: ['demo', 'testbed', 'doctor', 'metrics', 'agent', 'protocol', 'witness'],
 };
 
 /** The protocol is pure: not even Node's own modules, but for what hashes a name. */
