@@ -67,6 +67,16 @@ find_missing() {
   [ "$purpose" != fuzz ] || has_fuzzer || needed 'clang libclang-rt-dev' 'clang compiler-rt'
   [ -f /usr/include/openssl/ssl.h ] || needed libssl-dev openssl-devel
   has openssl || needed openssl openssl
+  # The packages, their unit, manual pages and completions.
+  has rpmbuild && has rpm || needed rpm rpm-build
+  has rpmlint || needed rpmlint rpmlint
+  has systemd-analyze && has systemd-sysusers || needed systemd systemd
+  [ -f /usr/include/seccomp.h ] || needed libseccomp-dev libseccomp-devel
+  has socat || needed socat socat
+  has man || needed man-db man-db
+  has mandoc || needed mandoc mandoc
+  has zsh || needed zsh zsh
+  has fish || needed fish fish
   [ -f /usr/include/xxhash.h ] || needed libxxhash-dev xxhash-devel
 }
 

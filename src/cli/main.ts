@@ -1,31 +1,10 @@
 #!/usr/bin/env node
-import { Command, CommanderError } from 'commander';
+import { CommanderError } from 'commander';
 import { checksOf, hint } from '../doctor/hints.ts';
-import { drillCommand, failoverCommand, statusCommand, stopCommand } from './control.ts';
-import { demoCommand } from './demo.ts';
-import { doctorCommand } from './doctor.ts';
-import { estimateCommand } from './estimate.ts';
 import { EXIT, exitCodeOf } from './exit-codes.ts';
-import { pairCommand } from './pair.ts';
-import { primaryCommand } from './primary.ts';
-import { secondaryCommand } from './secondary.ts';
-import { version } from './version.ts';
+import { programTree } from './program.ts';
 
-const program = new Command('colo-agent')
-  .description('Keeps a running QEMU virtual machine alive through the death of its host.')
-  .version(version)
-  .showHelpAfterError('(colo-agent --help shows the commands and options)')
-  .addCommand(primaryCommand())
-  .addCommand(secondaryCommand())
-  .addCommand(statusCommand())
-  .addCommand(failoverCommand())
-  .addCommand(drillCommand())
-  .addCommand(stopCommand())
-  .addCommand(pairCommand())
-  .addCommand(estimateCommand())
-  .addCommand(doctorCommand(version))
-  .addCommand(demoCommand());
-
+const program = programTree();
 for (const command of [program, ...program.commands]) command.exitOverride();
 
 try {

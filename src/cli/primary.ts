@@ -4,6 +4,7 @@ import { watchedBy } from '../agent/host-watchdog.ts';
 import { Log } from '../agent/log.ts';
 import type { HostPort } from '../agent/peer-address.ts';
 import { Succession, type Successor } from '../agent/succession.ts';
+import { ServiceManager } from '../agent/systemd.ts';
 import { defaultControlPath } from './control-path.ts';
 import { withFenceOptions } from './fence-options.ts';
 import { type MetricsShown, withMetrics } from './metrics.ts';
@@ -48,6 +49,7 @@ async function protect(options: PrimaryCliOptions, shown: MetricsShown): Promise
     vm,
     ...(agent?.logContext ?? { role: 'primary', epoch: undefined }),
   }));
+  const service = ServiceManager.find(log);
   const hosts = [options.peer, ...(options.listen ? [options.listen] : [])].map(({ host }) => host);
   const credentials = linkCredentials(options, hosts, log);
   const successor = primaryOf(options, { credentials, log, traceFile: trace ?? null }) as Successor;
@@ -60,12 +62,17 @@ async function protect(options: PrimaryCliOptions, shown: MetricsShown): Promise
   const watchdog = armWatchdog(options, log);
   const path = options.control ?? defaultControlPath(vm, 'primary');
   const control = await ControlServer.listen(path, running);
-  onTerminationSignal(() => running.end());
+  onTerminationSignal(() => {
+    service?.stopping('ending in good order');
+    running.end();
+  });
+  service?.ready(`primary of VM ${vm}`);
   const progress = showProgress(() => running.status(), options.json === true);
   try {
     report(options, await watchedBy(watchdog, () => running.run()));
   } finally {
     progress.end();
     control.close();
+    service?.close();
   }
 }

@@ -4,6 +4,7 @@ import { watchedBy } from '../agent/host-watchdog.ts';
 import { Log } from '../agent/log.ts';
 import type { HostPort } from '../agent/peer-address.ts';
 import { type StandIn, Succession } from '../agent/succession.ts';
+import { ServiceManager } from '../agent/systemd.ts';
 import { defaultControlPath } from './control-path.ts';
 import { withFenceOptions } from './fence-options.ts';
 import { type MetricsShown, withMetrics } from './metrics.ts';
@@ -58,6 +59,7 @@ async function standBy(options: SecondaryCliOptions, shown: MetricsShown): Promi
     vm,
     ...(agent?.logContext ?? { role: 'secondary', epoch: undefined }),
   }));
+  const service = ServiceManager.find(log);
   const hosts = [options.listen, ...(options.peer ? [options.peer] : [])].map(({ host }) => host);
   const credentials = linkCredentials(options, hosts, log);
   const standIn = standbyOf(options, { credentials, log, traceFile: trace ?? null }) as StandIn;
@@ -70,11 +72,16 @@ async function standBy(options: SecondaryCliOptions, shown: MetricsShown): Promi
   const watchdog = armWatchdog(options, log);
   const path = options.control ?? defaultControlPath(vm, 'secondary');
   const control = await ControlServer.listen(path, running);
-  onTerminationSignal(() => running.end());
+  onTerminationSignal(() => {
+    service?.stopping('ending in good order');
+    running.end();
+  });
+  service?.ready(`secondary of VM ${vm}`);
   if (options.json) process.stdout.write(`${JSON.stringify({ listen: running.listen })}\n`);
   try {
     report(options, await watchedBy(watchdog, () => running.run()));
   } finally {
     control.close();
+    service?.close();
   }
 }

@@ -455,6 +455,8 @@ export interface NativeBinding {
   closeFd(fd: number): void;
   /** A killed agent's connections close at once, however much memory it has (native/core/memory_keeper.h). */
   startMemoryKeeper(): boolean;
+  /** One datagram to systemd's socket, a path or "@name"; never waits (native/core/service_manager.h). */
+  notifyServiceManager(socket: string, message: string): void;
 }
 
 const packageRoot = path.join(path.dirname(fileURLToPath(import.meta.url)), '..', '..');
