@@ -1,13 +1,16 @@
 #!/usr/bin/env node
 import { readFileSync } from 'node:fs';
 import { Command, CommanderError } from 'commander';
+import { tellSupervisor } from '../agent/supervisor-channel.ts';
 import { drillCommand, failoverCommand, statusCommand, stopCommand } from './control.ts';
+import { configCommand, eventsCommand, listCommand, reloadCommand } from './daemon-commands.ts';
 import { demoCommand } from './demo.ts';
 import { estimateCommand } from './estimate.ts';
 import { EXIT, exitCodeOf } from './exit-codes.ts';
 import { pairCommand } from './pair.ts';
 import { primaryCommand } from './primary.ts';
 import { secondaryCommand } from './secondary.ts';
+import { serveCommand } from './serve.ts';
 
 const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as {
   version: string;
@@ -19,6 +22,11 @@ const program = new Command('colo-agent')
   .showHelpAfterError('(colo-agent --help shows the commands and options)')
   .addCommand(primaryCommand())
   .addCommand(secondaryCommand())
+  .addCommand(serveCommand())
+  .addCommand(configCommand())
+  .addCommand(reloadCommand())
+  .addCommand(listCommand())
+  .addCommand(eventsCommand())
   .addCommand(statusCommand())
   .addCommand(failoverCommand())
   .addCommand(drillCommand())
@@ -27,7 +35,8 @@ const program = new Command('colo-agent')
   .addCommand(estimateCommand())
   .addCommand(demoCommand());
 
-for (const command of [program, ...program.commands]) command.exitOverride();
+for (const command of [program, ...program.commands, ...program.commands.flatMap(({ commands }) => commands)])
+  command.exitOverride();
 
 try {
   await program.parseAsync();
@@ -36,7 +45,9 @@ try {
     // Commander has printed its message; --help and --version end with 0 too.
     process.exitCode = error.exitCode === 0 ? EXIT.ok : EXIT.usage;
   } else {
-    process.stderr.write(`colo-agent: ${error instanceof Error ? error.message : String(error)}\n`);
+    const message = error instanceof Error ? error.message : String(error);
+    tellSupervisor({ type: 'end', outcome: 'failed', reason: message });
+    process.stderr.write(`colo-agent: ${message}\n`);
     process.exitCode = exitCodeOf(error);
   }
 }

@@ -12,9 +12,10 @@ const ALLOWED: Record<string, string[]> = {
   vm: ['qmp', 'native'],
   witness: [],
   agent: ['protocol', 'qmp', 'vm', 'witness', 'native'],
+  daemon: ['agent', 'qmp'],
   testbed: ['agent', 'qmp', 'native'],
   demo: ['testbed', 'agent'],
-  cli: ['demo', 'testbed', 'agent', 'protocol', 'witness'],
+  cli: ['daemon', 'demo', 'testbed', 'agent', 'protocol', 'witness'],
 };
 
 /** The protocol is pure: not even Node's own modules, but for what hashes a name. */
