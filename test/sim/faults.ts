@@ -1,4 +1,5 @@
 /** What goes wrong in a world, when, and what a person does about it. */
+import type { StateWord } from '../../src/protocol/machine.ts';
 import { type Victim, violated, type World } from './world.ts';
 
 const RESTART_MS = [20, 600] as const;
@@ -53,7 +54,7 @@ const resume: Fault = (world) => {
   const { pvm, primary } = world;
   if (!pvm.alive || pvm.running || pvm.shutDown || pvm.left) return;
   world.trace('* somebody resumes the VM');
-  if (primary?.stopped) world.resumedByOthers = true;
+  world.resumedByOthers = true;
   if (primary !== null) primary.stopped = false;
   pvm.running = true;
   primary?.dispatch({ type: 'vm-resumed' });
@@ -247,12 +248,15 @@ export function keepAgentsRunning(world: World): void {
   });
 }
 
+const CLAIMING: StateWord[] = ['TAKING-OVER', 'BLOCKED'];
+
 export function settled(world: World): boolean {
   const { primary, secondary, pvm, svm } = world;
   if (primary === null || secondary === null) return false;
   // Nobody is left to tell the primary that it was superseded; it stays cut off.
   if (svm.running && !secondary.alive && primary.machine.state === 'BLOCKED') return true;
-  if (pvm.left) return true;
+  // The standby has won, or its VM wouldn't be left; it may not have heard of it yet.
+  if (pvm.left) return !secondary.alive || !CLAIMING.includes(secondary.machine.state);
   if (pvm.shutDown && pvm.alive) return false;
   if (!pvm.alive) {
     // A checkpoint that the witness knows to be stale has been given up; one that it was never told of waits for a person.

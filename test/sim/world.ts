@@ -109,7 +109,7 @@ export class World {
   readonly forced: [boolean, boolean] = [false, false];
   /** That person was wrong: two run for a while. */
   mistaken = false;
-  /** Somebody resumed the VM in the middle of a pause of ours. */
+  /** Since the last stop of ours, which may have been for nothing: it may have stood already. */
   resumedByOthers = false;
   /** No step fails by itself any more. */
   calm = false;
