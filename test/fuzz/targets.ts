@@ -16,7 +16,7 @@ import { bootId, DiskRecordError, readRecord } from '../../src/vm/disk-record.ts
 import { parseMappings } from '../../src/vm/host-process.ts';
 import { parseRamImages } from '../../src/vm/load-overwrites.ts';
 import { parseNetwork } from '../../src/vm/nics.ts';
-import { parseRamBlocks, parseSystemMemory } from '../../src/vm/ram-blocks.ts';
+import { parseRamBlocks, parseSystemMemory, RamBlocksError } from '../../src/vm/ram-blocks.ts';
 import { parseSections } from '../../src/vm/vmstate-sections.ts';
 import { DESCRIPTION, MAPS, MTREE, NETWORK, QMP_LINES, RAM_BLOCKS, ROMS } from './samples.ts';
 
@@ -212,7 +212,7 @@ export const TARGETS: Target[] = [
   { name: 'disk-record', seeds: [JSON.stringify(RECORD)], refusals: [DiskRecordError], feed: diskRecord },
   { name: 'vmstate-sections', seeds: [VMSTATE], refusals: [Error], feed: sections },
   { name: 'description', seeds: [JSON.stringify(DESCRIPTION)], refusals: [SyntaxError], feed: description },
-  text('ram-blocks', RAM_BLOCKS, parseRamBlocks),
+  text('ram-blocks', RAM_BLOCKS, parseRamBlocks, RamBlocksError),
   text('memory-tree', [MTREE], parseSystemMemory),
   text('rom-images', [ROMS], parseRamImages),
   text('network', [NETWORK], parseNetwork),

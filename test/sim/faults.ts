@@ -255,8 +255,8 @@ export function settled(world: World): boolean {
   if (primary === null || secondary === null) return false;
   // Nobody is left to tell the primary that it was superseded; it stays cut off.
   if (svm.running && !secondary.alive && primary.machine.state === 'BLOCKED') return true;
-  // The standby has won, or its VM wouldn't be left; it may not have heard of it yet.
-  if (pvm.left) return !secondary.alive || !CLAIMING.includes(secondary.machine.state);
+  // The standby has won, or its VM wouldn't be left; unless it has died since, it may not have heard of it yet.
+  if (pvm.left) return world.deaths > 0 || !CLAIMING.includes(secondary.machine.state);
   if (pvm.shutDown && pvm.alive) return false;
   if (!pvm.alive) {
     // A checkpoint that the witness knows to be stale has been given up; one that it was never told of waits for a person.
