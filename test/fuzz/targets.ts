@@ -213,7 +213,7 @@ export const TARGETS: Target[] = [
   { name: 'vmstate-sections', seeds: [VMSTATE], refusals: [Error], feed: sections },
   { name: 'description', seeds: [JSON.stringify(DESCRIPTION)], refusals: [SyntaxError], feed: description },
   text('ram-blocks', RAM_BLOCKS, parseRamBlocks, RamBlocksError),
-  text('memory-tree', [MTREE], parseSystemMemory),
+  text('memory-tree', [MTREE], parseSystemMemory, RamBlocksError),
   text('rom-images', [ROMS], parseRamImages),
   text('network', [NETWORK], parseNetwork),
   text('mappings', [MAPS], parseMappings),
