@@ -53,24 +53,32 @@ const LINGER_MS = 1000;
 export class ControlServer {
   readonly #server: Server;
   readonly #path: string;
-  readonly #handler: ControlHandler;
+  readonly #run: (request: ControlRequest) => unknown;
   readonly #connections = new Set<Socket>();
 
-  private constructor(socketPath: string, handler: ControlHandler) {
+  private constructor(socketPath: string, run: (request: ControlRequest) => unknown) {
     this.#path = socketPath;
-    this.#handler = handler;
+    this.#run = run;
     this.#server = createServer((socket) => this.#serve(socket));
   }
 
   /** Listens at `socketPath` (mode 0660), whose folder is made. Throws ControlError `in-use` while another agent answers there. */
-  static async listen(socketPath: string, handler: ControlHandler): Promise<ControlServer> {
+  static listen(socketPath: string, handler: ControlHandler): Promise<ControlServer> {
+    return ControlServer.answering(socketPath, (request) => runOn(handler, request));
+  }
+
+  /** As listen(), for whoever knows other commands: what `run` returns, or resolves with, is the reply's result. */
+  static async answering(
+    socketPath: string,
+    run: (request: ControlRequest) => unknown,
+  ): Promise<ControlServer> {
     if (await answersAt(socketPath)) {
       throw new ControlError(
         'in-use',
         `another colo-agent already listens at ${socketPath}; give --control another path`,
       );
     }
-    const control = new ControlServer(socketPath, handler);
+    const control = new ControlServer(socketPath, run);
     await listenAtPath(control.#server, socketPath);
     return control;
   }
@@ -148,24 +156,41 @@ export class ControlServer {
       return refusalOf(error as Error);
     }
   }
+}
 
-  #run({ command, force }: ControlRequest): Status | Promise<string | DrillReport> {
-    switch (command) {
-      case 'status':
-        return this.#handler.status();
-      case 'failover':
-        return this.#handler.failover(force);
-      case 'drill':
-        return this.#handler.drill();
-      case 'stop':
-        return this.#handler.stop(force);
-    }
+/** A request whose shape is right; whether there is such a command is for whoever runs it to say. */
+export interface ControlRequest {
+  command: unknown;
+  /** The VM that is meant; null: the only one. */
+  vm: string | null;
+  force: string | null;
+  /** Of events: those that come after this one. */
+  after: number;
+}
+
+function runOn(handler: ControlHandler, { command, vm, force }: ControlRequest): unknown {
+  const known = CONTROL_COMMANDS.find((name) => name === command);
+  if (known !== undefined && vm !== null) assertMeant(vm, handler.status().vm);
+  switch (known) {
+    case 'status':
+      return handler.status();
+    case 'failover':
+      return handler.failover(force);
+    case 'drill':
+      return handler.drill();
+    case 'stop':
+      return handler.stop(force);
+    case undefined:
+      throw new ControlError(
+        'unknown-command',
+        `unknown command ${JSON.stringify(command)}; known are ${CONTROL_COMMANDS.join(', ')}`,
+      );
   }
 }
 
-interface ControlRequest {
-  command: ControlCommand;
-  force: string | null;
+function assertMeant(vm: string, own: string): void {
+  if (vm === own) return;
+  throw new ControlError('unknown-vm', `no VM \`${vm}\` here: this is the agent of ${own}; nothing was done`);
 }
 
 function refusalOf(error: Error): object {
@@ -192,15 +217,10 @@ function parseRequest(line: string): ControlRequest {
     throw new ControlError('malformed', 'the request is not JSON; send {"command":"status"} and a newline');
   }
   const fields = typeof request === 'object' && request !== null ? request : {};
-  const { command, force = null } = fields as { command?: unknown; force?: unknown };
-  const known = CONTROL_COMMANDS.find((name) => name === command);
-  if (!known) {
-    throw new ControlError(
-      'unknown-command',
-      `unknown command ${JSON.stringify(command)}; known are ${CONTROL_COMMANDS.join(', ')}`,
-    );
-  }
+  const { command, vm = null, force = null, after = 0 } = fields as Record<string, unknown>;
   if (force !== null && typeof force !== 'string')
     throw new ControlError('malformed', "force must be the VM's name");
-  return { command: known, force };
+  if (vm !== null && typeof vm !== 'string') throw new ControlError('malformed', "vm must be a VM's name");
+  if (typeof after !== 'number') throw new ControlError('malformed', 'after must be the number of an event');
+  return { command, vm, force, after };
 }

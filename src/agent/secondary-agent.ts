@@ -28,6 +28,7 @@ import { SecondaryTrace } from './secondary-trace.ts';
 import { attachStandby } from './standby-attach.ts';
 import type { StandbyVm } from './standby-vm.ts';
 import type { SecondaryStatus } from './status.ts';
+import { tellSupervisor } from './supervisor-channel.ts';
 import { TakeOverMeter } from './take-over-meter.ts';
 import { assertWitnessAccess } from './witness-access.ts';
 
@@ -400,7 +401,12 @@ export class SecondaryAgent {
   }
 
   #setState(state: StateWord, reason: string): void {
-    if (state !== this.#state || reason !== this.#reason) this.#options.log.info(state, { reason });
+    if (state !== this.#state || reason !== this.#reason) {
+      this.#options.log.info(state, { reason });
+      const { vm } = this.#options;
+      const { generation, epoch } = this.#machine;
+      tellSupervisor({ type: 'state', vm, role: 'secondary', state, reason, generation, epoch });
+    }
     this.#state = state;
     this.#reason = reason;
     if (state === 'RUNNING') this.#tellTookOver();

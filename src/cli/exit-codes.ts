@@ -35,13 +35,17 @@ const UNAVAILABLE_CODES = new Set([
   'ERR_COLO_SOCKET',
   'no-agent',
   'refused',
+  'not-running',
+  'in-use',
 ]);
+const USAGE_CODES = new Set(['unknown-vm', 'which-vm']);
 
 const CONFIGURATION_ERRORS = new Set([
   'PreflightError',
   'NotAStandbyError',
   'GenerationFileError',
   'WitnessAccessError',
+  'ConfigError',
 ]);
 
 const UNAVAILABLE_ERRORS = new Set(['QmpError', 'PairingError', 'MetricsListenError']);
@@ -53,8 +57,9 @@ export function exitCodeOf(error: unknown): number {
   if (CONFIGURATION_ERRORS.has(error.name)) return EXIT.configuration;
   if (UNAVAILABLE_ERRORS.has(error.name)) return EXIT.unavailable;
   const code = (error as { code?: unknown }).code;
-  if (code === 'ERR_COLO_CREDENTIALS') return EXIT.configuration;
+  if (code === 'ERR_COLO_CREDENTIALS' || code === 'configuration') return EXIT.configuration;
   if (typeof code !== 'string') return EXIT.internal;
+  if (USAGE_CODES.has(code)) return EXIT.usage;
   if (PERMISSION_CODES.has(code)) return EXIT.notPermitted;
   if (UNAVAILABLE_CODES.has(code)) return EXIT.unavailable;
   return EXIT.internal;

@@ -1,11 +1,13 @@
 #!/usr/bin/env node
 import { CommanderError } from 'commander';
+import { tellSupervisor } from '../agent/supervisor-channel.ts';
 import { checksOf, hint } from '../doctor/hints.ts';
 import { EXIT, exitCodeOf } from './exit-codes.ts';
 import { programTree } from './program.ts';
 
 const program = programTree();
-for (const command of [program, ...program.commands]) command.exitOverride();
+for (const command of [program, ...program.commands, ...program.commands.flatMap(({ commands }) => commands)])
+  command.exitOverride();
 
 try {
   await program.parseAsync();
@@ -15,6 +17,7 @@ try {
     process.exitCode = error.exitCode === 0 ? EXIT.ok : EXIT.usage;
   } else {
     const message = error instanceof Error ? error.message : String(error);
+    tellSupervisor({ type: 'end', outcome: 'failed', reason: message });
     process.stderr.write(`colo-agent: ${message}${hint(checksOf(error))}\n`);
     process.exitCode = exitCodeOf(error);
   }

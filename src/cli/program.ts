@@ -1,11 +1,13 @@
 import { Command } from 'commander';
 import { drillCommand, failoverCommand, statusCommand, stopCommand } from './control.ts';
+import { configCommand, eventsCommand, listCommand, reloadCommand } from './daemon-commands.ts';
 import { demoCommand } from './demo.ts';
 import { doctorCommand } from './doctor.ts';
 import { estimateCommand } from './estimate.ts';
 import { pairCommand } from './pair.ts';
 import { primaryCommand } from './primary.ts';
 import { secondaryCommand } from './secondary.ts';
+import { serveCommand } from './serve.ts';
 import { version } from './version.ts';
 
 /** All commands with their options: what runs, and what the man page and the shells' completions are written from (scripts/reference.mjs). */
@@ -16,6 +18,11 @@ export function programTree(): Command {
     .showHelpAfterError('(colo-agent --help shows the commands and options)')
     .addCommand(primaryCommand())
     .addCommand(secondaryCommand())
+    .addCommand(serveCommand())
+    .addCommand(configCommand())
+    .addCommand(reloadCommand())
+    .addCommand(listCommand())
+    .addCommand(eventsCommand())
     .addCommand(statusCommand())
     .addCommand(failoverCommand())
     .addCommand(drillCommand())

@@ -10,7 +10,8 @@ import { ptrace, userfaultfd } from './checks/tracking.ts';
 import * as machine from './checks/vm.ts';
 import { watchdog } from './checks/watchdog.ts';
 import { witness } from './checks/witness.ts';
-import { type Check, type CheckName, type Finding, fail, NotAsked } from './finding.ts';
+import { type Check, type CheckName, type Finding, fail, NotAsked, needs } from './finding.ts';
+import { checksOf } from './hints.ts';
 import type { Patient } from './patient.ts';
 
 /** In the order in which they are run and told: what one needs comes before it. */
@@ -56,12 +57,14 @@ export async function examine(patient: Patient, checks = CHECKS): Promise<Examin
   const examined: Examined[] = [];
   for (const check of checks) {
     const { name, title, fault } = check;
-    examined.push({ name, title, fault, ...(await outcomeOf(check, patient)) });
+    const failed = examined.filter(({ verdict }) => verdict === 'fail').map((each) => each.name);
+    examined.push({ name, title, fault, ...(await outcomeOf(check, patient, failed)) });
   }
   return examined;
 }
 
-async function outcomeOf(check: Check, patient: Patient): Promise<Finding> {
+/** `failed`: what was told already. */
+async function outcomeOf(check: Check, patient: Patient, failed: readonly CheckName[]): Promise<Finding> {
   let timer: NodeJS.Timeout | undefined;
   const late = new Promise<never>((_, reject) => {
     timer = setTimeout(() => reject(new Error(`no answer within ${CHECK_MS / 1000} s`)), CHECK_MS);
@@ -71,6 +74,8 @@ async function outcomeOf(check: Check, patient: Patient): Promise<Finding> {
   } catch (error) {
     const found = error instanceof Error ? error.message : String(error);
     if (error instanceof NotAsked) return { verdict: 'not asked', found, remedy: '' };
+    const told = checksOf(error).find((name) => failed.includes(name));
+    if (told !== undefined) return { verdict: 'not asked', found: needs(told), remedy: '' };
     return fail(found, check.remedy ?? `docs/doctor.md says what \`${check.name}\` looks at`);
   } finally {
     clearTimeout(timer);

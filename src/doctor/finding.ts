@@ -58,6 +58,11 @@ export class NotAsked extends Error {
   override readonly name = 'NotAsked';
 }
 
+/** Why a check isn't asked whose ground another one has found missing. */
+export function needs(name: CheckName): string {
+  return `it needs what \`${name}\` looks at`;
+}
+
 export function ok(found: string): Finding {
   return { verdict: 'ok', found, remedy: '' };
 }

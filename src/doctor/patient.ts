@@ -13,7 +13,7 @@ import { describeVm, type VmDescription } from '../vm/description.ts';
 import { HostProcess } from '../vm/host-process.ts';
 import type { Examined } from '../vm/preflight.ts';
 import { findRamBlocks, type RamBlock } from '../vm/ram-blocks.ts';
-import { NotAsked } from './finding.ts';
+import { type CheckName, NotAsked, needs } from './finding.ts';
 import type { DoctorOptions, Role } from './options.ts';
 import { selfPortrait } from './portrait.ts';
 import { Reception } from './reception.ts';
@@ -153,11 +153,11 @@ export class Patient {
   }
 
   /** What the check `name` has failed to get isn't told again. */
-  async #needs<T>(name: string, need: () => Promise<T>): Promise<T> {
+  async #needs<T>(name: CheckName, need: () => Promise<T>): Promise<T> {
     try {
       return await need();
     } catch (error) {
-      throw error instanceof NotAsked ? error : new NotAsked(`it needs what \`${name}\` looks at`);
+      throw error instanceof NotAsked ? error : new NotAsked(needs(name));
     }
   }
 

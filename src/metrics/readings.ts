@@ -23,7 +23,7 @@ export async function askAgents(
 
 async function ask(vm: string, path: string, answerMs: number): Promise<Reading> {
   try {
-    const status = (await sendCommand(path, 'status', null, answerMs)) as Status;
+    const status = (await sendCommand(path, 'status', {}, answerMs)) as Status;
     if (status.vm !== vm) return { failure: `the agent at ${path} is that of VM ${status.vm}` };
     // An agent that was started before an upgrade tells less.
     if (status.takeOvers === undefined || status.histograms === undefined)

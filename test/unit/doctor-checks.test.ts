@@ -255,6 +255,17 @@ describe('all checks', () => {
     ]);
   });
 
+  test("what an earlier one has told isn't told again", async () => {
+    const closed = Object.assign(new Error('denied'), { code: 'EACCES', path: '/proc/7/fd' });
+    const fails = (name: Check['name']) => ({ ...check(() => Promise.reject(closed)), name });
+    const examined = await examine(nobody, [fails('devices'), fails('ptrace'), fails('nics')]);
+    expect(examined.map(({ verdict, found }) => [verdict, found])).toEqual([
+      ['fail', 'denied'],
+      ['fail', 'denied'],
+      ['not asked', 'it needs what `ptrace` looks at'],
+    ]);
+  });
+
   test('one that never ends has failed, too', async () => {
     vi.useFakeTimers();
     onTestFinished(() => void vi.useRealTimers());

@@ -13,10 +13,11 @@ const ALLOWED: Record<string, string[]> = {
   witness: [],
   agent: ['protocol', 'qmp', 'vm', 'witness', 'native'],
   doctor: ['agent', 'protocol', 'qmp', 'vm', 'native'],
+  daemon: ['agent', 'qmp'],
   testbed: ['agent', 'qmp', 'native'],
   metrics: ['agent', 'protocol', 'native'],
   demo: ['testbed', 'agent'],
-  cli: ['demo', 'testbed', 'doctor', 'metrics', 'agent', 'protocol', 'witness'],
+  cli: ['daemon', 'demo', 'testbed', 'doctor', 'metrics', 'agent', 'protocol', 'witness'],
 };
 
 /** The protocol is pure: not even Node's own modules, but for what hashes a name. */

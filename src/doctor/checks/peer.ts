@@ -45,7 +45,7 @@ export const match: Check = {
     const own = await patient.description();
     const primary = (await patient.role()) === 'primary';
     const differences = primary ? asStandby(theirs, own) : compare(theirs, own);
-    const machine = `${own.machine}, ${own.cpus.count} CPUs (${own.cpus.types.join(', ')})`;
+    const machine = `${own.machine}, ${own.cpus.count} x ${own.cpus.types.join(', ')}`;
     if (differences.length > 0)
       return fail(
         differences.join('; '),

@@ -1,7 +1,7 @@
 /** Whether this process gets at QEMU's memory, and may be told by the kernel what the guest has written: the very engine attaches, and lets go. */
 import { type NativeError, native } from '../../native/binding.ts';
 import type { RamBlock } from '../../vm/ram-blocks.ts';
-import { type Check, fail, NotAsked, ok, warn } from '../finding.ts';
+import { type Check, fail, NotAsked, needs, ok, warn } from '../finding.ts';
 import type { Patient } from '../patient.ts';
 
 const PRIVILEGES =
@@ -14,6 +14,7 @@ export const ptrace: Check = {
   remedy: PRIVILEGES,
   async run(patient) {
     const error = await attach(patient, await patient.blocks());
+    await (await patient.vm()).process.openFiles(); // which asks for more than the memory does
     const traced = error === null || isOfTheKernel(error);
     return traced
       ? ok('QEMU can be traced, and its memory read and written')
@@ -28,7 +29,7 @@ export const userfaultfd: Check = {
   async run(patient) {
     const error = await attach(patient, await patient.knownBlocks());
     if (error === null) return ok('by the kernel (userfaultfd), which costs the guest next to nothing');
-    if (!isOfTheKernel(error)) throw new NotAsked('it needs what `ptrace` looks at');
+    if (!isOfTheKernel(error)) throw new NotAsked(needs('ptrace'));
     const remedy =
       error.code === 'ERR_COLO_UFFD_BUSY'
         ? 'somebody else tracks the memory of this VM: an agent, a post-copy migration, a background snapshot; wait for its end'
