@@ -40,6 +40,8 @@ export function prebuild() {
   });
   mkdirSync(path.dirname(addon), { recursive: true });
   cpSync(path.join(folder, 'prebuilds', platform, 'colo-agent.node'), addon);
+  // A digest that the linker has made of the debugging information, too, which is gone by now but has known where it was compiled.
+  execFileSync('strip', ['--remove-section=.note.gnu.build-id', addon], { stdio: ['ignore', 2, 2] });
   rmSync(folder, { recursive: true });
   mkdirSync(path.dirname(stamp), { recursive: true });
   writeFileSync(stamp, made);

@@ -86,6 +86,12 @@ test.each(Object.keys(SHELLS))('%s completes commands, options and choices', (sh
   expect(offered(['colo-agent', 'status', '--mo'])).toEqual(['']);
 });
 
+test('bash, which divides --option=value, completes the value', () => {
+  const offered = SHELLS['bash'] as (words: string[]) => string[];
+  expect(offered(['colo-agent', 'primary', '--mode', '=', 'st'])).toEqual(['strict']);
+  expect(offered(['colo-agent', 'primary', '--mode', '='])).toEqual(['pipelined', 'strict']);
+});
+
 test('zsh completes commands and choices, as somebody types them', () => {
   run('zsh', ['-n', file('_colo-agent')]);
   // A shell on a terminal of its own; what stands on its screen is what it completed.
