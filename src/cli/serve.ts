@@ -1,5 +1,6 @@
 import { Command, Option } from 'commander';
 import { LOG_LEVELS, Log, type LogLevel } from '../agent/log.ts';
+import { ServiceManager } from '../agent/systemd.ts';
 import { Daemon } from '../daemon/daemon.ts';
 import { DAEMON_SOCKET } from './control-path.ts';
 import { onTerminationSignal } from './signals.ts';
@@ -28,6 +29,7 @@ export function serveCommand(): Command {
 
 async function runServe({ config, control, logLevel }: ServeOptions): Promise<void> {
   const log = new Log(logLevel, () => ({}));
+  const service = ServiceManager.find(log);
   const daemon = await Daemon.start({
     configFile: config,
     controlPath: control,
@@ -35,6 +37,7 @@ async function runServe({ config, control, logLevel }: ServeOptions): Promise<vo
     vmOptions: vmOptions(),
     log,
   });
+  service?.ready(`protects what ${config} names`);
   process.on('SIGHUP', () => {
     try {
       daemon.reload(null);
@@ -42,5 +45,8 @@ async function runServe({ config, control, logLevel }: ServeOptions): Promise<vo
       // the log says why; all goes on as it was
     }
   });
-  onTerminationSignal(() => void daemon.end());
+  onTerminationSignal(() => {
+    service?.stopping('ends protection; the VMs run on');
+    void daemon.end();
+  });
 }

@@ -49,7 +49,7 @@ export class ProcessMachine {
     return this.#phase;
   }
 
-  /** Why it isn't running. */
+  /** Why it doesn't run, or didn't before this start. */
   get reason(): string {
     return this.#reason;
   }
@@ -81,7 +81,6 @@ export class ProcessMachine {
 
   #spawn(nowMs: number): ProcessEffect[] {
     this.#phase = 'running';
-    this.#reason = '';
     this.#startedAtMs = nowMs;
     this.#starts++;
     return [{ type: 'spawn' }];

@@ -22,8 +22,9 @@ export class RoleError extends Error {
 
 /** `before`: the role that this VM's agent had last, where there was one: its VM may stand as it left it. Throws RoleError. */
 export async function roleOf(config: VmConfig, before: Role | null): Promise<Role> {
-  if (config.role !== 'auto') return config.role;
+  // Also of a VM whose role is given: without its QEMU there is nothing to start an agent for.
   const status = await runStateOf(config.qmp);
+  if (config.role !== 'auto') return config.role;
   const role = roleIn(status) ?? before;
   if (role === null) {
     throw new RoleError(

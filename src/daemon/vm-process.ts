@@ -14,7 +14,7 @@ import type { Role } from './vm-option.ts';
 export interface VmSummary {
   vm: string;
   role: 'primary' | 'secondary' | null;
-  /** The agent's own word while it runs; else STARTING, WAITING, REFUSED, STOPPED or ENDING. */
+  /** The agent's own word while it runs; else STARTING, WAITING (for its next start, or for its QEMU), REFUSED, STOPPED or ENDING. */
   state: string;
   reason: string;
   generation: number | null;
@@ -90,12 +90,14 @@ export class VmProcess {
 
   summary(): VmSummary {
     const { phase, reason, restarts } = this.#machine;
-    const runs = phase === 'running';
+    const runs = this.#child !== null && phase === 'running';
+    // Each look at a QEMU that isn't there is no news.
+    const rests = phase === 'running' ? 'WAITING' : phase.toUpperCase();
     const state = this.#state;
     return {
       vm: this.#config.name,
       role: state?.role ?? (this.#role === 'standby' ? 'secondary' : this.#role),
-      state: runs ? (state?.state ?? 'STARTING') : phase.toUpperCase(),
+      state: runs ? (state?.state ?? 'STARTING') : rests,
       reason: runs ? (state?.reason ?? 'its agent begins') : reason,
       generation: state?.generation ?? null,
       agentPid: this.#child?.pid ?? null,
@@ -165,6 +167,7 @@ export class VmProcess {
     const own = [...(this.#config.args[role] ?? []), `--control=${this.controlPath}`];
     const child = spawn(file, [...args, command, ...own], { stdio: ['ignore', 'ignore', 'inherit', 'ipc'] });
     this.#child = child;
+    this.#tell();
     let failure = '';
     child.on('error', (error) => {
       failure = error.message;
