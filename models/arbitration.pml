@@ -128,6 +128,13 @@ bool linked[2];       /* as this side sees the session */
 byte sent[2], received[2];  /* in flight from this host: an epoch's pages; RECEIVED */
 bool waits[2];        /* P: for RECEIVED */
 
+/* In the code a last checkpoint, which the standby has loaded, comes before HANDOVER. */
+#ifdef AS_CODED
+#define HEARD_LAST linked[o]
+#else
+#define HEARD_LAST true
+#endif
+
 #if HANDOVERS > 0
 byte handovers = HANDOVERS;
 bool ordered[2];      /* S: HANDOVER is on its way, or has come */
@@ -434,7 +441,7 @@ end:
 
 #if HANDOVERS > 0
   /* --- the planned hand-over --- */
-  :: atomic { linked[h] && agent[h] == GUARDED && !waits[h] && handovers > 0 ->
+  :: atomic { linked[h] && agent[h] == GUARDED && !waits[h] && handovers > 0 && HEARD_LAST ->
       STEP(hands_over);
       handovers--;
       vm[h] = STANDS;

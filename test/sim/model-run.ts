@@ -8,8 +8,8 @@ const MODEL = path.resolve(import.meta.dirname, '../../models/arbitration.pml');
 /** More than any run has. */
 const STEPS_MAX = 5000;
 
-/** Of a mutant, of WITH_REMOVAL, and of WITH_HANDOVER, whose steps the machines don't replay yet. */
-const NOT_IN_RUNS = ['lost_reply_is_no', 'key_removed', 'hands_over', 'took_over'];
+/** Of a mutant, and of WITH_REMOVAL. */
+const NOT_IN_RUNS = ['lost_reply_is_no', 'key_removed'];
 
 /** Of the model without mutants. */
 export const stepNames = [...readFileSync(MODEL, 'utf8').matchAll(/\bSTEP\((\w+)\);/g)]
@@ -74,7 +74,7 @@ function stateOf(words: string[]): ModelState {
     length: 10;
   };
   const gate = (at: number | undefined) => ['closed', 'holds', 'open'][at ?? -1] as string;
-  const vm = (at: number | undefined) => ['none', 'paused', 'runs'][at ?? -1] as string;
+  const vm = (at: number | undefined) => ['none', 'paused', 'runs', 'stands'][at ?? -1] as string;
   return {
     key: { generation: generation ?? -1, mode: mode === 0 ? 'alone' : 'protected', primary: primary ?? -1 },
     gates: [gate(gate0), gate(gate1)],
