@@ -70,9 +70,11 @@ const shutDown: Fault = (world) => {
   primary.dispatch({ type: 'vm-shutdown', gone: false });
 };
 
-/** Without a witness that is a person's word that nobody has taken over. */
+/** Without a witness that is a person's word that nobody has taken over; nor may one that stands still do so yet, by an order that it has got. */
 const stop: Fault = (world) => {
-  if (world.witnessed || !world.svm.running) world.primary?.dispatch({ type: 'command', command: 'stop' });
+  const ordered = world.ordered !== null && world.ordered === world.secondary;
+  if (world.witnessed || !(world.svm.running || ordered))
+    world.primary?.dispatch({ type: 'command', command: 'stop' });
 };
 
 export const drill: Fault = (world) => world.primary?.dispatch({ type: 'command', command: 'drill' });
@@ -219,6 +221,7 @@ export function employPerson(world: World): void {
     if (standsForNobody(world)) world.primary?.dispatch({ type: 'command', command: 'force-stop' });
     const cutOff = !pvm.alive || gate?.dead === true;
     if (cutOff && secondary?.alive && secondary.heldDevice >= world.newestSeen) {
+      world.ordered = secondary;
       secondary.dispatch({ type: 'command', command: 'force-failover' });
     }
     employPerson(world);
