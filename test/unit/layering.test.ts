@@ -13,7 +13,7 @@ const ALLOWED: Record<string, string[]> = {
   witness: [],
   agent: ['protocol', 'qmp', 'vm', 'witness', 'native'],
   doctor: ['agent', 'protocol', 'qmp', 'vm', 'native'],
-  daemon: ['agent', 'qmp'],
+  daemon: ['agent', 'qmp', 'metrics'],
   testbed: ['agent', 'qmp', 'native'],
   metrics: ['agent', 'protocol', 'native'],
   demo: ['testbed', 'agent'],
