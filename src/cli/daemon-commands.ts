@@ -9,6 +9,7 @@ import type { VmSummary } from '../daemon/vm-process.ts';
 import { DAEMON_SOCKET } from './control-path.ts';
 import { vmName } from './option-parsers.ts';
 import { CONFIG_FILE } from './serve.ts';
+import { table } from './table.ts';
 import { vmOptions } from './vm-options.ts';
 
 interface DaemonCliOptions {
@@ -84,18 +85,6 @@ function daemonCommand(name: string, description: string): Command {
 function listText(vms: readonly VmSummary[]): string {
   const rows = vms.map(({ vm, role, state, reason }) => [vm, role ?? '-', state, reason]);
   return table([['VM', 'ROLE', 'STATE', 'REASON'], ...rows]);
-}
-
-function table(rows: readonly string[][]): string {
-  const widths = rows[0]?.map((_, column) => Math.max(...rows.map((row) => row[column]?.length ?? 0))) ?? [];
-  return rows
-    .map((row) =>
-      row
-        .map((cell, column) => cell.padEnd(widths[column] ?? 0))
-        .join('  ')
-        .trimEnd(),
-    )
-    .join('\n');
 }
 
 function reloadText({ added, changed, removed, unchanged }: ReloadReport): string {

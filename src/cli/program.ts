@@ -6,8 +6,10 @@ import { doctorCommand } from './doctor.ts';
 import { estimateCommand } from './estimate.ts';
 import { pairCommand } from './pair.ts';
 import { primaryCommand } from './primary.ts';
+import { protectCommand } from './protect.ts';
 import { secondaryCommand } from './secondary.ts';
 import { serveCommand } from './serve.ts';
+import { unprotectCommand } from './unprotect.ts';
 import { version } from './version.ts';
 
 /** All commands with their options: what runs, and what the man page and the shells' completions are written from (scripts/reference.mjs). */
@@ -19,6 +21,8 @@ export function programTree(): Command {
     .addCommand(primaryCommand())
     .addCommand(secondaryCommand())
     .addCommand(serveCommand())
+    .addCommand(protectCommand())
+    .addCommand(unprotectCommand())
     .addCommand(configCommand())
     .addCommand(reloadCommand())
     .addCommand(listCommand())
@@ -29,6 +33,6 @@ export function programTree(): Command {
     .addCommand(stopCommand())
     .addCommand(pairCommand())
     .addCommand(estimateCommand())
-    .addCommand(doctorCommand(version))
+    .addCommand(doctorCommand())
     .addCommand(demoCommand());
 }

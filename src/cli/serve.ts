@@ -39,7 +39,7 @@ export function serveCommand(): Command {
 async function runServe({ config, control, metrics, logLevel }: ServeOptions): Promise<void> {
   const log = new Log(logLevel, () => ({}));
   const service = ServiceManager.find(log);
-  const daemon = await Daemon.start({
+  const starting = Daemon.start({
     configFile: config,
     controlPath: control,
     command: [process.execPath, ...process.execArgv, process.argv[1] as string],
@@ -48,10 +48,10 @@ async function runServe({ config, control, metrics, logLevel }: ServeOptions): P
     version,
     log,
   });
+  // One that comes while it begins ends nothing either. What goes wrong the log says; all goes on as it was.
+  process.on('SIGHUP', () => void starting.then((daemon) => daemon.reload(null)).catch(() => {}));
+  const daemon = await starting;
   service?.ready(`protects what ${config} names`);
-  process.on('SIGHUP', () => {
-    daemon.reload(null).catch(() => {}); // the log says why; all goes on as it was
-  });
   onTerminationSignal(() => {
     service?.stopping('ends protection; the VMs run on');
     void daemon.end();

@@ -5,11 +5,12 @@ import { sendCommand } from '../agent/control-client.ts';
 import { ControlError, type ControlRequest, ControlServer } from '../agent/control-server.ts';
 import type { Log } from '../agent/log.ts';
 import { SerialQueue } from '../agent/serial-queue.ts';
+import { assertSocketPath } from '../agent/socket-path.ts';
 import type { MetricsAddress } from '../metrics/address.ts';
 import { type DaemonConfig, readConfig, type VmConfig } from './config.ts';
 import { type DaemonEvent, EventStore } from './event-store.ts';
 import { MetricsEndpoint } from './metrics-endpoint.ts';
-import { readingsOf } from './readings.ts';
+import { overviewOf, readingsOf } from './readings.ts';
 import { ConfigError } from './toml.ts';
 import type { VmOptions } from './vm-option.ts';
 import { VmProcess, type VmSummary } from './vm-process.ts';
@@ -26,6 +27,8 @@ export interface DaemonOptions {
   log: Log;
 }
 
+const AGENT_ANSWER_MS = 20_000;
+
 /** What a reload has changed, by VM. */
 export interface ReloadReport {
   added: string[];
@@ -41,7 +44,7 @@ export class Daemon {
   readonly #options: DaemonOptions;
   readonly #vms = new Map<string, VmProcess>();
   /** Out of the configuration, and not at their end yet. */
-  readonly #leaving = new Map<string, Promise<void>>();
+  readonly #leaving = new Map<string, { vm: VmProcess; left: Promise<void> }>();
   readonly #events: EventStore;
   readonly #metrics: MetricsEndpoint;
   /** One after the other: a SIGHUP may come while the last one is followed. */
@@ -52,6 +55,7 @@ export class Daemon {
   /** Throws ConfigError, MetricsListenError, or ControlError `in-use` when another daemon runs, and leaves nothing behind. */
   static async start(options: DaemonOptions): Promise<Daemon> {
     const config = readConfig(options.configFile, options.vmOptions);
+    assertSocket(options.controlPath, 'give `serve --control` another path');
     const daemon = new Daemon(options, config);
     const control = await ControlServer.answering(options.controlPath, (request) => daemon.#answer(request));
     daemon.#control = control;
@@ -71,8 +75,10 @@ export class Daemon {
     this.#metrics = new MetricsEndpoint({ version: options.version, readings });
   }
 
+  /** Those that leave are there until they have left. */
   list(): VmSummary[] {
-    return [...this.#vms.values()].map((vm) => vm.summary());
+    const leaving = [...this.#leaving].filter(([name]) => !this.#vms.has(name)).map(([, { vm }]) => vm);
+    return [...this.#vms.values(), ...leaving].map((vm) => vm.summary());
   }
 
   /**
@@ -82,6 +88,7 @@ export class Daemon {
   reload(vm: string | null): Promise<ReloadReport> {
     return this.#reloads.run(async () => {
       const { log } = this.#options;
+      if (this.#ending) throw new ControlError('not-running', 'the daemon is about to end');
       try {
         const report = await this.#load(vm);
         const { added, changed, removed } = report;
@@ -111,16 +118,23 @@ export class Daemon {
   /** Ends all agents in good order; their VMs go on. */
   async end(): Promise<void> {
     this.#ending = true;
-    await Promise.all([...this.#leaving.values(), ...[...this.#vms.values()].map((vm) => vm.end())]);
+    await this.#reloads.run(async () => {}); // one that is under way may listen anew
+    const leaving = [...this.#leaving.values()].map(({ left }) => left);
+    await Promise.all([...leaving, ...[...this.#vms.values()].map((vm) => vm.end())]);
     this.#metrics.close();
     this.#control?.close();
   }
 
   /** The host's part first, of which something may fail: no VM has been touched then. */
   async #follow({ vms, controlGroup, metrics }: DaemonConfig): Promise<ReloadReport> {
-    const group = controlGroup === null ? null : groupId(controlGroup);
+    const { controlPath } = this.#options;
+    for (const { name, place } of vms.values())
+      assertSocket(
+        agentSocket(controlPath, name),
+        `a shorter name for the VM at ${place}, or another folder for \`serve --control\``,
+      );
+    giveSocketTo(controlGroup, controlPath);
     await this.#metrics.moveTo(this.#options.metrics ?? metrics);
-    if (group !== null) chownSync(this.#options.controlPath, -1, group);
     return this.#apply(vms);
   }
 
@@ -143,7 +157,8 @@ export class Daemon {
       return 'added';
     }
     if (known.follows(config)) {
-      known.start(false);
+      // One that waits for its predecessor's end is started by that.
+      if (!this.#leaving.has(name)) known.start(false);
       return 'unchanged';
     }
     known.replace(config);
@@ -154,21 +169,25 @@ export class Daemon {
     const { command, controlPath, log } = this.#options;
     const vm = new VmProcess(config, {
       command,
-      controlPath: path.join(path.dirname(controlPath), 'vm', `${name}.sock`),
+      controlPath: agentSocket(controlPath, name),
       log,
       onChange: (summary, epoch) => this.#record(summary, epoch),
     });
     this.#vms.set(name, vm);
     // Its predecessor of the same name may still hold its QEMU.
-    void (this.#leaving.get(name) ?? Promise.resolve()).then(() => {
+    void (this.#leaving.get(name)?.left ?? Promise.resolve()).then(() => {
       if (this.#vms.get(name) === vm && !this.#ending) vm.start(false);
     });
   }
 
   #remove(name: string, vm: VmProcess): void {
     this.#vms.delete(name);
-    const left = vm.end().finally(() => this.#leaving.delete(name));
-    this.#leaving.set(name, left);
+    // Its own predecessor may not have left yet.
+    const before = this.#leaving.get(name)?.left;
+    const left = Promise.all([before, vm.end()]).then(() => {
+      if (this.#leaving.get(name)?.vm === vm) this.#leaving.delete(name);
+    });
+    this.#leaving.set(name, { vm, left });
   }
 
   #record({ vm, role, state, reason, generation }: VmSummary, epoch: number | null): void {
@@ -184,6 +203,10 @@ export class Daemon {
     switch (command) {
       case 'list':
         return this.list();
+      case 'overview':
+        return overviewOf(this.#vms);
+      case 'config':
+        return { file: this.#options.configFile };
       case 'reload':
         return this.reload(vm);
       case 'events':
@@ -196,7 +219,7 @@ export class Daemon {
       default:
         throw new ControlError(
           'unknown-command',
-          `unknown command ${JSON.stringify(command)}; known are list, reload, events, status, failover, drill and stop`,
+          `unknown command ${JSON.stringify(command)}; known are list, overview, config, reload, events, status, failover, drill and stop`,
         );
     }
   }
@@ -217,7 +240,8 @@ export class Daemon {
       const { vm: known, state, reason } = vm.summary();
       throw new ControlError('not-running', `the agent of VM ${known} doesn't run: ${state}: ${reason}`);
     }
-    return sendCommand(vm.controlPath, command, { force });
+    // Shorter than the client waits for us, who then hears that it is the agent that doesn't answer.
+    return sendCommand(vm.controlPath, command, { force }, AGENT_ANSWER_MS);
   }
 
   #chosen(name: string | null): VmProcess {
@@ -234,6 +258,33 @@ export class Daemon {
       `no VM \`${name}\` here; there ${known.length === 0 ? 'is none' : `are: ${known.join(', ')}`}`,
     );
   }
+}
+
+/** Throws ConfigError with what to do about a path that is too long. */
+function assertSocket(socketPath: string, remedy: string): void {
+  try {
+    assertSocketPath(socketPath);
+  } catch (error) {
+    throw new ConfigError([`the control socket ${(error as Error).message}: ${remedy}`]);
+  }
+}
+
+/** Null: to this process's own. Throws ConfigError. */
+function giveSocketTo(controlGroup: string | null, socketPath: string): void {
+  const group = controlGroup === null ? process.getegid?.() : groupId(controlGroup);
+  try {
+    chownSync(socketPath, -1, group ?? -1);
+  } catch (error) {
+    const { message } = error as Error;
+    throw new ConfigError([
+      `\`control-group\`: the control socket can't be given to ${controlGroup}: ${message}`,
+    ]);
+  }
+}
+
+/** Where the agent of a VM is reached directly, by the control socket of its daemon. */
+export function agentSocket(daemonSocket: string, vm: string): string {
+  return path.join(path.dirname(daemonSocket), 'vm', `${vm}.sock`);
 }
 
 /** Groups of this host's own file; whatever else knows groups gives their numbers. */

@@ -1,6 +1,16 @@
 /** What happened to the VMs of this host, as far back as it is kept: in memory, and in a file that outlives the daemon. */
-import { appendFileSync, existsSync, mkdirSync, readFileSync, renameSync, statSync } from 'node:fs';
+import {
+  appendFileSync,
+  closeSync,
+  existsSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  renameSync,
+  statSync,
+} from 'node:fs';
 import path from 'node:path';
+import { ConfigError } from './toml.ts';
 
 /** A line of `colo-agent events --json`. Scripts rely on these names. */
 export interface DaemonEvent {
@@ -23,14 +33,26 @@ export class EventStore {
   #events: DaemonEvent[] = [];
   #lastId = 0;
 
-  /** Null: in memory alone. Throws when the folder can't be made or the file not be read. */
+  /** Null: in memory alone. Throws ConfigError when they can't be kept there. */
   constructor(folder: string | null) {
     this.#file = folder === null ? null : path.join(folder, 'events.jsonl');
     if (this.#file === null) return;
-    mkdirSync(path.dirname(this.#file), { recursive: true, mode: 0o755 });
-    this.#events = [rotated(this.#file), this.#file].flatMap(eventsIn).slice(-EVENTS_MAX);
+    try {
+      this.#open(this.#file);
+    } catch (error) {
+      throw new ConfigError([
+        `what happens can't be kept in ${folder}: ${(error as Error).message}; give another \`state-dir\`, or make it writable`,
+      ]);
+    }
+  }
+
+  #open(file: string): void {
+    mkdirSync(path.dirname(file), { recursive: true, mode: 0o755 });
+    this.#events = [rotated(file), file].flatMap(eventsIn).slice(-EVENTS_MAX);
     this.#lastId = this.#events.at(-1)?.id ?? 0;
-    if (existsSync(this.#file)) endLastLine(this.#file);
+    // Found out now, not by the first event.
+    closeSync(openSync(file, 'a', 0o640));
+    endLastLine(file);
   }
 
   /** Throws when it can't be written; it is kept in memory then. */
@@ -71,7 +93,8 @@ function eventsIn(file: string): DaemonEvent[] {
     .split('\n')
     .flatMap((line) => {
       try {
-        return [JSON.parse(line) as DaemonEvent];
+        const event = JSON.parse(line) as DaemonEvent | null;
+        return typeof event?.id === 'number' ? [event] : [];
       } catch {
         return [];
       }

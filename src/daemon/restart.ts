@@ -54,6 +54,11 @@ export class ProcessMachine {
     return this.#reason;
   }
 
+  /** Whether it has ended since it was last wanted, and not held on for long after that. */
+  get falters(): boolean {
+    return this.#failures > 0;
+  }
+
   /** How often it was started again. */
   get restarts(): number {
     return Math.max(0, this.#starts - 1);

@@ -37,14 +37,14 @@ export interface VmProcessOptions {
   onChange(summary: VmSummary, epoch: number | null): void;
 }
 
-/** Each look at a QEMU that isn't there (`running`, without a process) is no news. */
+/** By phase, while there is no process. */
 const RESTING_WORDS: Record<ProcessPhase, VmWord> = {
   running: 'WAITING',
   waiting: 'WAITING',
   refused: 'REFUSED',
   stopped: 'STOPPED',
   ending: 'ENDING',
-  ended: 'WAITING',
+  ended: 'STARTING',
 };
 
 const EX_UNAVAILABLE = 69;
@@ -63,6 +63,8 @@ export class VmProcess {
   #end: EndMessage | null = null;
   #ended: () => void = () => {};
   #told = '';
+  /** Somebody wants it to be there, though it has said that it ends. */
+  #startOnceEnded = false;
 
   constructor(config: VmConfig, options: VmProcessOptions) {
     this.#config = config;
@@ -80,13 +82,24 @@ export class VmProcess {
 
   /** Unless it runs. `evenStopped`: also when a person has stopped it. */
   start(evenStopped: boolean): void {
+    if (evenStopped && this.#leaves) this.#startOnceEnded = true;
     this.#dispatch({ type: 'start', nowMs: performance.now(), evenStopped });
   }
 
-  /** Ends the process that there is, and starts another by `config`. */
+  /** It has said that it ends, and hasn't yet. */
+  get #leaves(): boolean {
+    return this.#machine.phase === 'running' && this.#state?.state === 'STOPPED';
+  }
+
+  /** Ends the process that there is, and starts another by `config`; not where a person has stopped it. */
   replace(config: VmConfig): void {
+    const { phase } = this.#machine;
+    if (phase === 'ended' || phase === 'stopped') {
+      this.#config = config; // it has not begun yet, or a person has to say that it may
+      return;
+    }
     this.#next = config;
-    this.#dispatch({ type: 'end' });
+    if (!this.#leaves) this.#dispatch({ type: 'end' });
   }
 
   /** Resolves when its process has ended, in good order: the VM goes on. */
@@ -107,12 +120,14 @@ export class VmProcess {
 
   summary(): VmSummary {
     const { phase, reason, restarts } = this.#machine;
-    const runs = this.#child !== null && phase === 'running';
+    // Each look at a QEMU that isn't there is no news; the first one is.
+    const runs = phase === 'running' && (this.#child !== null || !this.#machine.falters);
     const state = this.#state;
+    const said = this.#leaves ? 'ENDING' : (state?.state ?? 'STARTING');
     return {
       vm: this.#config.name,
       role: state?.role ?? (this.#role === 'standby' ? 'secondary' : this.#role),
-      state: runs ? (state?.state ?? 'STARTING') : RESTING_WORDS[phase],
+      state: runs ? said : RESTING_WORDS[phase],
       reason: runs ? (state?.reason ?? 'its agent begins') : reason,
       generation: state?.generation ?? null,
       agentPid: this.#child?.pid ?? null,
@@ -173,7 +188,11 @@ export class VmProcess {
       return;
     }
     this.#role = role;
-    this.#run(role);
+    try {
+      this.#run(role);
+    } catch (error) {
+      this.#exited(null, `its agent can't be started: ${(error as Error).message}`);
+    }
   }
 
   #run(role: Role): void {
@@ -220,6 +239,18 @@ export class VmProcess {
       reason: exit.reason,
     });
     this.#dispatch({ type: 'ended', nowMs: performance.now(), exit });
+    this.#followUp();
+  }
+
+  /** What was wanted while it left by itself. */
+  #followUp(): void {
+    if (this.#machine.phase !== 'ended' && this.#next !== null) {
+      this.#config = this.#next;
+      this.#next = null;
+    }
+    if (!this.#startOnceEnded) return;
+    this.#startOnceEnded = false;
+    this.start(true);
   }
 
   #tell(): void {

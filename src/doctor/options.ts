@@ -16,8 +16,10 @@ export interface DoctorOptions {
   qmpPath: string | null;
   /** Where the other host's agent, or its doctor, listens. */
   peer: HostPort | null;
-  /** Where this doctor is to answer the other host's. */
+  /** Where this doctor is to answer the other host's, or its VM's agent to listen. */
   listen: HostPort | null;
+  /** Whether it answers there until it is ended; otherwise it sees whether somebody could. */
+  answers: boolean;
   /** Null: plain text. */
   tls: { folder: string; peerName: string } | null;
   exceptions: AcceptedExceptions;

@@ -1,11 +1,13 @@
 /** Sixteen VMs on one daemon, their standbys on another: four of them fail, each in its own way, and the other twelve don't notice. */
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import type { VmOverview } from '../../src/daemon/readings.ts';
 import type { VmSummary } from '../../src/daemon/vm-process.ts';
 import type { Health } from '../../src/metrics/health.ts';
 import { Cleanup } from '../../src/testbed/cleanup.ts';
 import type { TestVm } from '../../src/testbed/vm.ts';
 import { waitFor } from '../../src/testbed/wait.ts';
 import { parseOpenMetrics } from '../support/openmetrics.ts';
+import { colo } from './support/cli.ts';
 import { TestDaemon } from './support/daemon.ts';
 import { freePort, type GuestOptions, startVm, waitBooted } from './support/protection.ts';
 import { get } from './support/scrape.ts';
@@ -141,6 +143,17 @@ describe('sixteen VMs on one daemon', () => {
       { vm: HUNG, state: null, reason: expect.stringMatching(/did not answer within 3 s/) },
       { vm: LOST, state: 'WAITING', reason: expect.stringContaining((vms.get(LOST) as TestVm).qmpPath) },
       { vm: MISCONFIGURED, state: 'REFUSED', reason: expect.stringContaining('/nowhere') },
+    ]);
+  });
+
+  test('so does `status` of all', async () => {
+    const { code, stdout } = await colo('status', '--json', '--control', primary.controlPath);
+    const all = JSON.parse(stdout) as VmOverview[];
+    expect({ code, names: all.map(({ vm }) => vm) }).toEqual({ code: 0, names: NAMES });
+    expect(all.filter((vm) => !('pauseMs' in vm))).toMatchObject([
+      { vm: HUNG, state: null, reason: expect.stringMatching(/did not answer within 3 s/) },
+      { vm: LOST, state: 'WAITING' },
+      { vm: MISCONFIGURED, state: 'REFUSED' },
     ]);
   });
 

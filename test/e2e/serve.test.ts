@@ -67,7 +67,11 @@ describe('one daemon a host', () => {
   test('a reload adds a VM and leaves the other alone; a broken configuration changes nothing', async () => {
     const before = await primary.waitState('a', 'PROTECTED');
     protect('b');
-    expect(await primary.reload()).toEqual({ added: ['b'], changed: [], removed: [], unchanged: ['a'] });
+    // However many ask at once.
+    expect(await Promise.all([primary.reload(), primary.reload()])).toEqual([
+      { added: ['b'], changed: [], removed: [], unchanged: ['a'] },
+      { added: [], changed: [], removed: [], unchanged: ['a', 'b'] },
+    ]);
     await primary.waitState('b', 'PROTECTED');
     primary.writeVm('c', ['qmpp = "/x"']);
     await expect(primary.reload()).rejects.toMatchObject({
@@ -86,7 +90,10 @@ describe('one daemon a host', () => {
       vm: 'b',
       role: 'primary',
     });
-    expect(await colo('status', ...at)).toMatchObject({
+    expect((await colo('status', ...at)).stdout).toMatch(
+      /^VM +ROLE +STATE +CHECKPOINT +PAUSE p50\/p99 +HELD +REASON\na +primary +PROTECTED +\d+ m?s ago +[\d.]+\/[\d.]+ ms +0 \(0\.0 MB\) +the standby holds the last checkpoint\nb +primary /,
+    );
+    expect(await colo('drill', ...at)).toMatchObject({
       code: 64,
       stderr: 'colo-agent: name one of the VMs here: a, b\n',
     });
@@ -161,6 +168,11 @@ describe('one daemon a host', () => {
     expect({ code, stderr }).toMatchObject({
       code: 78,
       stderr: `colo-agent: ${file}:1:1: unknown key \`stat-dir\`; did you mean \`state-dir\`?\n`,
+    });
+    const long = `${primary.controlPath}.${'x'.repeat(99)}`;
+    expect(await colo('serve', '--config', primary.configFile, '--control', long)).toMatchObject({
+      code: 78,
+      stderr: `colo-agent: the control socket ${long} has ${long.length} bytes, and a socket's path 99 at the most: give \`serve --control\` another path\n`,
     });
   });
 });

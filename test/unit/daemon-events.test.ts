@@ -1,8 +1,17 @@
-import { appendFileSync, mkdtempSync, readdirSync, rmSync, statSync } from 'node:fs';
+import {
+  appendFileSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import { EventStore } from '../../src/daemon/event-store.ts';
+import { ConfigError } from '../../src/daemon/toml.ts';
 
 let folder: string;
 
@@ -41,6 +50,23 @@ test('they outlive the daemon, also one that died in the middle of a line', () =
   next.add({ ...EVENT, state: 'SYNCING' });
   const third = new EventStore(path.join(folder, 'state'));
   expect(third.after(2, null, 10)).toMatchObject([{ id: 3, state: 'SYNCING' }]);
+});
+
+test('a line that is no event is none', () => {
+  writeFileSync(path.join(folder, 'events.jsonl'), '{"id":4,"vm":"web"}\n7\nnull\n{}\n');
+  const store = new EventStore(folder);
+  store.add(EVENT);
+  expect(store.after(0, null, 10).map(({ id }) => id)).toEqual([4, 5]);
+});
+
+test('where they can’t be kept is said at once', () => {
+  const file = path.join(folder, 'file');
+  writeFileSync(file, '');
+  expect(() => new EventStore(path.join(file, 'state'))).toThrow(
+    /^what happens can't be kept in .*file\/state: ENOTDIR.*; give another `state-dir`/,
+  );
+  mkdirSync(path.join(folder, 'events.jsonl'));
+  expect(() => new EventStore(folder)).toThrow(ConfigError);
 });
 
 test('what is kept is bounded, in memory and on disk', () => {

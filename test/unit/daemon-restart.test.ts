@@ -29,6 +29,17 @@ describe('when a VM’s process is started', () => {
     expect(machine.restarts).toBe(10);
   });
 
+  test('it falters from its first end on, until somebody starts it again', () => {
+    const machine = started();
+    expect(machine.falters).toBe(false);
+    end(machine, {});
+    machine.step({ type: 'due', nowMs: 1000 });
+    expect(machine.falters).toBe(true);
+    end(machine, { code: 78 });
+    machine.step(START);
+    expect(machine.falters).toBe(false);
+  });
+
   test('one that has run for a while begins with the shortest delay again', () => {
     const machine = started();
     end(machine, {});
