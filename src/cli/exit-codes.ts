@@ -38,6 +38,8 @@ const CONFIGURATION_ERRORS = new Set([
   'NotAStandbyError',
   'GenerationFileError',
   'WitnessAccessError',
+  'LibvirtError',
+  'PlanError',
 ]);
 
 /** The exit code for whatever went wrong. */
@@ -45,7 +47,8 @@ export function exitCodeOf(error: unknown): number {
   if (error instanceof CliError) return error.exitCode;
   if (!(error instanceof Error)) return EXIT.internal;
   if (CONFIGURATION_ERRORS.has(error.name)) return EXIT.configuration;
-  if (error.name === 'QmpError' || error.name === 'PairingError') return EXIT.unavailable;
+  if (error.name === 'QmpError' || error.name === 'StartError' || error.name === 'PairingError')
+    return EXIT.unavailable;
   const code = (error as { code?: unknown }).code;
   if (code === 'ERR_COLO_CREDENTIALS') return EXIT.configuration;
   if (typeof code !== 'string') return EXIT.internal;

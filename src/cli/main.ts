@@ -8,6 +8,7 @@ import { EXIT, exitCodeOf } from './exit-codes.ts';
 import { pairCommand } from './pair.ts';
 import { primaryCommand } from './primary.ts';
 import { secondaryCommand } from './secondary.ts';
+import { standbyCommand } from './standby.ts';
 
 const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as {
   version: string;
@@ -25,6 +26,7 @@ const program = new Command('colo-agent')
   .addCommand(stopCommand())
   .addCommand(pairCommand())
   .addCommand(estimateCommand())
+  .addCommand(standbyCommand())
   .addCommand(demoCommand());
 
 for (const command of [program, ...program.commands]) command.exitOverride();

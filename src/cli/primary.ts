@@ -14,6 +14,7 @@ import { withProtectionOptions } from './protection-options.ts';
 import { checkOptions, primaryOf, type RoleOptions, standbyOf } from './roles.ts';
 import { linkCredentials, withSharedOptions } from './shared-options.ts';
 import { onTerminationSignal } from './signals.ts';
+import { qmpPathOf } from './vm-options.ts';
 import { armWatchdog, type WatchdogOptions, withWatchdogOptions } from './watchdog-options.ts';
 import { warnOfNoWitness } from './witness-options.ts';
 
@@ -37,6 +38,7 @@ export function primaryCommand(): Command {
 
 async function runPrimary(options: PrimaryCliOptions): Promise<void> {
   checkOptions(options);
+  const qmpPath = await qmpPathOf(options);
   let agent: Succession | null = null;
   const { vm, trace } = options;
   const log = new Log(options.logLevel, () => ({
@@ -45,9 +47,9 @@ async function runPrimary(options: PrimaryCliOptions): Promise<void> {
   }));
   const hosts = [options.peer, ...(options.listen ? [options.listen] : [])].map(({ host }) => host);
   const credentials = linkCredentials(options, hosts, log);
-  const successor = primaryOf(options, { credentials, log, traceFile: trace ?? null }) as Successor;
+  const successor = primaryOf(options, { qmpPath, credentials, log, traceFile: trace ?? null }) as Successor;
   const traceFile = trace === undefined ? null : `${trace}.secondary`;
-  const standIn = standbyOf(options, { credentials, log, traceFile });
+  const standIn = standbyOf(options, { qmpPath, credentials, log, traceFile });
   warnOfNoWitness(options);
   const running = await Succession.protect({ vm, log, standIn, successor });
   agent = running;

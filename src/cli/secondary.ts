@@ -13,6 +13,7 @@ import { withProtectionOptions } from './protection-options.ts';
 import { checkOptions, primaryOf, type RoleOptions, standbyOf } from './roles.ts';
 import { linkCredentials, withSharedOptions } from './shared-options.ts';
 import { onTerminationSignal } from './signals.ts';
+import { qmpPathOf } from './vm-options.ts';
 import { armWatchdog, type WatchdogOptions, withWatchdogOptions } from './watchdog-options.ts';
 import { warnOfNoWitness } from './witness-options.ts';
 
@@ -47,6 +48,7 @@ export function secondaryCommand(): Command {
 
 async function runSecondary(options: SecondaryCliOptions): Promise<void> {
   checkOptions(options);
+  const qmpPath = await qmpPathOf(options);
   let agent: Succession | null = null;
   const { vm, trace } = options;
   const log = new Log(options.logLevel, () => ({
@@ -55,9 +57,9 @@ async function runSecondary(options: SecondaryCliOptions): Promise<void> {
   }));
   const hosts = [options.listen, ...(options.peer ? [options.peer] : [])].map(({ host }) => host);
   const credentials = linkCredentials(options, hosts, log);
-  const standIn = standbyOf(options, { credentials, log, traceFile: trace ?? null }) as StandIn;
+  const standIn = standbyOf(options, { qmpPath, credentials, log, traceFile: trace ?? null }) as StandIn;
   const traceFile = trace === undefined ? null : `${trace}.primary`;
-  const successor = primaryOf(options, { credentials, log, traceFile });
+  const successor = primaryOf(options, { qmpPath, credentials, log, traceFile });
   warnOfNoWitness(options);
   const running = await Succession.standBy({ vm, log, standIn, successor });
   agent = running;

@@ -3,13 +3,13 @@ import { forbidCoreDumps, isLoopback, openCredentials, type TlsCredentials } fro
 import { LOG_LEVELS, type Log, type LogLevel } from '../agent/log.ts';
 import { CliError, EXIT } from './exit-codes.ts';
 import { vmName } from './option-parsers.ts';
+import { type VmOptions, withVmOptions } from './vm-options.ts';
 import { type WitnessCliOptions, withWitnessOptions } from './witness-options.ts';
 
 export const CREDENTIALS_FOLDER = '/etc/colo-agent/tls';
 
-export interface SharedOptions extends WitnessCliOptions {
+export interface SharedOptions extends WitnessCliOptions, VmOptions {
   vm: string;
-  qmp: string;
   control?: string;
   json?: boolean;
   trace?: string;
@@ -21,9 +21,12 @@ export interface SharedOptions extends WitnessCliOptions {
 
 /** What `primary` and `secondary` have in common. */
 export function withSharedOptions(command: Command): Command {
-  return withWitnessOptions(command)
-    .requiredOption('--vm <name>', "the VM's name, the same on both hosts", vmName)
-    .requiredOption('--qmp <socket>', "QEMU's QMP socket (unix)")
+  const vmOptions = withWitnessOptions(command).requiredOption(
+    '--vm <name>',
+    "the VM's name, the same on both hosts",
+    vmName,
+  );
+  return withVmOptions(vmOptions)
     .option(
       '--control <socket>',
       'where status, failover, drill and stop reach this agent (default: /run/colo-agent/NAME-ROLE.sock)',

@@ -10,11 +10,13 @@ const ALLOWED: Record<string, string[]> = {
   native: [],
   qmp: ['native'],
   vm: ['qmp', 'native'],
+  standby: ['qmp', 'vm', 'native'],
+  libvirt: ['vm'],
   witness: [],
   agent: ['protocol', 'qmp', 'vm', 'witness', 'native'],
   testbed: ['agent', 'qmp', 'native'],
   demo: ['testbed', 'agent'],
-  cli: ['demo', 'testbed', 'agent', 'protocol', 'witness'],
+  cli: ['demo', 'testbed', 'agent', 'protocol', 'witness', 'standby', 'libvirt', 'vm'],
 };
 
 /** The protocol is pure: not even Node's own modules, but for what hashes a name. */
