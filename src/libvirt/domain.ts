@@ -8,7 +8,7 @@
 import { readdir } from 'node:fs/promises';
 import { optionValues } from '../vm/command-line.ts';
 import { HostProcess } from '../vm/host-process.ts';
-import { monitorSockets } from '../vm/monitors.ts';
+import { isLibvirts, monitorSockets } from '../vm/monitors.ts';
 import { LibvirtError } from './libvirt-error.ts';
 import { virsh } from './virsh.ts';
 import { childrenOf, encoded, parseXml } from './xml.ts';
@@ -103,7 +103,8 @@ async function processOf(uuid: string, procFolder = '/proc'): Promise<HostProces
     const process = new HostProcess(pid, procFolder);
     // One that ends meanwhile isn't the one.
     const commandLine = await process.commandLine().catch(() => []);
-    if (uuid !== '' && optionValues(commandLine, 'uuid').includes(uuid)) return process;
+    // A standby of colo-agent's that was made from it has its UUID, too, but not libvirt's monitor.
+    if (optionValues(commandLine, 'uuid').includes(uuid) && isLibvirts(commandLine)) return process;
   }
   return null;
 }

@@ -90,7 +90,7 @@ function takeMonitor(translation: Translation): string {
 /** The older syntax of -serial, -monitor, -qmp and the like: `unix:PATH,server=on`, `file:PATH`, `chardev:ID`, a device's path. */
 export function translateRedirection(name: string, text: string, translation: Translation): string {
   const [, mux = '', rest = ''] = /^(mon:)?(.*)$/s.exec(text) ?? [];
-  const [, backend = rest, argument = ''] = /^([a-z]+):(.*)$/s.exec(rest) ?? [];
+  const [, backend = rest, argument = ''] = /^([a-z-]+):(.*)$/s.exec(rest) ?? [];
   if (rest.startsWith('/dev/')) return mux + translation.need(`-${name}`, rest);
   if (backend === 'chardev' || SELF_CONTAINED.has(backend)) return text;
   if (backend === 'file') return `${mux}file:${translation.place(`-${name}`, argument)}`;

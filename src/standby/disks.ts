@@ -34,11 +34,11 @@ const KEPT_KEYS = new Set([
   ],
 ]);
 const KEPT_GROUPS = /^(cache\.|throttling\.|bps|iops|stats-)/;
+/** They get another value. */
+const SET_KEYS = new Set(['file', 'format']);
 /** Which image, and how its format is read. */
 const IMAGE_KEYS = new Set([
   ...[
-    'file',
-    'format',
     'driver',
     'filename',
     'snapshot',
@@ -122,7 +122,7 @@ function translateDrive(
     return value.toString();
   }
   for (const key of value.keys()) {
-    if (KEPT_KEYS.has(key) || KEPT_GROUPS.test(key)) continue;
+    if (KEPT_KEYS.has(key) || KEPT_GROUPS.test(key) || SET_KEYS.has(key)) continue;
     if (key.startsWith('encrypt.') || key === 'key-secret') {
       if (!isChosen(drive, translation)) return refuseEncrypted(where, drive, text, translation);
     } else if (!IMAGE_KEYS.has(key) && !IMAGE_GROUPS.test(key))

@@ -185,9 +185,10 @@ function withoutFdSets(options: QemuOption[], translation: Translation): QemuOpt
   for (const { name, value } of kept) {
     if (!FD_USERS.has(name)) continue;
     const given = /\/dev\/fdset\/\d+|(^|[,"])(vhost|rom)?fds?("?[:=])/.exec(value ?? '');
-    if (given)
+    const where = `-${name} ${value}`;
+    if (given && !translation.problems.some((problem) => problem.where === where))
       translation.refuse(
-        `-${name} ${value}`,
+        where,
         'it uses a descriptor that whoever started QEMU handed to it',
         'use a path, and restart the VM',
       );

@@ -4,6 +4,12 @@ import { optionValues, parseKeyValues } from './command-line.ts';
 /** What libvirt calls its own monitor. It is spoken for, even by libvirts that gave it a name. */
 const LIBVIRTS_CHARDEV = 'charmonitor';
 
+export function isLibvirts(commandLine: readonly string[]): boolean {
+  return optionValues(commandLine, 'chardev').some(
+    (value) => parseKeyValues(value, 'backend').get('id') === LIBVIRTS_CHARDEV,
+  );
+}
+
 export function monitorSockets(commandLine: readonly string[]): string[] {
   const direct = ['qmp', 'qmp-pretty'].flatMap((option) =>
     optionValues(commandLine, option).flatMap((value) =>
