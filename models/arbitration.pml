@@ -22,6 +22,8 @@
  *   primary_won            P    the same                                                 generation fsynced, gate opened: EXPOSED
  *   secondary_won          S    the same                                                 generation fsynced, VM runs, gate open; this agent has done its work
  *   lost                   P,S  the key has moved on and isn't ours                      P: FENCED; S: what it holds is stale
+ *   hands_over             P    the last RECEIVED, and the VM has been brought to a stand  HANDOVER; only with WITH_HANDOVER
+ *   took_over              P    TOOK_OVER                                                its VM stands for good; here it is gone
  *   agent_dies, host_dies       kill -9; power                                           a gate under the VM's NICs fails closed
  *   agent_starts           P    read answer, also beside a VM that a standby let run     the gate stays as it is; claims, or FENCED
  *   joins_as_standby       S    a standby's agent, or a fenced host's VM, starts anew    it holds nothing
@@ -40,6 +42,15 @@
 #define HOST_DEATHS 1
 #else
 #define REMOVALS 0
+#endif
+#if defined(WITH_HANDOVER) || defined(MUTANT_HANDOVER_GOES_ON) || defined(MUTANT_TOOK_OVER_FIRST)
+#define HANDOVERS 1
+#define SESSIONS 2
+#define LOSSES 1
+#define AGENT_DEATHS 1
+#define HOST_DEATHS 1
+#else
+#define HANDOVERS 0
 #endif
 #ifndef EPOCHS
 #define EPOCHS 3   /* the VM's epochs, from 1 */
@@ -68,6 +79,7 @@
 #define NONE 0       /* a host's VM */
 #define PAUSED 1
 #define RUNS 2
+#define STANDS 3     /* handed over: it doesn't run on before this host has won the next generation */
 
 #define CLOSED 0     /* its gate */
 #define HOLDS 1
@@ -85,6 +97,7 @@
 #define FENCED 8
 #define STANDBY 9    /* S */
 #define TAKING 10    /* S: alone(g+1, S) has been asked for */
+#define HANDING 11   /* P: HANDOVER has been sent */
 
 /* The witness's key. Its primary's peer is the other host: there are two. */
 byte revision = 1, key_generation = 1, key_mode = ALONE, key_primary = 0;
@@ -114,6 +127,24 @@ byte held[2];         /* S: the last checkpoint that is whole; 0: none */
 bool linked[2];       /* as this side sees the session */
 byte sent[2], received[2];  /* in flight from this host: an epoch's pages; RECEIVED */
 bool waits[2];        /* P: for RECEIVED */
+
+/* In the code a last checkpoint, which the standby has loaded, comes before HANDOVER. */
+#ifdef AS_CODED
+#define HEARD_LAST linked[o]
+#else
+#define HEARD_LAST true
+#endif
+
+#if HANDOVERS > 0
+byte handovers = HANDOVERS;
+bool ordered[2];      /* S: HANDOVER is on its way, or has come */
+bool told[2];         /* P: TOOK_OVER is on its way */
+#define ORDERED(i) ordered[i]
+#else
+#define ORDERED(i) false
+#endif
+
+#define UP(i) (vm[i] == RUNS || vm[i] == STANDS)
 
 byte sessions = SESSIONS, losses = LOSSES, agent_deaths = AGENT_DEATHS, host_deaths = HOST_DEATHS, failures = FAILURES;
 
@@ -150,7 +181,7 @@ inline open_gate() {
 
 /* A host's VM is destroyed only for one that can run. */
 inline fence() {
-  assert(excused || vm[o] == RUNS || (agent[o] == TAKING && held[o] != 0));
+  assert(excused || UP(o) || (agent[o] == TAKING && held[o] != 0));
   vm[h] = NONE;
   gate[h] = CLOSED;
   agent[h] = FENCED;
@@ -222,6 +253,10 @@ inline forget_session() {
   waits[h] = false;
   sent[o] = 0;
   received[o] = 0;
+#if HANDOVERS > 0
+  ordered[h] = false;
+  told[h] = false;
+#endif
   if
   :: agent[h] != STANDBY ->
     entitled[h] = false;
@@ -256,7 +291,7 @@ inline die() {
 #ifdef MUTANT_ANSWERS_WHILE_CLAIMING
 #define GIVEN_UP true
 #else
-#define GIVEN_UP (!linked[h])
+#define GIVEN_UP (!linked[h] || ORDERED(h))
 #endif
 
 #ifdef MUTANT_CLAIMS_FIRST
@@ -307,7 +342,7 @@ end:
 #endif
 
   /* --- the session --- */
-  :: atomic { CONNECTS && TAKES_HELLO && !linked[h] && !linked[o] && sessions > 0 &&
+  :: atomic { CONNECTS && vm[h] == RUNS && TAKES_HELLO && !linked[h] && !linked[o] && sessions > 0 &&
       epoch[h] < EPOCHS && generation[h] >= highest[o] ->
       STEP(session_opens);
       sessions--;
@@ -378,10 +413,11 @@ end:
       STEP(output_passes);
       speak(epoch[h])
     }
-  :: atomic { linked[h] && (losses > 0 || !linked[o]) ->
+  /* That HANDOVER isn't answered in time is no failure of the session's. */
+  :: atomic { linked[h] && (losses > 0 || !linked[o] || agent[h] == HANDING) ->
       STEP(session_lost);
       if
-      :: linked[o] -> losses--
+      :: linked[o] && agent[h] != HANDING -> losses--
       :: else
       fi;
       if
@@ -389,10 +425,39 @@ end:
       :: agent[h] == SYNCING && !entitled[h] -> agent[h] = CUT_OFF
       :: agent[h] == ARMING -> leave_under_way(); agent[h] = CUT_OFF
       :: agent[h] == GUARDED -> agent[h] = CUT_OFF
+#if HANDOVERS > 0
+      :: agent[h] == HANDING ->
+        agent[h] = CUT_OFF
+#ifdef MUTANT_HANDOVER_GOES_ON
+        ;
+        vm[h] = RUNS;
+        open_gate()
+#endif
+#endif
       :: else
       fi;
       forget_session()
     }
+
+#if HANDOVERS > 0
+  /* --- the planned hand-over --- */
+  :: atomic { linked[h] && agent[h] == GUARDED && !waits[h] && handovers > 0 && HEARD_LAST ->
+      STEP(hands_over);
+      handovers--;
+      vm[h] = STANDS;
+      agent[h] = HANDING;
+      ordered[o] = linked[o]
+#ifdef MUTANT_TOOK_OVER_FIRST
+      ;
+      told[h] = linked[o]
+#endif
+    }
+  :: atomic { linked[h] && agent[h] == HANDING && told[h] ->
+      STEP(took_over);
+      forget_session();
+      fence()
+    }
+#endif
 
   /* --- claims --- */
 #if defined(MUTANT_GONE_IS_LOST) || defined(MUTANT_GONE_IS_NEW)
@@ -420,10 +485,15 @@ end:
       :: else -> fence()
       fi
     }
-  :: atomic { MAY_FAIL && !linked[h] && held[h] != 0 && failures > 0 ->
+  :: atomic { MAY_FAIL && (!linked[h] || ORDERED(h)) && held[h] != 0 && failures > 0 ->
       STEP(take_over_fails);
       failures--;
-      excused = excused || vm[o] != RUNS;
+      excused = excused || !UP(o);
+#if HANDOVERS > 0
+      /* ERROR: the primary claims, and its VM goes on. */
+      linked[h] = false;
+      ordered[h] = false;
+#endif
 #ifdef MUTANT_CLAIMS_FIRST
       leave_under_way();
       agent[h] = STANDBY;
@@ -454,6 +524,9 @@ end:
       seen_mode[h] = ALONE;
       settle();
       agent[h] = EXPOSED;
+#if HANDOVERS > 0
+      vm[h] = RUNS;
+#endif
       open_gate()
     }
 #ifdef MUTANT_PROMOTE_WITHOUT_WINNING
@@ -473,6 +546,11 @@ end:
       held[h] = 0;
       vm[h] = RUNS;
       agent[h] = DEAD;
+#if HANDOVERS > 0
+      told[o] = linked[h] && ordered[h] && linked[o] && agent[o] == HANDING;
+      ordered[h] = false;
+      linked[h] = false;
+#endif
       open_gate()
     }
   :: atomic { LOST ->
@@ -513,13 +591,13 @@ end:
       STEP(agent_dies);
       agent_deaths--;
       /* A claim that may win is gone with the checkpoint that it was for; or the only checkpoint is. */
-      excused = excused || agent[h] == TAKING || (agent[h] == STANDBY && vm[o] != RUNS);
+      excused = excused || agent[h] == TAKING || (agent[h] == STANDBY && !UP(o));
       die()
     }
   :: atomic { host_deaths > 0 && (agent[h] != DEAD || vm[h] != NONE) && agent[h] != FENCED ->
       STEP(host_dies);
       host_deaths--;
-      excused = excused || agent[h] == TAKING || (agent[h] == STANDBY && vm[o] != RUNS) || (vm[h] == RUNS &&
+      excused = excused || agent[h] == TAKING || (agent[h] == STANDBY && !UP(o)) || (UP(h) &&
         (!HOPE || ALONE_IN_FLIGHT(asked[h]) || ALONE_IN_FLIGHT(late[h])));
       die();
       vm[h] = NONE;
@@ -529,7 +607,7 @@ end:
 #endif
       epoch[h] = 0
     }
-  :: atomic { agent[h] == DEAD && vm[h] == RUNS && !GONE ->
+  :: atomic { agent[h] == DEAD && UP(h) && !GONE ->
       STEP(agent_starts);
       if
       :: key_primary == h ->
@@ -544,7 +622,7 @@ end:
       :: else -> fence()
       fi
     }
-  :: atomic { (agent[h] == DEAD && vm[h] != RUNS) || agent[h] == FENCED ->
+  :: atomic { (agent[h] == DEAD && !UP(h)) || agent[h] == FENCED ->
       STEP(joins_as_standby);
       agent[h] = STANDBY;
       vm[h] = PAUSED;

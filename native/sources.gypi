@@ -44,6 +44,7 @@
       "native/core/remote_syscall.cc",
       "native/core/scrub_stream.cc",
       "native/core/scrubber.cc",
+      "native/core/service_manager.cc",
       "native/core/shadow.cc",
       "native/core/socket_io.cc",
       "native/core/standby_disk.cc",

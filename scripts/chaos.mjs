@@ -24,4 +24,4 @@ const env = { ...process.env, COLO_CHAOS_MINUTES: String(minutes), COLO_CHAOS_SE
 /** The test has a limit of its own, ten minutes more than it was asked for. */
 const timeout = (minutes + 15) * 60_000;
 const tests = ['vitest', 'run', '--project', 'chaos', 'test/chaos/chaos.test.ts'];
-process.exitCode = run('npx', tests, { env, timeout }) ? 0 : 1;
+process.exitCode = (await run('npx', tests, { env, timeout })) ? 0 : 1;

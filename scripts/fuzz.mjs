@@ -29,7 +29,7 @@ if (jobs.length === 0) {
 }
 const total = jobs.length;
 mkdirSync(FOLDER, { recursive: true });
-if (jobs.some(({ native }) => native)) build();
+if (jobs.some(({ native }) => native)) await build();
 const findings = [];
 await Promise.all(Array.from({ length: CORES }, work));
 for (const finding of findings) console.error(`\n== FOUND: ${finding}`);
@@ -58,8 +58,8 @@ function scriptJobs() {
   ];
 }
 
-function build() {
-  must('cmake', [
+async function build() {
+  await must('cmake', [
     '-S',
     '.',
     '-B',
@@ -68,7 +68,7 @@ function build() {
     '-DCMAKE_CXX_COMPILER=clang++',
     '--log-level=WARNING',
   ]);
-  must('cmake', ['--build', BUILD, '--parallel', `${CORES}`, '--', '--quiet']);
+  await must('cmake', ['--build', BUILD, '--parallel', `${CORES}`, '--', '--quiet']);
 }
 
 /** Takes one job after the other until there are none. */

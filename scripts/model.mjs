@@ -1,6 +1,6 @@
 /**
- * `npm run model`: every run of models/arbitration.pml by spin, within its bounds, also of those alone that the code makes (AS_CODED), and those in which the key is lost
- * (WITH_REMOVAL); and then with one rule
+ * `npm run model`: every run of models/arbitration.pml by spin, within its bounds, also of those alone that the code makes (AS_CODED), those in which the key is lost
+ * (WITH_REMOVAL), and those in which the VM is handed over (WITH_HANDOVER); and then with one rule
  * after the other broken, which must be noticed. Exits 0 only then. `-- --trail NAME` takes one of them, and prints the steps that led to what was found.
  */
 import { execFileSync, spawn } from 'node:child_process';
@@ -18,7 +18,7 @@ const MEMORY_MIB_MAX = 1800;
 const { values } = parseArgs({ options: { trail: { type: 'string' } } });
 const text = readFileSync(MODEL, 'utf8');
 const mutants = [...new Set(text.match(/\bMUTANT_[A-Z_]+\b/g))];
-const all = ['model', 'AS_CODED', 'WITH_REMOVAL', ...mutants];
+const all = ['model', 'AS_CODED', 'WITH_REMOVAL', 'WITH_HANDOVER', ...mutants];
 if (values.trail !== undefined && !all.includes(values.trail)) {
   console.error(`--trail ${values.trail}: give one of ${all.join(', ')}`);
   process.exit(64);

@@ -1,5 +1,5 @@
 /** The native tests, built and run for `npm test` and `npm run sanitize`, and what both need to run programs and count what failed. */
-import { spawn, spawnSync } from 'node:child_process';
+import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { closeSync, existsSync, mkdirSync, openSync, readFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
@@ -18,12 +18,17 @@ const ONE_THREAD = [
   'Targets/FuzzCorpus.*',
 ];
 
+/** More processes than cores: many tests wait for a child process, or for a time to be over. */
+const SHARDS = 2 * CORES;
+/** Below what else runs meanwhile, whose guests must not stand still for a compiler. */
+const COMPILER_PRIORITY = 10;
+
 /** `sanitizer`: none, address (with undefined) or thread. */
 export async function nativeTests(sanitizer) {
   mkdirSync(OUTPUT, { recursive: true });
   const folder = `build-test/${sanitizer}`;
   const options = ['-DCOLO_TESTS=ON', `-DCOLO_SANITIZE=${sanitizer === 'none' ? '' : sanitizer}`];
-  must('cmake', [
+  await must('cmake', [
     '-S',
     '.',
     '-B',
@@ -32,10 +37,10 @@ export async function nativeTests(sanitizer) {
     ...options,
     '--log-level=WARNING',
   ]);
-  must('cmake', ['--build', folder, '--target', 'core_test', '--parallel', `${CORES}`, '--', '--quiet']);
-  const shards = Array.from({ length: CORES }, (_, index) => index);
+  const build = ['--build', folder, '--target', 'core_test', '--parallel', `${CORES}`, '--', '--quiet'];
+  await must('nice', ['-n', `${COMPILER_PRIORITY}`, 'cmake', ...build]);
   const ended = await Promise.all(
-    shards.map((shard) => nativeShard(`${folder}/core_test`, sanitizer, shard, shards.length)),
+    Array.from({ length: SHARDS }, (_, shard) => nativeShard(`${folder}/core_test`, sanitizer, shard)),
   );
   return {
     passed: ended.reduce((sum, { passed }) => sum + passed, 0),
@@ -44,15 +49,15 @@ export async function nativeTests(sanitizer) {
   };
 }
 
-/** One process with its share of the tests. Most tests use one core: they wait for a child process, or it waits for them. */
-async function nativeShard(file, sanitizer, shard, shards) {
+/** One process with its share of the tests. */
+async function nativeShard(file, sanitizer, shard) {
   const report = `${OUTPUT}/native-${sanitizer}-${shard}.json`;
   const log = `${OUTPUT}/native-${sanitizer}-${shard}.log`;
   const filter = sanitizer === 'thread' ? [`--gtest_filter=-${ONE_THREAD.join(':')}`] : [];
   const output = openSync(log, 'w');
   const child = spawn(file, [`--gtest_output=json:${report}`, ...filter], {
     stdio: ['ignore', output, output],
-    env: { ...process.env, GTEST_TOTAL_SHARDS: `${shards}`, GTEST_SHARD_INDEX: `${shard}` },
+    env: { ...process.env, GTEST_TOTAL_SHARDS: `${SHARDS}`, GTEST_SHARD_INDEX: `${shard}` },
     timeout: STEP_LIMIT_MS,
     killSignal: 'SIGKILL',
   });
@@ -89,17 +94,19 @@ export function counted(tests, failed, ended) {
   return { passed: tests - Math.min(tests, failures), failed: failures };
 }
 
-export function must(command, args, options = {}) {
-  if (!run(command, args, options)) throw new Error(`${command} ${args.join(' ')} failed`);
+/** Throws when it fails. */
+export async function must(command, args, options = {}) {
+  if (!(await run(command, args, options))) throw new Error(`${command} ${args.join(' ')} failed`);
 }
 
-export function run(command, args, options = {}) {
-  const result = spawnSync(command, args, {
+/** Resolves with whether it succeeded; what runs for too long is killed, and hasn't. `options` are spawn's. */
+export async function run(command, args, options = {}) {
+  const child = spawn(command, args, {
     stdio: 'inherit',
     timeout: STEP_LIMIT_MS,
     killSignal: 'SIGKILL',
     ...options,
   });
-  if (result.error) throw result.error;
-  return result.status === 0;
+  const [code] = await once(child, 'exit');
+  return code === 0;
 }

@@ -33,6 +33,8 @@ has() { command -v "$1" >/dev/null; }
 # clang with libFuzzer.
 has_fuzzer() { has clang++ && ls "$(clang++ --print-runtime-dir)"/libclang_rt.fuzzer*.a >/dev/null 2>&1; }
 
+has_promtool() { has promtool || [ -x .cache/promtool ]; }
+
 # Looks for the files themselves: asking the package manager would take longer than all the rest, and they may come from elsewhere.
 find_missing() {
   debian=''
@@ -61,9 +63,26 @@ find_missing() {
   [ -f /usr/include/gtest/gtest.h ] || needed libgtest-dev gtest-devel
   [ -f /usr/include/benchmark/benchmark.h ] || needed libbenchmark-dev google-benchmark-devel
   has spin || needed spin spin
+  # No service is started: the tests run a libvirtd of their own.
+  has virsh || needed libvirt-clients libvirt-client
+  has libvirtd || needed libvirt-daemon libvirt-daemon
+  [ -f /usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so ] ||
+    [ -f /usr/lib64/libvirt/connection-driver/libvirt_driver_qemu.so ] ||
+    needed libvirt-daemon-driver-qemu libvirt-daemon-driver-qemu
+  has_promtool || has apt-get || needed prometheus /usr/bin/promtool
   [ "$purpose" != fuzz ] || has_fuzzer || needed 'clang libclang-rt-dev' 'clang compiler-rt'
   [ -f /usr/include/openssl/ssl.h ] || needed libssl-dev openssl-devel
   has openssl || needed openssl openssl
+  # The packages, their unit, manual pages and completions.
+  has rpmbuild && has rpm || needed rpm rpm-build
+  has rpmlint || needed rpmlint rpmlint
+  has systemd-analyze && has systemd-sysusers || needed systemd systemd
+  [ -f /usr/include/seccomp.h ] || needed libseccomp-dev libseccomp-devel
+  has socat || needed socat socat
+  has man || needed man-db man-db
+  has mandoc || needed mandoc mandoc
+  has zsh || needed zsh zsh
+  has fish || needed fish fish
   [ -f /usr/include/xxhash.h ] || needed libxxhash-dev xxhash-devel
 }
 
@@ -85,6 +104,17 @@ in Fedora:$fedora"
   fi
   find_missing
   [ -z "$debian" ] || { say "still missing after the installation:$debian"; exit 1; }
+}
+
+# promtool alone: Debian's package prometheus would bring a server, start it, and pull its web pages' libraries in.
+fetch_promtool() {
+  folder=.cache/promtool.new
+  rm -rf $folder
+  mkdir $folder
+  step 'reading the package lists' apt-get update
+  step 'fetching promtool' sh -ec "cd $folder; apt-get download prometheus; dpkg-deb --fsys-tarfile ./*.deb | tar -x ./usr/bin/promtool"
+  mv $folder/usr/bin/promtool .cache/promtool
+  rm -r $folder
 }
 
 # is_older STAMP PATH...: whether anything in the paths has changed since. Folders count: a file that was removed changes its folder.
@@ -124,6 +154,7 @@ mkdir -p .cache
 install_missing
 exec 9>.cache/setup.lock
 flock 9
+has_promtool || fetch_promtool
 
 # No install scripts: none of the packages needs one, and npm would build the addon by node-gyp besides.
 if is_older node_modules/.package-lock.json package-lock.json; then

@@ -19,6 +19,8 @@ const char* name_of(Acceptor::Link link) {
       return "bulk";
     case Acceptor::Link::heartbeat:
       return "heartbeat";
+    case Acceptor::Link::doctor:
+      return "doctor";
   }
   COLO_ASSERT(false);
 }

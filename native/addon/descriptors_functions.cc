@@ -5,6 +5,7 @@
 #include "../core/descriptors.h"
 #include "../core/eventfd_kick.h"
 #include "../core/memory_keeper.h"
+#include "../core/service_manager.h"
 #include "../core/zero_file.h"
 #include "classes.h"
 #include "errors.h"
@@ -95,6 +96,11 @@ Napi::Value start_memory_keeper_function(const Napi::CallbackInfo& info) {
   return Napi::Boolean::New(info.Env(), start_memory_keeper());
 }
 
+Napi::Value notify_service_manager_function(const Napi::CallbackInfo& info) {
+  notify_service_manager(argument(info, 0, "socket").text(), argument(info, 1, "message").text());
+  return info.Env().Undefined();
+}
+
 template <Napi::Value (*body)(const Napi::CallbackInfo&)>
 void define(Napi::Env env, Napi::Object exports, const char* name) {
   exports.Set(name, Napi::Function::New<guarded<body>>(env, name));
@@ -115,6 +121,7 @@ void define_descriptors(Napi::Env env, Napi::Object exports) {
   define<kick_eventfds_function>(env, exports, "kickEventfds");
   define<close_fd_function>(env, exports, "closeFd");
   define<start_memory_keeper_function>(env, exports, "startMemoryKeeper");
+  define<notify_service_manager_function>(env, exports, "notifyServiceManager");
 }
 
 }  // namespace colo::addon

@@ -28,6 +28,10 @@ Napi::Value make_certificate_function(const Napi::CallbackInfo& info) {
   return result;
 }
 
+Napi::Value may_issue_function(const Napi::CallbackInfo& info) {
+  return Napi::Boolean::New(info.Env(), may_issue(argument(info, 0, "certificate").bytes()));
+}
+
 Napi::Value forbid_core_dumps_function(const Napi::CallbackInfo& info) {
   if (::prctl(PR_SET_DUMPABLE, 0) != 0) throw_errno("ERR_COLO_CREDENTIALS", "forbidding core dumps");
   return info.Env().Undefined();
@@ -38,6 +42,8 @@ Napi::Value forbid_core_dumps_function(const Napi::CallbackInfo& info) {
 void define_security(Napi::Env env, Napi::Object exports) {
   exports.Set("makeCertificate",
               Napi::Function::New<guarded<make_certificate_function>>(env, "makeCertificate"));
+  exports.Set("certificateMayIssue",
+              Napi::Function::New<guarded<may_issue_function>>(env, "certificateMayIssue"));
   exports.Set("forbidCoreDumps",
               Napi::Function::New<guarded<forbid_core_dumps_function>>(env, "forbidCoreDumps"));
 }

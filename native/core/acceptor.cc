@@ -29,10 +29,11 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr std::size_t kMagicBytes = 8;
-constexpr std::array<std::pair<std::string_view, Acceptor::Link>, 3> kMagics = {
+constexpr std::array<std::pair<std::string_view, Acceptor::Link>, 4> kMagics = {
     {{"COLOCTL1", Acceptor::Link::control},
      {"COLOBLK1", Acceptor::Link::bulk},
-     {"COLOHBT1", Acceptor::Link::heartbeat}}};
+     {"COLOHBT1", Acceptor::Link::heartbeat},
+     {"COLODOC1", Acceptor::Link::doctor}}};
 constexpr auto kAcceptPause =
     std::chrono::milliseconds(100);  // after accept(2) failed: of descriptors or memory, say
 constexpr int kBacklog = 64;

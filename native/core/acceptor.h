@@ -10,16 +10,16 @@
 
 namespace colo {
 
-// Every connection begins with a preface of 64 bytes (docs/protocol.md): bytes 0-7 "COLOCTL1", "COLOBLK1" or
-// "COLOHBT1"; the rest belongs to whoever takes the connection over. With credentials, TLS begins before it.
-// A connection that doesn't get through its handshake and send its preface within the time limit, or sends
-// another, is closed; at most `pending_max` wait at once. When one more comes, the oldest of the host that
-// has the most of them goes: nobody gets his in the way of another host's.
+// Every connection begins with a preface of 64 bytes (docs/protocol.md): bytes 0-7 "COLOCTL1", "COLOBLK1",
+// "COLOHBT1" or "COLODOC1"; the rest belongs to whoever takes the connection over. With credentials, TLS
+// begins before it. A connection that doesn't get through its handshake and send its preface within the time
+// limit, or sends another, is closed; at most `pending_max` wait at once. When one more comes, the oldest of
+// the host that has the most of them goes: nobody gets his in the way of another host's.
 inline constexpr std::size_t kPrefaceBytes = 64;
 
 class Acceptor {
  public:
-  enum class Link { control, bulk, heartbeat };
+  enum class Link { control, bulk, heartbeat, doctor };
   struct Events {
     // From the acceptor's thread. The connection's descriptor is non-blocking, TCP_NODELAY, CLOEXEC; `peer`
     // is "address:port".

@@ -2,6 +2,7 @@
 
 #include <openssl/pem.h>
 #include <openssl/rand.h>
+#include <openssl/x509v3.h>
 
 #include <array>
 #include <ctime>
@@ -116,6 +117,13 @@ KeyAndCertificate make_self_signed(const CertificateRequest& request) {
             return ::PEM_write_bio_PrivateKey(out, key.get(), nullptr, nullptr, 0, nullptr, nullptr);
           }),
           pem_of([&](BIO* out) { return ::PEM_write_bio_X509(out, certificate.get()); })};
+}
+
+bool may_issue(std::span<const std::uint8_t> der) {
+  const std::uint8_t* bytes = der.data();
+  const OwnedCertificate certificate(::d2i_X509(nullptr, &bytes, static_cast<long>(der.size())));
+  require(certificate != nullptr, "reading a certificate");
+  return ::X509_check_ca(certificate.get()) != 0;
 }
 
 std::vector<std::string> vms_of(X509* certificate) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -23,6 +24,11 @@ struct KeyAndCertificate {
 // A new key (ECDSA, P-256) and a certificate that it has signed itself. It is no CA: who trusts it trusts its
 // owner and nobody else. Throws ERR_COLO_CREDENTIALS.
 KeyAndCertificate make_self_signed(const CertificateRequest& request);
+
+// Whether a chain may lead over it, as OpenSSL sees that: also without basicConstraints, by its keyUsage
+// alone or by its age (OpenSSL: X509_check_ca(3)). `der`: the certificate. Throws ERR_COLO_CREDENTIALS when
+// it isn't one.
+bool may_issue(std::span<const std::uint8_t> der);
 
 std::vector<std::string> vms_of(x509_st* certificate);
 // What the certificate is for, as people read it: its VMs and host names, or its subject where it names

@@ -1,6 +1,7 @@
 #include "disk_copy.h"
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cstring>
 #include <utility>
@@ -153,7 +154,8 @@ void DiskCopy::note_hole(std::span<std::byte> hole) {
 }
 
 void DiskCopy::hash_window() {
-  static const std::vector<std::byte> zeros(kDiskBlockBytes);
+  // No vector: a process that exits would destroy it beside us.
+  static constinit std::array<std::byte, kDiskBlockBytes> zeros{};
   static const BlockHash hash_of_zeros = hash_of_block(zeros);
   hashes_.clear();
   for (Block& block : blocks_) {

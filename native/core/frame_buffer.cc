@@ -22,18 +22,18 @@ std::uint32_t load_be32(const std::byte* bytes) {
 bool FrameScanner::feed(std::span<const std::byte> bytes) {
   while (!bytes.empty()) {
     const std::size_t piece = std::min(bytes.size(), missing());
-    if (into_frame_ < kFrameHeaderBytes) {
+    if (into_frame_ < kGuestFrameHeaderBytes) {
       std::memcpy(header_ + into_frame_, bytes.data(), piece);
       into_frame_ += piece;
-      if (into_frame_ == kFrameHeaderBytes) {
+      if (into_frame_ == kGuestFrameHeaderBytes) {
         const std::uint32_t length = load_be32(header_);
         if (length > kFrameBytesMax || load_be32(header_ + 4) > length) return false;
-        frame_bytes_ = kFrameHeaderBytes + length;
+        frame_bytes_ = kGuestFrameHeaderBytes + length;
       }
     } else {
       into_frame_ += piece;
     }
-    if (into_frame_ >= kFrameHeaderBytes && into_frame_ == frame_bytes_) {
+    if (into_frame_ >= kGuestFrameHeaderBytes && into_frame_ == frame_bytes_) {
       into_frame_ = 0;
       ++frames_;
     }

@@ -16,7 +16,7 @@ namespace colo {
 // A frame is be32 length, be32 vnet header length, then `length` bytes, the vnet header among them (QEMU:
 // filter_send() in net/filter-mirror.c). Its receiver takes no more than NET_BUFSIZE (QEMU: net_fill_rstate()
 // in net/net.c): a longer frame could never go back.
-inline constexpr std::size_t kFrameHeaderBytes = 8;
+inline constexpr std::size_t kGuestFrameHeaderBytes = 8;
 inline constexpr std::uint32_t kFrameBytesMax = 4096 + 65536;
 
 // Finds frame ends in a stream that comes in pieces of any size.
@@ -31,14 +31,14 @@ class FrameScanner {
   std::size_t into_frame() const { return into_frame_; }
   // Bytes missing to the next boundary that is known: the end of the header or of the frame; never 0.
   std::size_t missing() const {
-    return (into_frame_ < kFrameHeaderBytes ? kFrameHeaderBytes : frame_bytes_) - into_frame_;
+    return (into_frame_ < kGuestFrameHeaderBytes ? kGuestFrameHeaderBytes : frame_bytes_) - into_frame_;
   }
 
  private:
   std::uint64_t frames_ = 0;
   std::size_t into_frame_ = 0;
   std::size_t frame_bytes_ = 0;  // header included; valid once the header is whole
-  std::byte header_[kFrameHeaderBytes];
+  std::byte header_[kGuestFrameHeaderBytes];
 };
 
 using Chunk = std::unique_ptr<std::byte[]>;

@@ -253,7 +253,7 @@ void OutputGate::State::require_drained() const {
 
 OutputGate::OutputGate(const GateOptions& options, Events events)
     : state_(std::make_unique<State>(options, std::move(events))) {
-  static_assert(kGateLimitBytesMin >= kFrameHeaderBytes + kFrameBytesMax);
+  static_assert(kGateLimitBytesMin >= kGuestFrameHeaderBytes + kFrameBytesMax);
   COLO_ASSERT(options.limit_bytes >= kGateLimitBytesMin);
   state_->epoll.reset(::epoll_create1(EPOLL_CLOEXEC));
   if (!state_->epoll) throw_errno("ERR_COLO_SOCKET", "epoll_create1");

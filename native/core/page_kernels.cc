@@ -149,8 +149,9 @@ std::vector<PageKernel> supported_kernels() {
 }  // namespace
 
 const std::vector<PageKernel>& page_kernels() {
-  static const std::vector<PageKernel> kernels = supported_kernels();
-  return kernels;
+  // Never destroyed: a process may exit while threads still look at pages.
+  static const auto* const kernels = new std::vector<PageKernel>(supported_kernels());
+  return *kernels;
 }
 
 const PageKernel& best_page_kernel() { return page_kernels().back(); }

@@ -24,7 +24,8 @@ namespace {
 
 const std::map<std::string, Acceptor::Link> kLinks = {{"COLOCTL1", Acceptor::Link::control},
                                                       {"COLOBLK1", Acceptor::Link::bulk},
-                                                      {"COLOHBT1", Acceptor::Link::heartbeat}};
+                                                      {"COLOHBT1", Acceptor::Link::heartbeat},
+                                                      {"COLODOC1", Acceptor::Link::doctor}};
 
 struct Outcome {
   bool accepted = false;
@@ -33,6 +34,15 @@ struct Outcome {
   std::string preface;
 };
 
+// 127.0.0.0/8 has room for many: `host` is what follows the 127.
+sockaddr_in loopback(std::uint32_t host, std::uint16_t port) {
+  sockaddr_in address = {};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(port);
+  address.sin_addr.s_addr = htonl((127u << 24) + host);
+  return address;
+}
+
 class Listener {
  public:
   // Plain text: a byte that TLS has let through is what is looked at here.
@@ -40,14 +50,15 @@ class Listener {
 
   UniqueFd connect() const {
     UniqueFd fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-    // Closed by a reset: thousands of connections a second would use up the ports that wait in TIME_WAIT.
+    // Closed by a reset, and each from another address: thousands of connections a second would use up the
+    // ports that wait in TIME_WAIT, on this side or, where the acceptor closes first, on its own.
     const linger at_once = {1, 0};
     COLO_ASSERT(::setsockopt(fd.get(), SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once) == 0);
-    sockaddr_in address = {};
-    address.sin_family = AF_INET;
-    address.sin_port = htons(acceptor_.port());
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    COLO_ASSERT(::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0);
+    static std::uint32_t number = 0;
+    const sockaddr_in from = loopback(number++ % 60'000 + 2, 0);
+    COLO_ASSERT(::bind(fd.get(), reinterpret_cast<const sockaddr*>(&from), sizeof from) == 0);
+    const sockaddr_in to = loopback(1, acceptor_.port());
+    COLO_ASSERT(::connect(fd.get(), reinterpret_cast<const sockaddr*>(&to), sizeof to) == 0);
     return fd;
   }
 

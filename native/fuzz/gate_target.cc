@@ -68,11 +68,12 @@ class Wire {
   void check() const {
     // Whole frames, as QEMU sent them.
     Bytes whole;
-    for (Input rest = stream_; rest.size() >= kFrameHeaderBytes;) {
+    for (Input rest = stream_; rest.size() >= kGuestFrameHeaderBytes;) {
       const auto length = load_big_endian<std::uint32_t>(rest.data());
       const auto vnet_bytes = load_big_endian<std::uint32_t>(rest.data() + 4);
-      if (length > kFrameBytesMax || vnet_bytes > length || length > rest.size() - kFrameHeaderBytes) break;
-      const Input frame = rest.first(kFrameHeaderBytes + length);
+      if (length > kFrameBytesMax || vnet_bytes > length || length > rest.size() - kGuestFrameHeaderBytes)
+        break;
+      const Input frame = rest.first(kGuestFrameHeaderBytes + length);
       whole.insert(whole.end(), frame.begin(), frame.end());
       rest = rest.subspan(frame.size());
     }

@@ -74,6 +74,15 @@ TEST(Acceptor, TellsControlFromBulkAndReadsNothingPastThePreface) {
   EXPECT_NE(no_delay, 0);
 }
 
+TEST(Acceptor, TellsADoctorFromAPeer) {
+  AcceptorLog log;
+  Acceptor acceptor("127.0.0.1", 0, log.events());
+  const UniqueFd doctor = connect_to(acceptor.port());
+  send_all(doctor, preface("COLODOC1"));
+  ASSERT_TRUE(log.wait(1, 0));
+  EXPECT_EQ(log.accepted[0].link, Acceptor::Link::doctor);
+}
+
 TEST(Acceptor, RefusesAStrangerAtItsFirstWrongByte) {
   AcceptorLog log;
   Acceptor acceptor("127.0.0.1", 0, log.events());

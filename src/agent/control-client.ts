@@ -1,18 +1,22 @@
 import { createConnection } from 'node:net';
-import { type ControlCommand, ControlError } from './control-server.ts';
+import { ControlError } from './control-server.ts';
 
 const REPLY_TIMEOUT_MS = 30_000;
 /** A take-over may have to wait for a fence, or for a disk: nobody but the agent knows how long. */
 const NO_TIMEOUT = 0;
 
-/** Sends one command to an agent and returns its result. Throws ControlError: `no-agent` when nobody answers, else the agent's own code. */
+/**
+ * Sends one command to an agent, or to the daemon, and returns its result. `replyMs`: how long it may take, unless nobody knows that. Throws ControlError: `no-agent` when nobody answers, else
+ * the agent's own code.
+ */
 export async function sendCommand(
   socketPath: string,
-  command: ControlCommand,
-  force: string | null = null,
+  command: string,
+  more: { vm?: string | null; force?: string | null; after?: number } = {},
+  replyMs = REPLY_TIMEOUT_MS,
 ): Promise<unknown> {
-  const timeoutMs = command === 'failover' || command === 'drill' ? NO_TIMEOUT : REPLY_TIMEOUT_MS;
-  const request = JSON.stringify({ command, ...(force !== null && { force }) });
+  const timeoutMs = command === 'failover' || command === 'drill' ? NO_TIMEOUT : replyMs;
+  const request = JSON.stringify({ command, ...more });
   const line = await exchange(socketPath, `${request}\n`, timeoutMs);
   let reply: { ok?: unknown; result?: unknown; error?: { code?: unknown; message?: unknown } };
   try {

@@ -6,11 +6,11 @@
  *     {"command":"drill"}   ->  {"ok":true,"result":{...}}
  *     {"command":"x"}       ->  {"ok":false,"error":{"code":"unknown-command","message":"..."}}
  */
-import { chmodSync, mkdirSync, renameSync, rmSync, statSync } from 'node:fs';
-import { createConnection, createServer, type Server, type Socket } from 'node:net';
-import path from 'node:path';
+import { rmSync, statSync } from 'node:fs';
+import { createServer, type Server, type Socket } from 'node:net';
 import { native } from '../native/binding.ts';
 import type { DrillReport } from './drill-report.ts';
+import { answersAt, listenAtPath } from './socket-path.ts';
 import type { Status } from './status.ts';
 
 export type ControlCommand = 'status' | 'failover' | 'drill' | 'stop';
@@ -42,40 +42,44 @@ export class ControlError extends Error {
 }
 
 const REQUEST_BYTES_MAX = 4096;
+/** From a request's first byte to its end. */
+const REQUEST_MS = 5000;
+const CLIENTS_MAX = 64;
+/** Of one client that asks and doesn't read. */
+const UNREAD_BYTES_MAX = 1 << 20;
 /** How long a closing connection may take to get its last answer out. */
 const LINGER_MS = 1000;
 
 export class ControlServer {
   readonly #server: Server;
   readonly #path: string;
-  readonly #handler: ControlHandler;
+  readonly #run: (request: ControlRequest) => unknown;
   readonly #connections = new Set<Socket>();
 
-  private constructor(socketPath: string, handler: ControlHandler) {
+  private constructor(socketPath: string, run: (request: ControlRequest) => unknown) {
     this.#path = socketPath;
-    this.#handler = handler;
+    this.#run = run;
     this.#server = createServer((socket) => this.#serve(socket));
   }
 
   /** Listens at `socketPath` (mode 0660), whose folder is made. Throws ControlError `in-use` while another agent answers there. */
-  static async listen(socketPath: string, handler: ControlHandler): Promise<ControlServer> {
-    mkdirSync(path.dirname(socketPath), { recursive: true, mode: 0o755 });
-    if (await answers(socketPath)) {
+  static listen(socketPath: string, handler: ControlHandler): Promise<ControlServer> {
+    return ControlServer.answering(socketPath, (request) => runOn(handler, request));
+  }
+
+  /** As listen(), for whoever knows other commands: what `run` returns, or resolves with, is the reply's result. */
+  static async answering(
+    socketPath: string,
+    run: (request: ControlRequest) => unknown,
+  ): Promise<ControlServer> {
+    if (await answersAt(socketPath)) {
       throw new ControlError(
         'in-use',
         `another colo-agent already listens at ${socketPath}; give --control another path`,
       );
     }
-    const control = new ControlServer(socketPath, handler);
-    // It appears under its name only when it answers and has its final mode.
-    const preparing = `${socketPath}.${process.pid}`;
-    rmSync(preparing, { force: true });
-    await new Promise<void>((resolve, reject) => {
-      control.#server.once('error', reject);
-      control.#server.listen(preparing, resolve);
-    });
-    chmodSync(preparing, 0o660);
-    renameSync(preparing, socketPath);
+    const control = new ControlServer(socketPath, run);
+    await listenAtPath(control.#server, socketPath);
     return control;
   }
 
@@ -86,17 +90,24 @@ export class ControlServer {
   }
 
   /**
-   * Why the process at the other end may not command this agent; null when it may. The socket's mode says the same, as long as nobody has
+   * Why the process at the other end can't command this agent; null when it can. The socket's mode says the same, as long as nobody has
    * changed it, or the folder's.
    */
-  #objection(socket: Socket): string | null {
+  #objection(socket: Socket): ControlError | null {
+    if (this.#connections.size >= CLIENTS_MAX) {
+      return new ControlError(
+        'busy',
+        `${CLIENTS_MAX} clients are connected to ${this.#path} already: end one of them`,
+      );
+    }
     try {
       const { uid, gid, groups } = native.peerCredentials(descriptorOf(socket));
       if (uid === 0 || uid === process.geteuid?.()) return null;
       if ([gid, ...groups].includes(statSync(this.#path).gid)) return null;
-      return `user ${uid} is neither root nor of the group of ${this.#path}`;
+      const message = `user ${uid} is neither root nor of the group of ${this.#path}`;
+      return new ControlError('not-permitted', message);
     } catch (error) {
-      return (error as Error).message; // it has gone already, perhaps
+      return new ControlError('not-permitted', (error as Error).message); // it has gone already, perhaps
     }
   }
 
@@ -105,54 +116,86 @@ export class ControlServer {
     if (objection !== null) {
       socket.on('error', () => socket.destroy());
       socket.resume(); // what it asks is thrown away; unread, its end would never be seen
-      socket.write(
-        `${JSON.stringify({ ok: false, error: { code: 'not-permitted', message: objection } })}\n`,
-      );
+      socket.write(`${JSON.stringify(refusalOf(objection))}\n`);
       endSoon(socket);
       return;
     }
     this.#connections.add(socket);
-    socket.on('close', () => this.#connections.delete(socket));
     socket.on('error', () => socket.destroy());
     let pending = '';
+    let overdue: NodeJS.Timeout | undefined;
+    socket.on('close', () => {
+      this.#connections.delete(socket);
+      clearTimeout(overdue);
+    });
     socket.setEncoding('utf8');
     socket.on('data', (text: string) => {
       pending += text;
       for (let end = pending.indexOf('\n'); end >= 0; end = pending.indexOf('\n')) {
         const line = pending.slice(0, end);
         pending = pending.slice(end + 1);
-        void this.#answer(line).then((reply) => socket.write(`${JSON.stringify(reply)}\n`));
+        void this.#reply(socket, line);
+        clearTimeout(overdue);
+        overdue = undefined;
       }
+      if (pending !== '') overdue ??= setTimeout(() => socket.destroy(), REQUEST_MS);
       if (pending.length > REQUEST_BYTES_MAX) socket.destroy();
     });
+  }
+
+  async #reply(socket: Socket, line: string): Promise<void> {
+    const reply = await this.#answer(line);
+    socket.write(`${JSON.stringify(reply)}\n`);
+    if (socket.writableLength > UNREAD_BYTES_MAX) socket.destroy();
   }
 
   async #answer(line: string): Promise<object> {
     try {
       return { ok: true, result: await this.#run(parseRequest(line)) };
     } catch (error) {
-      const code = error instanceof ControlError ? error.code : 'internal';
-      return { ok: false, error: { code, message: (error as Error).message } };
-    }
-  }
-
-  #run({ command, force }: ControlRequest): Status | Promise<string | DrillReport> {
-    switch (command) {
-      case 'status':
-        return this.#handler.status();
-      case 'failover':
-        return this.#handler.failover(force);
-      case 'drill':
-        return this.#handler.drill();
-      case 'stop':
-        return this.#handler.stop(force);
+      return refusalOf(error as Error);
     }
   }
 }
 
-interface ControlRequest {
-  command: ControlCommand;
+/** A request whose shape is right; whether there is such a command is for whoever runs it to say. */
+export interface ControlRequest {
+  command: unknown;
+  /** The VM that is meant; null: the only one. */
+  vm: string | null;
   force: string | null;
+  /** Of events: those that come after this one. */
+  after: number;
+}
+
+function runOn(handler: ControlHandler, { command, vm, force }: ControlRequest): unknown {
+  const known = CONTROL_COMMANDS.find((name) => name === command);
+  if (known !== undefined && vm !== null) assertMeant(vm, handler.status().vm);
+  switch (known) {
+    case 'status':
+      return handler.status();
+    case 'failover':
+      return handler.failover(force);
+    case 'drill':
+      return handler.drill();
+    case 'stop':
+      return handler.stop(force);
+    case undefined:
+      throw new ControlError(
+        'unknown-command',
+        `unknown command ${JSON.stringify(command)}; known are ${CONTROL_COMMANDS.join(', ')}`,
+      );
+  }
+}
+
+function assertMeant(vm: string, own: string): void {
+  if (vm === own) return;
+  throw new ControlError('unknown-vm', `no VM \`${vm}\` here: this is the agent of ${own}; nothing was done`);
+}
+
+function refusalOf(error: Error): object {
+  const code = error instanceof ControlError ? error.code : 'internal';
+  return { ok: false, error: { code, message: error.message } };
 }
 
 /** Whether the client ends its side, too, or not: it holds neither a descriptor nor this process. */
@@ -174,26 +217,10 @@ function parseRequest(line: string): ControlRequest {
     throw new ControlError('malformed', 'the request is not JSON; send {"command":"status"} and a newline');
   }
   const fields = typeof request === 'object' && request !== null ? request : {};
-  const { command, force = null } = fields as { command?: unknown; force?: unknown };
-  const known = CONTROL_COMMANDS.find((name) => name === command);
-  if (!known) {
-    throw new ControlError(
-      'unknown-command',
-      `unknown command ${JSON.stringify(command)}; known are ${CONTROL_COMMANDS.join(', ')}`,
-    );
-  }
+  const { command, vm = null, force = null, after = 0 } = fields as Record<string, unknown>;
   if (force !== null && typeof force !== 'string')
     throw new ControlError('malformed', "force must be the VM's name");
-  return { command: known, force };
-}
-
-async function answers(socketPath: string): Promise<boolean> {
-  return await new Promise((resolve) => {
-    const probe = createConnection(socketPath);
-    probe.once('connect', () => {
-      probe.destroy();
-      resolve(true);
-    });
-    probe.once('error', () => resolve(false));
-  });
+  if (vm !== null && typeof vm !== 'string') throw new ControlError('malformed', "vm must be a VM's name");
+  if (typeof after !== 'number') throw new ControlError('malformed', 'after must be the number of an event');
+  return { command, vm, force, after };
 }

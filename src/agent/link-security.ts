@@ -20,7 +20,7 @@ export interface LinkSecurityOptions {
   peerName: string;
 }
 
-const EXPIRES_SOON_S = 30 * 86_400;
+export const EXPIRES_SOON_S = 30 * 86_400;
 /** A session outlives its certificates; what comes after it doesn't begin. So it has to be said in time, also by an agent that runs for years. */
 const EXPIRY_LOOK_MS = 86_400_000;
 
@@ -47,9 +47,19 @@ function warnOfExpiry({ names, expiresS }: { names: string; expiresS: number }, 
   );
 }
 
-function isoTime(seconds: number): string {
+export function isoTime(seconds: number): string {
   // An own CA may write a time that no Date can hold.
   return new Date(Math.min(seconds * 1000, 8.64e15)).toISOString();
+}
+
+/** Why these addresses, of our own side and of the peers, may not be spoken to in plain text; null: they may. */
+export function plainTextObjection(hosts: readonly string[]): string | null {
+  const reachable = hosts.find((host) => !isLoopback(host));
+  if (reachable === undefined) return null;
+  return (
+    `--insecure is for loopback addresses (127.0.0.0/8 or ::1), not for ${reachable}: there anybody could read the guest's memory ` +
+    'and replace it. Leave it out and run `colo-agent pair` on both hosts'
+  );
 }
 
 /** What is dumped would hold the key, and the guest's memory. */

@@ -3,9 +3,11 @@
  * first host's address, its certificate's fingerprint and a secret that is good once. The second host connects, is sure by the fingerprint
  * whom it talks to before it says the secret, and by the secret the first host is sure, too. Each keeps the other's certificate.
  */
+
 import { createHash, randomBytes, timingSafeEqual, X509Certificate } from 'node:crypto';
 import { once } from 'node:events';
 import { connect, createServer, type Server, type TLSSocket } from 'node:tls';
+import { native } from '../native/binding.ts';
 import { type HostCredentials, trustCertificate, vmsOf } from './credential-files.ts';
 import { formatHostPort, type HostPort, parseHostPort } from './peer-address.ts';
 
@@ -204,7 +206,7 @@ function certificateOf(socket: TLSSocket, whose: string): X509Certificate {
   const { raw } = socket.getPeerCertificate();
   if (!raw) throw new PairingError(`${whose} shows no certificate`);
   const certificate = new X509Certificate(raw);
-  if (certificate.ca)
+  if (native.certificateMayIssue(raw))
     throw new PairingError(
       `${whose} shows a certificate that may issue others: give it one of its own, with basicConstraints=CA:FALSE (or choose another folder with --tls, where \`pair\` makes one)`,
     );

@@ -77,11 +77,29 @@ export function connectPeer(
       );
     },
     (error: Error) => {
-      if (!attempt.givenUp)
-        events.onLost(`can't reach the standby at ${formatHostPort(peer)}: ${error.message}`);
+      if (!attempt.givenUp) events.onLost(unreachable(peer, error));
     },
   );
   return () => attempt.giveUp();
+}
+
+/**
+ * As connectPeer, as far as the peer accepts us: nothing has been said yet, and the connection is the caller's. Rejects with the reason that connectPeer
+ * would tell.
+ */
+export async function reachPeer(
+  peer: HostPort,
+  credentials: TlsCredentials | null,
+): Promise<{ connection: PeerConnection; address: string }> {
+  try {
+    return await new ConnectAttempt(peer, credentials).run();
+  } catch (error) {
+    throw new Error(unreachable(peer, error as Error));
+  }
+}
+
+function unreachable(peer: HostPort, { message }: Error): string {
+  return `can't reach the standby at ${formatHostPort(peer)}: ${message}`;
 }
 
 class ConnectAttempt {

@@ -29,6 +29,7 @@ import { PrimaryMeters } from './primary-meters.ts';
 import { PrimaryTrace } from './primary-trace.ts';
 import type { PrimaryVm } from './primary-vm.ts';
 import type { PrimaryStatus } from './status.ts';
+import { tellSupervisor } from './supervisor-channel.ts';
 import { assertWitnessAccess } from './witness-access.ts';
 
 export interface PrimaryAgentOptions {
@@ -376,6 +377,9 @@ export class PrimaryAgent {
     if (state !== this.#state || reason !== this.#reason) {
       const level = state === 'EXPOSED' || state === 'BLOCKED' || state === 'FENCED' ? 'warn' : 'info';
       this.#options.log[level](state, { reason });
+      const { vm } = this.#options;
+      const { generation, epoch } = this.#machine;
+      tellSupervisor({ type: 'state', vm, role: 'primary', state, reason, generation, epoch });
     }
     this.#state = state;
     this.#reason = reason;

@@ -9,6 +9,7 @@ import { findRamBlocks } from '../vm/ram-blocks.ts';
 import { ShutdownAction } from '../vm/shutdown-action.ts';
 import { VmstateFile } from '../vm/vmstate.ts';
 import { insist } from './insist.ts';
+import type { Log } from './log.ts';
 import { PauseGuard } from './pause-guard.ts';
 import type { PrimaryAgentOptions } from './primary-agent.ts';
 import { PrimaryDisks } from './primary-disks.ts';
@@ -41,6 +42,7 @@ export async function attachPrimary(options: PrimaryAgentOptions): Promise<Prima
     const pid = qmp.peer.pid;
     await assertProtectable(qmp, pid, options.exceptions);
     if (options.standsByLater) await assertUsableAsStandby(qmp, pid);
+    await warnOfStandingVm(qmp, options.log);
     const foundClosedGate = (await findLeftovers(qmp)).gate;
     const nics = (await findNics(qmp, pid)).filter((nic) => !isUngated(nic, options.exceptions.ungatedNics));
     const blocks = await findRamBlocks(qmp, pid);
@@ -91,4 +93,17 @@ export async function attachPrimary(options: PrimaryAgentOptions): Promise<Prima
     qmp.close();
     throw error;
   }
+}
+
+/** INVARIANT 4: whether a person paused it, or an agent that died while it handed the VM over, can't be told from here; so nothing here resumes it. */
+async function warnOfStandingVm(qmp: QmpClient, log: Log): Promise<void> {
+  const { status } = await qmp.execute('query-status');
+  if (status !== 'paused') return;
+  log.warn('the VM stands, and is not resumed by this agent', {
+    reason:
+      'somebody has paused it, or an agent was killed in a drill, after it had handed the VM over and before the standby answered',
+    advice:
+      "run `colo-agent status` here: once it says PROTECTED the VM runs nowhere else, and QEMU's `cont` lets it go on; " +
+      'before that `cont` may make a second one',
+  });
 }

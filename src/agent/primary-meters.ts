@@ -1,6 +1,7 @@
 import type { CaptureResult, SyncProgress, TransmitResult } from '../native/binding.ts';
 import type { PrimaryEvent } from '../protocol/machine.ts';
 import { monotonicMs } from './driver.ts';
+import { CHECKPOINT_BOUNDS_MS, Durations, STEP_BOUNDS_MS } from './durations.ts';
 import type { PrimaryTrace } from './primary-trace.ts';
 import { Samples } from './samples.ts';
 import { ScrubMeter } from './scrub-meter.ts';
@@ -15,6 +16,7 @@ type Metered = Pick<
   | 'pauseShare'
   | 'pauseTotalMs'
   | 'checkpointMs'
+  | 'histograms'
   | 'dirtyPages'
   | 'pauseStepsUs'
   | 'sentBytes'
@@ -25,8 +27,8 @@ type PauseSteps = NonNullable<PrimaryStatus['pauseStepsUs']>;
 
 /** The primary's figures, taken from the events that its machine sees and from what the native calls report. */
 export class PrimaryMeters {
-  readonly #pauseMs = new Samples();
-  readonly #checkpointMs = new Samples();
+  readonly #pauseMs = new Durations(STEP_BOUNDS_MS);
+  readonly #checkpointMs = new Durations(CHECKPOINT_BOUNDS_MS);
   readonly #dirtyPages = new Samples();
   readonly #scrub = new ScrubMeter();
   readonly #beganAtMs = monotonicMs();
@@ -133,6 +135,7 @@ export class PrimaryMeters {
       pauseShare: this.#pauseTotalMs / Math.max(1, monotonicMs() - this.#beganAtMs),
       pauseTotalMs: this.#pauseTotalMs,
       checkpointMs: { p50: checkpointMs.p50, p99: checkpointMs.p99 },
+      histograms: { pause: this.#pauseMs.histogram(), checkpoint: this.#checkpointMs.histogram() },
       dirtyPages: { last: dirtyPages.last, p50: dirtyPages.p50, total: this.#dirtyPagesTotal },
       pauseStepsUs: this.#steps,
       sentBytes: this.#sentBytes,

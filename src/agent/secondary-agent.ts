@@ -28,6 +28,8 @@ import { SecondaryTrace } from './secondary-trace.ts';
 import { attachStandby } from './standby-attach.ts';
 import type { StandbyVm } from './standby-vm.ts';
 import type { SecondaryStatus } from './status.ts';
+import { tellSupervisor } from './supervisor-channel.ts';
+import { TakeOverMeter } from './take-over-meter.ts';
 import { assertWitnessAccess } from './witness-access.ts';
 
 export interface SecondaryAgentOptions {
@@ -94,11 +96,14 @@ export class SecondaryAgent {
   readonly #waiting = new Set<() => void>();
 
   /** Attaches to a VM started with -S and listens. Throws NotAStandbyError, PreflightError, QmpError, NativeError, GenerationFileError or WitnessAccessError, with the connection to the witness closed. */
-  static attach(options: SecondaryAgentOptions): Promise<SecondaryAgent> {
-    return closingOnFailure(options.witness, () => SecondaryAgent.#attach(options));
+  static attach(
+    options: SecondaryAgentOptions,
+    takeOvers: TakeOverMeter = new TakeOverMeter(),
+  ): Promise<SecondaryAgent> {
+    return closingOnFailure(options.witness, () => SecondaryAgent.#attach(options, takeOvers));
   }
 
-  static async #attach(options: SecondaryAgentOptions): Promise<SecondaryAgent> {
+  static async #attach(options: SecondaryAgentOptions, takeOvers: TakeOverMeter): Promise<SecondaryAgent> {
     const { traceFile, vm: name, stateFolder, node, log } = options;
     const generations = new GenerationFile(stateFolder, name, node);
     await assertWitnessAccess(options.witness, log);
@@ -106,7 +111,7 @@ export class SecondaryAgent {
     let vm: StandbyVm | null = null;
     try {
       vm = await attachStandby(options, trace);
-      return new SecondaryAgent(options, vm, generations, trace);
+      return new SecondaryAgent(options, vm, generations, trace, takeOvers);
     } catch (error) {
       await vm?.detach();
       await trace?.close();
@@ -119,6 +124,7 @@ export class SecondaryAgent {
     vm: StandbyVm,
     generations: GenerationFile,
     trace: SecondaryTrace | null,
+    takeOvers: TakeOverMeter,
   ) {
     const { witness, node, log } = options;
     this.#options = options;
@@ -140,6 +146,8 @@ export class SecondaryAgent {
       onAccepted: (link, connection, preface, peer) => {
         if (link === 'bulk') vm.addBulkConnection(connection, preface, peer);
         else if (link === 'heartbeat') this.#heartbeat.accept(connection, preface, peer);
+        else if (link === 'doctor')
+          connection.close(); // `doctor --listen` answers; an agent has other things to do
         else this.#accept(connection, peer);
       },
       onRefused: (peer, reason) => refusals.tell(peer, reason),
@@ -161,9 +169,13 @@ export class SecondaryAgent {
       this.#machine,
       (effect) => {
         trace?.effect(effect);
+        takeOvers.effect(effect);
         this.#perform(effect);
       },
-      (event) => trace?.event(event),
+      (event) => {
+        trace?.event(event);
+        takeOvers.event(event);
+      },
     );
     this.#arbitration = arbitrationOf(witness, { node, generations, log }, (event) => this.#dispatch(event));
     vm.listen((event) => this.#dispatch(event));
@@ -248,6 +260,7 @@ export class SecondaryAgent {
       heartbeat: this.#heartbeat.stats(),
       flushMs: this.#vm.flushMs.summary(),
       loadMs: this.#vm.loadMs.summary(),
+      histograms: { flush: this.#vm.flushMs.histogram(), load: this.#vm.loadMs.histogram() },
       scrub: {
         ms: this.#vm.scrubMs.summary(),
         checkedPages: this.#vm.scrubbedPages,
@@ -388,7 +401,12 @@ export class SecondaryAgent {
   }
 
   #setState(state: StateWord, reason: string): void {
-    if (state !== this.#state || reason !== this.#reason) this.#options.log.info(state, { reason });
+    if (state !== this.#state || reason !== this.#reason) {
+      this.#options.log.info(state, { reason });
+      const { vm } = this.#options;
+      const { generation, epoch } = this.#machine;
+      tellSupervisor({ type: 'state', vm, role: 'secondary', state, reason, generation, epoch });
+    }
     this.#state = state;
     this.#reason = reason;
     if (state === 'RUNNING') this.#tellTookOver();

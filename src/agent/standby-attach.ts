@@ -34,12 +34,7 @@ export async function attachStandby(
 ): Promise<StandbyVm> {
   const qmp = await QmpClient.connect(qmpPath);
   try {
-    const { running, status } = await qmp.execute('query-status');
-    if (running || (status !== 'prelaunch' && status !== 'paused')) {
-      throw new NotAStandbyError(
-        `the VM behind ${qmpPath} is ${status}: a standby must not run. Start it with the primary's command line and -S`,
-      );
-    }
+    await assertStands(qmp, qmpPath);
     const pid = qmp.peer.pid;
     await assertUsableAsStandby(qmp, pid);
     // Found out now, not when the VM runs and has no standby.
@@ -55,6 +50,16 @@ export async function attachStandby(
   } catch (error) {
     qmp.close();
     throw error;
+  }
+}
+
+/** Throws NotAStandbyError for a VM that runs, or that is past being a standby. */
+export async function assertStands(qmp: QmpClient, qmpPath: string): Promise<void> {
+  const { running, status } = await qmp.execute('query-status');
+  if (running || (status !== 'prelaunch' && status !== 'paused')) {
+    throw new NotAStandbyError(
+      `the VM behind ${qmpPath} is ${status}: a standby must not run. Start it with the primary's command line and -S`,
+    );
   }
 }
 

@@ -8,6 +8,7 @@ import type { VmDescription } from '../vm/description.ts';
 import type { RamBlock } from '../vm/ram-blocks.ts';
 import type { PrimaryOfDisks, StandbyDisk } from '../vm/standby-disks.ts';
 import { monotonicMs } from './driver.ts';
+import { Durations, STEP_BOUNDS_MS } from './durations.ts';
 import type { Log } from './log.ts';
 import { QemuProcess } from './qemu-process.ts';
 import { Samples } from './samples.ts';
@@ -28,8 +29,8 @@ type Effect<Type extends SecondaryEffect['type']> = Extract<SecondaryEffect, { t
 const ANNOUNCE = { initial: 50, max: 550, rounds: 5, step: 50 };
 
 export class StandbyVm {
-  readonly flushMs = new Samples();
-  readonly loadMs = new Samples();
+  readonly flushMs = new Durations(STEP_BOUNDS_MS);
+  readonly loadMs = new Durations(STEP_BOUNDS_MS);
   readonly scrubMs = new Samples();
   scrubbedPages = 0;
   scrubFindings = 0;
@@ -390,7 +391,7 @@ export class StandbyVm {
 const LOGS_MAX_BYTES = 16 * 2 ** 30;
 
 /** Two checkpoints may be here at once, each with all of RAM and with logs that are given up at twice their limit. */
-function stagingLimitBytes(blocks: readonly RamBlock[], logBytes: number): number {
+export function stagingLimitBytes(blocks: readonly RamBlock[], logBytes: number): number {
   const ramBytes = blocks.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0);
   return 2 * ramBytes + 64 * 2 ** 20 + 4 * Math.min(logBytes, LOGS_MAX_BYTES);
 }

@@ -3,6 +3,7 @@ import type { HeartbeatStats } from '../native/binding.ts';
 import type { StateWord } from '../protocol/machine.ts';
 import type { Mode } from '../protocol/messages.ts';
 import type { WitnessStatus } from './arbitration.ts';
+import type { Histogram } from './durations.ts';
 import type { LinkStatus } from './link-security.ts';
 import type { Summary } from './samples.ts';
 
@@ -69,6 +70,8 @@ export interface PrimaryStatus extends CommonStatus {
   pauseTotalMs: number;
   /** From `stop` to RECEIVED: how long output waits at the most beyond the interval. */
   checkpointMs: { p50: number | null; p99: number | null };
+  /** The same two, counted since the agent began. */
+  histograms: { pause: Histogram; checkpoint: Histogram };
   /** `total`: of all checkpoints since the agent began. */
   dirtyPages: { last: number | null; p50: number | null; total: number };
   /** Where the last pause went, in microseconds. */
@@ -98,8 +101,16 @@ export interface SecondaryStatus extends CommonStatus {
   disks: readonly { id: string; file: string; sizeBytes: number }[];
   flushMs: Summary;
   loadMs: Summary;
+  /** The same two, counted since the agent began. */
+  histograms: { flush: Histogram; load: Histogram };
   /** A part of `flushMs`: the look at the pages that the primary has hashed, how many there were, and how often one was another. */
   scrub: { ms: Summary; checkedPages: number; found: number };
 }
 
-export type Status = PrimaryStatus | SecondaryStatus;
+/** Of the process, in which agents of either role may follow each other. */
+export interface ProcessStatus {
+  /** How long its take-overs took, from what told of the primary's end until the VM ran here. */
+  takeOvers: Histogram;
+}
+
+export type Status = (PrimaryStatus | SecondaryStatus) & ProcessStatus;

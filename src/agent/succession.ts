@@ -8,6 +8,7 @@ import type { Log } from './log.ts';
 import { type AgentOutcome, PrimaryAgent, type PrimaryAgentOptions } from './primary-agent.ts';
 import { SecondaryAgent, type SecondaryAgentOptions, type SecondaryOutcome } from './secondary-agent.ts';
 import type { Status } from './status.ts';
+import { TakeOverMeter } from './take-over-meter.ts';
 
 /** Between attempts to attach to a VM that can't be protected: somebody must change something first. */
 const RETRY_MS = 30_000;
@@ -29,6 +30,7 @@ export interface SuccessionOptions {
 
 export class Succession implements ControlHandler {
   readonly #options: SuccessionOptions;
+  readonly #takeOvers = new TakeOverMeter();
   #secondary: SecondaryAgent | null = null;
   #primary: PrimaryAgent | null = null;
   /** Why the VM that was taken over isn't protected. */
@@ -40,7 +42,7 @@ export class Succession implements ControlHandler {
   /** Begins as a standby. As SecondaryAgent.attach; `succeed` of its options says what the VM is looked at for now. */
   static async standBy(options: SuccessionOptions & { standIn: StandIn }): Promise<Succession> {
     const succession = new Succession(options);
-    succession.#secondary = await SecondaryAgent.attach(options.standIn());
+    succession.#secondary = await SecondaryAgent.attach(options.standIn(), succession.#takeOvers);
     return succession;
   }
 
@@ -79,8 +81,9 @@ export class Succession implements ControlHandler {
   }
 
   status(): Status {
-    if (this.#primary !== null) return this.#primary.status();
-    const status = (this.#secondary as SecondaryAgent).status();
+    const takeOvers = this.#takeOvers.histogram();
+    if (this.#primary !== null) return { ...this.#primary.status(), takeOvers };
+    const status = { ...(this.#secondary as SecondaryAgent).status(), takeOvers };
     if (this.#trouble === null) return status;
     return { ...status, reason: `${status.reason}; it can't be protected again: ${this.#trouble}` };
   }
@@ -123,7 +126,7 @@ export class Succession implements ControlHandler {
     if (outcome.outcome !== 'handed-over' || standIn === null || this.#stopping) return outcome;
     this.#turning = true;
     try {
-      this.#secondary = await SecondaryAgent.attach(standIn());
+      this.#secondary = await SecondaryAgent.attach(standIn(), this.#takeOvers);
     } catch (error) {
       const trouble = `this VM can't be its standby: ${(error as Error).message}`;
       log.error('the VM was handed over and has no standby', { reason: trouble });

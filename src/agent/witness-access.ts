@@ -18,7 +18,16 @@ const DENIALS: readonly (number | null)[] = [3, 7, 16];
  */
 export async function assertWitnessAccess(witness: WitnessChoice, log: Log): Promise<void> {
   if (witness.kind !== 'etcd') return;
-  const { client, key, nodeKey } = witness;
+  const reason = await tryWitness(witness);
+  if (reason !== null) log.warn("the witness doesn't answer at the start", { reason });
+}
+
+/** The same; resolves with why it doesn't answer for now, or null. */
+export async function tryWitness({
+  client,
+  key,
+  nodeKey,
+}: WitnessChoice & { kind: 'etcd' }): Promise<string | null> {
   try {
     await client.read(key);
     const found = await client.read(nodeKey);
@@ -27,12 +36,10 @@ export async function assertWitnessAccess(witness: WitnessChoice, log: Log): Pro
       found?.revision ?? ABSENT,
       JSON.stringify({ format: 1, startedAt: new Date() }),
     );
+    return null;
   } catch (error) {
     const { grpc, message } = error as EtcdError;
-    if (!DENIALS.includes(grpc ?? null)) {
-      log.warn("the witness doesn't answer at the start", { reason: message });
-      return;
-    }
+    if (!DENIALS.includes(grpc ?? null)) return message;
     const prefix = key.slice(0, key.lastIndexOf('/vm/') + 1);
     throw new WitnessAccessError(
       `${message}: this host has to read and write under ${prefix} (etcdctl role grant-permission ROLE --prefix=true readwrite ${prefix}); ` +

@@ -9,14 +9,19 @@ export function defaultControlPath(vm: string, role: 'primary' | 'secondary'): s
   return path.join(RUN_FOLDER, `${vm}-${role}.sock`);
 }
 
-/** The one agent of this host, for commands without --control. */
-export function onlyControlPath(): string {
-  const sockets = controlSockets();
+/** Where the daemon listens unless --control says otherwise. */
+export const DAEMON_SOCKET = path.join(RUN_FOLDER, 'control.sock');
+
+/** For commands without --control: the daemon; where there is none, the one agent of this host, or of `vm`. */
+export function onlyControlPath(vm: string | null): string {
+  const all = controlSockets();
+  if (all.includes(DAEMON_SOCKET)) return DAEMON_SOCKET;
+  const sockets = all.filter((each) => vm === null || each.startsWith(path.join(RUN_FOLDER, `${vm}-`)));
   const [only, another] = sockets;
   if (only === undefined) {
     throw new CliError(
       EXIT.unavailable,
-      `no agent runs here (nothing in ${RUN_FOLDER}); give --control if its socket is elsewhere`,
+      `no agent ${vm === null ? '' : `of VM ${vm} `}runs here (no socket of one in ${RUN_FOLDER}); give --control if its socket is elsewhere`,
     );
   }
   if (another !== undefined) {

@@ -1,25 +1,38 @@
+import { setTimeout as sleep } from 'node:timers/promises';
 import { Command } from 'commander';
 import { sendCommand } from '../agent/control-client.ts';
 import type { DrillReport } from '../agent/drill-report.ts';
 import type { Status } from '../agent/status.ts';
 import { onlyControlPath } from './control-path.ts';
 import { drillText } from './drill-text.ts';
+import { vmName } from './option-parsers.ts';
 import { statusText } from './status-text.ts';
 
 interface ControlOptions {
   control?: string;
   json?: boolean;
   force?: string;
+  watch?: boolean;
 }
+
+const WATCH_MS = 1000;
+const CLEAR_SCREEN = '\x1b[H\x1b[2J';
 
 export function statusCommand(): Command {
   return controlCommand(
     'status',
     'Show how well the VM is protected, and what would happen if its host died now',
-  ).action(async (options: ControlOptions) => {
-    const status = (await sendCommand(options.control ?? onlyControlPath(), 'status')) as Status;
-    print(options.json ? JSON.stringify(status) : statusText(status));
-  });
+  )
+    .option('--watch', 'again every second, until it is interrupted')
+    .action(async (vm: string | undefined, options: ControlOptions) => {
+      for (;;) {
+        const status = (await send('status', vm, options)) as Status;
+        const clear = options.watch && !options.json && process.stdout.isTTY ? CLEAR_SCREEN : '';
+        print(clear + (options.json ? JSON.stringify(status) : statusText(status)));
+        if (!options.watch) return;
+        await sleep(WATCH_MS);
+      }
+    });
 }
 
 export function failoverCommand(): Command {
@@ -31,8 +44,8 @@ export function failoverCommand(): Command {
       '--force <name>',
       "whatever the witness says, which is told if it answers within 5 s: you know that the primary doesn't run. The VM's name",
     )
-    .action(async (options: ControlOptions) =>
-      report(options, await sendCommand(options.control ?? onlyControlPath(), 'failover', options.force)),
+    .action(async (vm: string | undefined, options: ControlOptions) =>
+      report(options, await send('failover', vm, options)),
     );
 }
 
@@ -40,8 +53,8 @@ export function drillCommand(): Command {
   return controlCommand(
     'drill',
     'Let the VM of the primary on this host go on at its standby, and say how long the guest stood: a planned failover',
-  ).action(async (options: ControlOptions) => {
-    const done = (await sendCommand(options.control ?? onlyControlPath(), 'drill')) as DrillReport;
+  ).action(async (vm: string | undefined, options: ControlOptions) => {
+    const done = (await send('drill', vm, options)) as DrillReport;
     print(options.json ? JSON.stringify(done) : drillText(done));
   });
 }
@@ -52,16 +65,27 @@ export function stopCommand(): Command {
       '--force <name>',
       "whatever the witness says, which is told if it answers within 5 s: you know that the standby doesn't run. The VM's name",
     )
-    .action(async (options: ControlOptions) =>
-      report(options, await sendCommand(options.control ?? onlyControlPath(), 'stop', options.force)),
+    .action(async (vm: string | undefined, options: ControlOptions) =>
+      report(options, await send('stop', vm, options)),
     );
 }
 
 function controlCommand(name: string, description: string): Command {
   return new Command(name)
     .description(description)
-    .option('--control <socket>', "the agent's control socket (default: the only one in /run/colo-agent)")
+    .argument('[vm]', 'which one, where several run here', vmName)
+    .option(
+      '--control <socket>',
+      "the daemon's or an agent's control socket (default: the daemon's, or the only one in /run/colo-agent)",
+    )
     .option('--json', 'print JSON for scripts');
+}
+
+function send(command: string, vm: string | undefined, options: ControlOptions): Promise<unknown> {
+  return sendCommand(options.control ?? onlyControlPath(vm ?? null), command, {
+    ...(vm !== undefined && { vm }),
+    ...(options.force !== undefined && { force: options.force }),
+  });
 }
 
 function report(options: ControlOptions, result: unknown): void {

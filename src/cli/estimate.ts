@@ -5,9 +5,9 @@ import { estimateText } from './estimate-text.ts';
 import { CliError, EXIT } from './exit-codes.ts';
 import { integer } from './option-parsers.ts';
 import { onTerminationSignal } from './signals.ts';
-import { qmpPathOf, type VmOptions, withVmOptions } from './vm-options.ts';
+import { qmpPathOf, type WhichVm, withWhichVm } from './which-vm.ts';
 
-interface EstimateCliOptions extends VmOptions {
+interface EstimateCliOptions extends WhichVm {
   seconds: number;
   interval?: number[];
   threads: number;
@@ -22,7 +22,7 @@ const INTERVALS_MAX = 16;
 
 export function estimateCommand(): Command {
   const interval = integer(5, 60_000);
-  return withVmOptions(new Command('estimate'))
+  return withWhichVm(new Command('estimate'))
     .description(
       'Watch a VM that is not protected, and forecast what protecting it would cost; does not stop it',
     )

@@ -1,3 +1,5 @@
+import type { CheckName } from '../doctor/finding.ts';
+
 /** Exit codes by sysexits.h, so that scripts and service managers can tell a wrong flag from a busy VM. */
 export const EXIT = {
   ok: 0,
@@ -9,13 +11,15 @@ export const EXIT = {
   configuration: 78,
 } as const;
 
-/** An error whose text is for the user and whose code is the process's. */
+/** An error whose text is for the user and whose code is the process's. `check`: the doctor's line that would have told. */
 export class CliError extends Error {
   readonly exitCode: number;
+  readonly check: CheckName | null;
 
-  constructor(exitCode: number, message: string) {
+  constructor(exitCode: number, message: string, check: CheckName | null = null) {
     super(message);
     this.exitCode = exitCode;
+    this.check = check;
   }
 }
 
@@ -31,27 +35,33 @@ const UNAVAILABLE_CODES = new Set([
   'ERR_COLO_SOCKET',
   'no-agent',
   'refused',
+  'not-running',
+  'in-use',
 ]);
+const USAGE_CODES = new Set(['unknown-vm', 'which-vm']);
 
 const CONFIGURATION_ERRORS = new Set([
   'PreflightError',
   'NotAStandbyError',
   'GenerationFileError',
   'WitnessAccessError',
+  'ConfigError',
   'LibvirtError',
   'PlanError',
 ]);
+
+const UNAVAILABLE_ERRORS = new Set(['QmpError', 'PairingError', 'MetricsListenError', 'StartError']);
 
 /** The exit code for whatever went wrong. */
 export function exitCodeOf(error: unknown): number {
   if (error instanceof CliError) return error.exitCode;
   if (!(error instanceof Error)) return EXIT.internal;
   if (CONFIGURATION_ERRORS.has(error.name)) return EXIT.configuration;
-  if (error.name === 'QmpError' || error.name === 'StartError' || error.name === 'PairingError')
-    return EXIT.unavailable;
+  if (UNAVAILABLE_ERRORS.has(error.name)) return EXIT.unavailable;
   const code = (error as { code?: unknown }).code;
-  if (code === 'ERR_COLO_CREDENTIALS') return EXIT.configuration;
+  if (code === 'ERR_COLO_CREDENTIALS' || code === 'configuration') return EXIT.configuration;
   if (typeof code !== 'string') return EXIT.internal;
+  if (USAGE_CODES.has(code)) return EXIT.usage;
   if (PERMISSION_CODES.has(code)) return EXIT.notPermitted;
   if (UNAVAILABLE_CODES.has(code)) return EXIT.unavailable;
   return EXIT.internal;

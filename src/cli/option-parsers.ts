@@ -1,5 +1,6 @@
 import { InvalidArgumentError } from 'commander';
 import { type HostPort, parseHostPort } from '../agent/peer-address.ts';
+import { type MetricsAddress, parseMetricsAddress } from '../metrics/address.ts';
 
 /** A parser for commander: a whole number within [min, max]. */
 export function integer(min: number, max: number): (text: string) => number {
@@ -27,9 +28,17 @@ export function pairingAddress(text: string): HostPort {
   return address;
 }
 
+export function metricsAddress(text: string): MetricsAddress {
+  return parsed(() => parseMetricsAddress(text));
+}
+
 function hostPort(text: string, portZero: boolean): HostPort {
+  return parsed(() => parseHostPort(text, { portZero }));
+}
+
+function parsed<T>(parse: () => T): T {
   try {
-    return parseHostPort(text, { portZero });
+    return parse();
   } catch (error) {
     throw new InvalidArgumentError((error as Error).message);
   }

@@ -1,6 +1,8 @@
 /** How an agent's end is told: a line, or JSON for scripts, and the exit code. */
 import type { AgentOutcome } from '../agent/primary-agent.ts';
 import type { SecondaryOutcome } from '../agent/secondary-agent.ts';
+import { tellSupervisor } from '../agent/supervisor-channel.ts';
+import { checksOf, hint } from '../doctor/hints.ts';
 import { EXIT } from './exit-codes.ts';
 import type { SharedOptions } from './shared-options.ts';
 
@@ -17,7 +19,8 @@ const OUTCOME_EXIT: Record<Outcome['outcome'], number> = {
 };
 
 export function report({ vm, json }: SharedOptions, { outcome, reason }: Outcome): void {
+  tellSupervisor({ type: 'end', outcome, reason });
   if (json) process.stdout.write(`${JSON.stringify({ outcome, reason })}\n`);
-  else process.stderr.write(`colo-agent: ${vm}: ${outcome}: ${reason}\n`);
+  else process.stderr.write(`colo-agent: ${vm}: ${outcome}: ${reason}${hint(checksOf({ outcome }))}\n`);
   process.exitCode = OUTCOME_EXIT[outcome];
 }

@@ -4,8 +4,10 @@ import { watchedBy } from '../agent/host-watchdog.ts';
 import { Log } from '../agent/log.ts';
 import type { HostPort } from '../agent/peer-address.ts';
 import { Succession, type Successor } from '../agent/succession.ts';
+import { ServiceManager } from '../agent/systemd.ts';
 import { defaultControlPath } from './control-path.ts';
 import { withFenceOptions } from './fence-options.ts';
+import { type MetricsShown, withMetrics } from './metrics.ts';
 import { listenAddress, peerAddress } from './option-parsers.ts';
 import { report } from './outcome.ts';
 import { withPeerOptions } from './peer-options.ts';
@@ -14,8 +16,8 @@ import { withProtectionOptions } from './protection-options.ts';
 import { checkOptions, primaryOf, type RoleOptions, standbyOf } from './roles.ts';
 import { linkCredentials, withSharedOptions } from './shared-options.ts';
 import { onTerminationSignal } from './signals.ts';
-import { qmpPathOf } from './vm-options.ts';
 import { armWatchdog, type WatchdogOptions, withWatchdogOptions } from './watchdog-options.ts';
+import { qmpPathOf } from './which-vm.ts';
 import { warnOfNoWitness } from './witness-options.ts';
 
 interface PrimaryCliOptions extends RoleOptions, WatchdogOptions {
@@ -39,12 +41,17 @@ export function primaryCommand(): Command {
 async function runPrimary(options: PrimaryCliOptions): Promise<void> {
   checkOptions(options);
   const qmpPath = await qmpPathOf(options);
+  await withMetrics(options, (shown) => protect(options, qmpPath, shown));
+}
+
+async function protect(options: PrimaryCliOptions, qmpPath: string, shown: MetricsShown): Promise<void> {
   let agent: Succession | null = null;
   const { vm, trace } = options;
   const log = new Log(options.logLevel, () => ({
     vm,
     ...(agent?.logContext ?? { role: 'primary', epoch: undefined }),
   }));
+  const service = ServiceManager.find(log);
   const hosts = [options.peer, ...(options.listen ? [options.listen] : [])].map(({ host }) => host);
   const credentials = linkCredentials(options, hosts, log);
   const successor = primaryOf(options, { qmpPath, credentials, log, traceFile: trace ?? null }) as Successor;
@@ -53,15 +60,21 @@ async function runPrimary(options: PrimaryCliOptions): Promise<void> {
   warnOfNoWitness(options);
   const running = await Succession.protect({ vm, log, standIn, successor });
   agent = running;
+  shown(() => running.status());
   const watchdog = armWatchdog(options, log);
   const path = options.control ?? defaultControlPath(vm, 'primary');
   const control = await ControlServer.listen(path, running);
-  onTerminationSignal(() => running.end());
+  onTerminationSignal(() => {
+    service?.stopping('ending in good order');
+    running.end();
+  });
+  service?.ready(`primary of VM ${vm}`);
   const progress = showProgress(() => running.status(), options.json === true);
   try {
     report(options, await watchedBy(watchdog, () => running.run()));
   } finally {
     progress.end();
     control.close();
+    service?.close();
   }
 }

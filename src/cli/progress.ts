@@ -1,4 +1,5 @@
 import type { Status } from '../agent/status.ts';
+import { checksOfReason, hint } from '../doctor/hints.ts';
 
 const REFRESH_MS = 500;
 const NO_COPY = { syncPercent: null, syncSecondsLeft: null };
@@ -27,7 +28,7 @@ export function showProgress(status: () => Status, json: boolean): { end(): void
     lastState = state;
     endLine();
     if (json) process.stdout.write(`${JSON.stringify({ state, reason })}\n`);
-    else process.stderr.write(`${state}: ${reason}\n`);
+    else process.stderr.write(`${state}: ${reason}${hint(checksOfReason(reason))}\n`);
   }, REFRESH_MS);
   timer.unref();
   return {

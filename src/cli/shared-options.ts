@@ -1,18 +1,25 @@
 import { type Command, Option } from 'commander';
-import { forbidCoreDumps, isLoopback, openCredentials, type TlsCredentials } from '../agent/link-security.ts';
+import {
+  forbidCoreDumps,
+  openCredentials,
+  plainTextObjection,
+  type TlsCredentials,
+} from '../agent/link-security.ts';
 import { LOG_LEVELS, type Log, type LogLevel } from '../agent/log.ts';
+import type { MetricsAddress } from '../metrics/address.ts';
 import { CliError, EXIT } from './exit-codes.ts';
-import { vmName } from './option-parsers.ts';
-import { type VmOptions, withVmOptions } from './vm-options.ts';
+import { metricsAddress, vmName } from './option-parsers.ts';
+import { type WhichVm, withWhichVm } from './which-vm.ts';
 import { type WitnessCliOptions, withWitnessOptions } from './witness-options.ts';
 
 export const CREDENTIALS_FOLDER = '/etc/colo-agent/tls';
 
-export interface SharedOptions extends WitnessCliOptions, VmOptions {
+export interface SharedOptions extends WitnessCliOptions, WhichVm {
   vm: string;
   control?: string;
   json?: boolean;
   trace?: string;
+  metrics?: MetricsAddress;
   tls: string;
   peerName: string;
   insecure: boolean;
@@ -21,12 +28,12 @@ export interface SharedOptions extends WitnessCliOptions, VmOptions {
 
 /** What `primary` and `secondary` have in common. */
 export function withSharedOptions(command: Command): Command {
-  const vmOptions = withWitnessOptions(command).requiredOption(
+  const named = withWitnessOptions(command).requiredOption(
     '--vm <name>',
     "the VM's name, the same on both hosts",
     vmName,
   );
-  return withVmOptions(vmOptions)
+  return withWhichVm(named)
     .option(
       '--control <socket>',
       'where status, failover, drill and stop reach this agent (default: /run/colo-agent/NAME-ROLE.sock)',
@@ -47,6 +54,11 @@ export function withSharedOptions(command: Command): Command {
       '--trace <file>',
       'write where the time of each checkpoint goes, for Perfetto or chrome://tracing (at most 256 MiB; the file is overwritten)',
     )
+    .option(
+      '--metrics <address>',
+      'serve GET /metrics for Prometheus and GET /health at PORT of 127.0.0.1, at HOST:PORT, or at unix:PATH, to everybody who reaches it (docs/metrics.md)',
+      metricsAddress,
+    )
     .addOption(new Option('--log-level <level>', 'what goes to stderr').choices(LOG_LEVELS).default('warn'));
 }
 
@@ -62,14 +74,8 @@ export function linkCredentials(
   forbidCoreDumps();
   if (!options.insecure)
     return openCredentials({ vm: options.vm, folder: options.tls, peerName: options.peerName }, log);
-  const reachable = hosts.find((host) => !isLoopback(host));
-  if (reachable !== undefined) {
-    throw new CliError(
-      EXIT.usage,
-      `--insecure is for loopback addresses (127.0.0.0/8 or ::1), not for ${reachable}: there anybody could read the guest's memory ` +
-        'and replace it. Leave it out and run `colo-agent pair` on both hosts',
-    );
-  }
+  const objection = plainTextObjection(hosts);
+  if (objection !== null) throw new CliError(EXIT.usage, objection, 'keys');
   log.warn('--insecure: everybody on this host may talk to this agent');
   return null;
 }

@@ -9,9 +9,9 @@ import { planStandby } from '../standby/translate.ts';
 import { guestName } from '../vm/command-line.ts';
 import { CliError, EXIT } from './exit-codes.ts';
 import { assignment, vmName } from './option-parsers.ts';
-import { qmpPathOf, type VmOptions, withVmOptions } from './vm-options.ts';
+import { qmpPathOf, type WhichVm, withWhichVm } from './which-vm.ts';
 
-interface StandbyCliOptions extends VmOptions {
+interface StandbyCliOptions extends WhichVm {
   vm?: string;
   folder?: string;
   qmpPath?: string;
@@ -29,7 +29,7 @@ const STANDBYS_FOLDER = '/var/lib/colo-agent/standbys';
 
 export function standbyCommand(): Command {
   const none: ReadonlyMap<string, string> = new Map();
-  return withVmOptions(new Command('standby'))
+  return withWhichVm(new Command('standby'))
     .description(
       "Make the standby's QEMU command line from the running primary's, and start it on the other host",
     )

@@ -2,12 +2,13 @@ import type { WitnessStatus } from '../agent/arbitration.ts';
 import type { LinkStatus } from '../agent/link-security.ts';
 import type { Summary } from '../agent/samples.ts';
 import type { DiskStatus, ScrubStatus, Status } from '../agent/status.ts';
+import { checksOfReason, hint } from '../doctor/hints.ts';
 
 /** A status for people: a word, the reason, and the figures that matter for the role. */
 export function statusText(status: Status): string {
   const rows: [string, string][] = [
     ['vm', `${status.vm} (${status.role}, QEMU ${status.qemuPid})`],
-    ['state', `${status.state}: ${status.reason}`],
+    ['state', `${status.state}: ${status.reason}${hint(checksOfReason(status.reason))}`],
     ['if the primary died now', status.ifPrimaryDies],
     ['witness', witnessText(status.witness)],
     ['generation, epoch', `${status.generation}, ${status.epoch}`],

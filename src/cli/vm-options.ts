@@ -1,25 +1,51 @@
-/** Which VM a command is about: by QEMU's own socket, or by the name that libvirt has for it. */
-import type { Command } from 'commander';
-import { findQmpSocket } from '../libvirt/domain.ts';
-import { CliError, EXIT } from './exit-codes.ts';
+/** The options of `primary` and `secondary` as the daemon's configuration knows them, taken from those commands themselves. */
+import type { Command, Option } from 'commander';
+import type { Role, VmOption, VmOptions } from '../daemon/vm-option.ts';
+import { primaryCommand } from './primary.ts';
+import { checkOptions, type RoleOptions } from './roles.ts';
+import { secondaryCommand } from './secondary.ts';
 
-export interface VmOptions {
-  qmp?: string;
-  libvirt?: string;
+const COMMANDS: Record<Role, () => Command> = { primary: primaryCommand, standby: secondaryCommand };
+
+export function vmOptions(): VmOptions {
+  const all = new Map<string, VmOption>();
+  for (const role of ['primary', 'standby'] as const) {
+    for (const option of COMMANDS[role]().options) {
+      const known = all.get(option.long as string);
+      all.set(
+        option.long as string,
+        known ? { ...known, roles: [...known.roles, role] } : vmOption(option, role),
+      );
+    }
+  }
+  return { all: [...all.values()], assertFit };
 }
 
-export function withVmOptions(command: Command): Command {
-  return command
-    .option('--qmp <socket>', "QEMU's QMP socket (unix)")
-    .option(
-      '--libvirt <domain>',
-      'instead of --qmp: a domain of libvirt, with a monitor for the agent (docs/libvirt.md)',
-    );
+function vmOption(option: Option, role: Role): VmOption {
+  const flag = option.long as string;
+  return {
+    key: flag.replace(/^--(no-)?/, ''),
+    flag,
+    kind: kindOf(option),
+    roles: [role],
+    check: (text) => void option.parseArg?.(text, option.defaultValue),
+  };
 }
 
-/** Throws CliError unless exactly one of the two is given, LibvirtError for a domain that can't be used. */
-export async function qmpPathOf({ qmp, libvirt }: VmOptions): Promise<string> {
-  if (qmp !== undefined && libvirt === undefined) return qmp;
-  if (libvirt !== undefined && qmp === undefined) return findQmpSocket(libvirt);
-  throw new CliError(EXIT.usage, 'give the VM, either by --qmp SOCKET or by --libvirt DOMAIN');
+function kindOf(option: Option): VmOption['kind'] {
+  if (option.negate) return 'negated';
+  if (!option.required) return 'flag';
+  return Array.isArray(option.defaultValue) ? 'list' : 'text';
+}
+
+function assertFit(role: Role, args: readonly string[]): void {
+  const command = COMMANDS[role]()
+    .exitOverride()
+    .configureOutput({ writeErr: () => {} })
+    .action((options: RoleOptions) => checkOptions(options));
+  try {
+    command.parse(args, { from: 'user' });
+  } catch (error) {
+    throw new Error((error as Error).message.replace(/^error: /, ''));
+  }
 }

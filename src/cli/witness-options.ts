@@ -58,8 +58,13 @@ export interface Witnessed {
 
 /** Throws CliError for options that don't fit together, and for files that can't be used. */
 export function witnessOf(vm: string, options: WitnessCliOptions): Witnessed {
-  const node = options.node ?? defaultNode();
+  const node = nodeOf(options);
   return { witness: choiceOf(vm, node, options), node, stateFolder: options.stateDir };
+}
+
+/** What this host calls itself. Throws CliError where its own name can't be one. */
+export function nodeOf({ node }: Pick<WitnessCliOptions, 'node'>): string {
+  return node ?? defaultNode();
 }
 
 /** What `--witness none` risks, on every start. */
@@ -107,6 +112,7 @@ function clientOf(endpoints: readonly URL[], options: WitnessCliOptions): EtcdCl
     throw new CliError(
       EXIT.configuration,
       `the witness's certificates can't be used: ${(error as Error).message}`,
+      'witness',
     );
   }
 }
@@ -116,7 +122,7 @@ function fileOf(name: string, file: string | undefined): string | null {
   try {
     return readFileSync(file, 'utf8');
   } catch (error) {
-    throw new CliError(EXIT.configuration, `${name}: ${(error as Error).message}`);
+    throw new CliError(EXIT.configuration, `${name}: ${(error as Error).message}`, 'witness');
   }
 }
 
@@ -126,6 +132,7 @@ function secretOf(file: string | undefined): string | null {
     throw new CliError(
       EXIT.configuration,
       `${file} holds a password and others may use it: chmod o= ${file}`,
+      'witness',
     );
   return text === null ? null : text.replace(/\r?\n$/, '');
 }

@@ -386,7 +386,7 @@ export interface AcceptorOptions {
   credentials: TlsCredentials | null;
   /** The connection belongs to the callee: it calls openSocket(), hands it to a StandbyEngine or a Heartbeat, or closes it. */
   onAccepted(
-    link: 'control' | 'bulk' | 'heartbeat',
+    link: 'control' | 'bulk' | 'heartbeat' | 'doctor',
     connection: PeerConnection,
     preface: Uint8Array,
     peer: string,
@@ -426,6 +426,8 @@ export interface NativeBinding {
   PeerConnection: new () => PeerConnection;
   /** A new key and a certificate that it has signed itself, both PEM. */
   makeCertificate(request: CertificateRequest): { key: string; certificate: string };
+  /** Whether whoever trusts this certificate (DER) also trusts those that its owner issues. Throws ERR_COLO_CREDENTIALS when it isn't one. */
+  certificateMayIssue(certificate: Uint8Array): boolean;
   /** From here on neither a core dump nor a debugger without privileges gets at this process's memory. */
   forbidCoreDumps(): void;
   /** `onDying`: it runs no more, but may hold its memory and descriptors still; `onEnded`: it has gone (native/core/process_watch.h). */
@@ -453,6 +455,8 @@ export interface NativeBinding {
   closeFd(fd: number): void;
   /** A killed agent's connections close at once, however much memory it has (native/core/memory_keeper.h). */
   startMemoryKeeper(): boolean;
+  /** One datagram to systemd's socket, a path or "@name"; never waits (native/core/service_manager.h). */
+  notifyServiceManager(socket: string, message: string): void;
 }
 
 const packageRoot = path.join(path.dirname(fileURLToPath(import.meta.url)), '..', '..');

@@ -16,17 +16,19 @@ import type { Claim, VmRecord } from './arbiter.ts';
 import type { Arbitration, Lineage, Message, Mode } from './messages.ts';
 
 /** The one word that `status` shows (docs/architecture.md, "State"). */
-export type StateWord =
-  | 'STARTING'
-  | 'SYNCING'
-  | 'PROTECTED'
-  | 'EXPOSED'
-  | 'STANDBY'
-  | 'TAKING-OVER'
-  | 'RUNNING'
-  | 'BLOCKED'
-  | 'FENCED'
-  | 'STOPPED';
+export const STATE_WORDS = [
+  'STARTING',
+  'SYNCING',
+  'PROTECTED',
+  'EXPOSED',
+  'STANDBY',
+  'TAKING-OVER',
+  'RUNNING',
+  'BLOCKED',
+  'FENCED',
+  'STOPPED',
+] as const;
+export type StateWord = (typeof STATE_WORDS)[number];
 
 export interface Timings {
   /** A checkpoint at the latest every so often. */

@@ -8,18 +8,20 @@ export type Preface =
   | { link: 'control' }
   /** `bulkToken`: 32 hex digits, from READY. `index` counts the session's bulk connections from 0. */
   | { link: 'bulk'; bulkToken: string; generation: number; index: number; connections: number }
-  | { link: 'heartbeat'; bulkToken: string; generation: number };
+  | { link: 'heartbeat'; bulkToken: string; generation: number }
+  /** `colo-agent doctor`, which has questions of its own (src/doctor/reception.ts). */
+  | { link: 'doctor' };
 
-const LINKS = ['control', 'bulk', 'heartbeat'] as const;
-const MAGIC = { control: 'COLOCTL1', bulk: 'COLOBLK1', heartbeat: 'COLOHBT1' } as const;
+const LINKS = ['control', 'bulk', 'heartbeat', 'doctor'] as const;
+const MAGIC = { control: 'COLOCTL1', bulk: 'COLOBLK1', heartbeat: 'COLOHBT1', doctor: 'COLODOC1' } as const;
 /** From here on each kind's bytes are reserved. */
-const RESERVED_AT = { control: 8, bulk: 36, heartbeat: 32 } as const;
+const RESERVED_AT = { control: 8, bulk: 36, heartbeat: 32, doctor: 8 } as const;
 
 /** Throws ProtocolError bad-preface for a preface that no peer would accept. */
 export function encodePreface(preface: Preface): Uint8Array {
   const bytes = Buffer.alloc(PREFACE_BYTES);
   bytes.write(MAGIC[preface.link], 0, 'latin1');
-  if (preface.link === 'control') return bytes;
+  if (preface.link === 'control' || preface.link === 'doctor') return bytes;
   if (!/^[0-9a-f]{32}$/.test(preface.bulkToken)) refuse('the bulk token is not 32 hex digits');
   checkGeneration(preface.generation);
   bytes.write(preface.bulkToken, 8, 'hex');
@@ -40,7 +42,7 @@ export function decodePreface(input: Uint8Array): Preface {
   const link =
     LINKS.find((each) => MAGIC[each] === magic) ?? refuse(`unknown magic ${JSON.stringify(magic)}`);
   if (bytes.subarray(RESERVED_AT[link]).some((byte) => byte !== 0)) refuse('a reserved byte is not zero');
-  if (link === 'control') return { link };
+  if (link === 'control' || link === 'doctor') return { link };
   const bulkToken = bytes.toString('hex', 8, 24);
   const generation = Number(bytes.readBigUInt64BE(24));
   checkGeneration(generation);

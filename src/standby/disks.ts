@@ -38,14 +38,7 @@ const KEPT_GROUPS = /^(cache\.|throttling\.|bps|iops|stats-)/;
 const SET_KEYS = new Set(['file', 'format']);
 /** Which image, and how its format is read. */
 const IMAGE_KEYS = new Set([
-  ...[
-    'driver',
-    'filename',
-    'snapshot',
-    'l2-cache-size',
-    'l2-cache-entry-size',
-    'cache-size',
-  ],
+  ...['driver', 'filename', 'snapshot', 'l2-cache-size', 'l2-cache-entry-size', 'cache-size'],
   ...['refcount-cache-size', 'cache-clean-interval', 'lazy-refcounts', 'overlap-check', 'offset', 'size'],
   ...[
     'pass-discard-request',

@@ -88,7 +88,7 @@ export class TestAgent {
   /** One request, one line of answer. An error says what the agent logged: one that doesn't answer may just have ended. */
   async command(command: ControlCommand, force: string | null = null): Promise<unknown> {
     try {
-      return await sendCommand(this.controlPath, command, force);
+      return await sendCommand(this.controlPath, command, { force });
     } catch (error) {
       (error as Error).message +=
         `\nlog of the ${this.#role} agent: ${tail(path.join(this.#directory, 'stderr'))}`;

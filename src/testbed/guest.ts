@@ -1,4 +1,5 @@
 /** The test guests' files, built on first use by guest/build.sh. */
+import { existsSync } from 'node:fs';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { run } from './child.ts';
@@ -15,8 +16,15 @@ export interface GuestFiles {
   baremetal: string;
 }
 
+/** A checkout keeps what it has built beside it; where only the package is installed, its folder is the package manager's. COLO_GUEST_FOLDER: somewhere else. */
+const GUEST_FOLDER =
+  process.env['COLO_GUEST_FOLDER'] ??
+  (existsSync(path.join(packageRoot, 'src'))
+    ? path.join(packageRoot, '.cache', 'guest')
+    : '/var/cache/colo-agent/guest');
+
 /** Safe when several processes call it at once. Takes milliseconds when nothing has changed; the first time downloads a kernel. */
-export async function buildGuest(directory = path.join(packageRoot, '.cache', 'guest')): Promise<GuestFiles> {
+export async function buildGuest(directory = GUEST_FOLDER): Promise<GuestFiles> {
   await run('sh', path.join(packageRoot, 'guest', 'build.sh'), directory);
   return {
     kernel: path.join(directory, 'vmlinuz'),

@@ -12,6 +12,9 @@ import { DISK_PREFIX } from './disk-mirror.ts';
 import type { Disk } from './disks.ts';
 import { withNamedFd } from './named-fd.ts';
 
+export const NBD_IN_USE =
+  "QEMU's NBD server is in use by somebody else, and the disks are read through it while they are copied: end that use (nbd-server-stop)";
+
 type Sockets = Pick<NativeBinding, 'listenUnix' | 'connectUnix' | 'closeFd'>;
 
 export interface SourceDisk {
@@ -101,9 +104,7 @@ async function startServer(
   } catch (error) {
     for (const fd of connections) native.closeFd(fd);
     if (error instanceof QmpError && /already running/.test(error.desc)) {
-      throw new Error(
-        "QEMU's NBD server is in use by somebody else, and the disks are read through it while they are copied: end that use (nbd-server-stop)",
-      );
+      throw new Error(NBD_IN_USE);
     }
     throw error;
   } finally {

@@ -104,7 +104,8 @@ interface ListedNic {
   peers: { id: string; type: string }[];
 }
 
-const CLIENT_LINE = /^(?: \\ )?(?:(hub\d+port\d+): )?(\S+): index=(\d+),type=([^,]+),(.*)$/;
+/** A port of a hub is `hub0port1`, or what `-netdev hubport,id=` calls it. */
+const CLIENT_LINE = /^(?: \\ )?(?:(\S+): )?(\S+): index=(\d+),type=([^,]+),(.*)$/;
 const NIC_INFO = /^model=([^,]+),macaddr=([0-9a-fA-F:]{17})/;
 
 /**

@@ -8,7 +8,11 @@ import { copiedDisks, DISKS_MAX, type Disk, type DiskExceptions, findDisks } fro
 import { HostProcess } from './host-process.ts';
 import { findNics, isUngated } from './nics.ts';
 
+/** What is looked at; `colo-agent doctor` has a line of the same name for each. */
+export type PreflightCheck = 'qemu' | 'run-state' | 'devices' | 'nics' | 'disks' | 'replication';
+
 export interface Problem {
+  check: PreflightCheck;
   what: string;
   /** The part of the VM: `NIC net0`, `disk vda`, `QEMU`. */
   where: string;
@@ -59,6 +63,47 @@ const STANDBY_COMMANDS: readonly CommandName[] = [
   'human-monitor-command',
 ];
 
+export interface Examined {
+  qmp: QmpClient;
+  process: HostProcess;
+  exceptions: AcceptedExceptions;
+}
+
+type Trouble = Omit<Problem, 'check'>;
+type Look = readonly [PreflightCheck, (vm: Examined) => Promise<Trouble[]>];
+
+/** In this order, so that the first problem named is the one to solve first. */
+const LOOKS: Record<'primary' | 'secondary', readonly Look[]> = {
+  primary: [
+    ['qemu', ({ qmp }) => missingCommands(qmp, PRIMARY_COMMANDS)],
+    ['run-state', ({ qmp }) => wrongRunState(qmp)],
+    ['run-state', ({ qmp }) => busy(qmp)],
+    ['devices', ({ qmp, process }) => uncopiedDevices(qmp, process)],
+    ['nics', ungateableNics],
+    ['disks', ({ qmp, exceptions }) => uncopyableDisks(qmp, exceptions)],
+    ['replication', ({ qmp, exceptions }) => missingForDisks(qmp, exceptions)],
+  ],
+  secondary: [
+    ['qemu', ({ qmp }) => missingCommands(qmp, STANDBY_COMMANDS)],
+    ['run-state', ({ qmp }) => busy(qmp)],
+    ['devices', ({ qmp, process }) => uncopiedDevices(qmp, process)],
+  ],
+};
+
+/** What stands against the VM in that role; `check`: as far as this one sees it. Changes nothing. */
+export async function findProblems(
+  role: 'primary' | 'secondary',
+  vm: Examined,
+  check: PreflightCheck | null = null,
+): Promise<Problem[]> {
+  const problems: Problem[] = [];
+  for (const [name, look] of LOOKS[role]) {
+    if (check !== null && check !== name) continue;
+    problems.push(...(await look(vm)).map((trouble) => ({ check: name, ...trouble })));
+  }
+  return problems;
+}
+
 /** Throws PreflightError with every problem at once. Changes nothing. */
 export async function assertProtectable(
   qmp: QmpClient,
@@ -66,15 +111,7 @@ export async function assertProtectable(
   exceptions: AcceptedExceptions,
   process = new HostProcess(pid),
 ): Promise<void> {
-  // One after the other, so that the first problem named is the one to solve first.
-  const problems = [
-    ...(await missingCommands(qmp, PRIMARY_COMMANDS)),
-    ...(await wrongRunState(qmp)),
-    ...(await busy(qmp)),
-    ...(await uncopiedDevices(qmp, process)),
-    ...(await ungateableNics(qmp, process, exceptions)),
-    ...(await uncopyableDisks(qmp, exceptions)),
-  ];
+  const problems = await findProblems('primary', { qmp, process, exceptions });
   if (problems.length > 0) throw new PreflightError(problems);
 }
 
@@ -84,15 +121,12 @@ export async function assertUsableAsStandby(
   pid: number,
   process = new HostProcess(pid),
 ): Promise<void> {
-  const problems = [
-    ...(await missingCommands(qmp, STANDBY_COMMANDS)),
-    ...(await busy(qmp)),
-    ...(await uncopiedDevices(qmp, process)),
-  ];
+  const exceptions = { ungatedNics: [], ungatedDisks: [], sharedDisks: [] };
+  const problems = await findProblems('secondary', { qmp, process, exceptions });
   if (problems.length > 0) throw new PreflightError(problems);
 }
 
-async function missingCommands(qmp: QmpClient, commands: readonly CommandName[]): Promise<Problem[]> {
+async function missingCommands(qmp: QmpClient, commands: readonly CommandName[]): Promise<Trouble[]> {
   const schema = await QmpSchema.query(qmp);
   return commands
     .filter((command) => !schema.hasCommand(command))
@@ -101,7 +135,7 @@ async function missingCommands(qmp: QmpClient, commands: readonly CommandName[])
 
 const FIT_TO_PROTECT: ReadonlySet<RunStateName> = new Set(['running', 'paused', 'prelaunch', 'suspended']);
 
-async function wrongRunState(qmp: QmpClient): Promise<Problem[]> {
+async function wrongRunState(qmp: QmpClient): Promise<Trouble[]> {
   const { status } = await qmp.execute('query-status');
   if (FIT_TO_PROTECT.has(status)) return [];
   return [
@@ -111,7 +145,7 @@ async function wrongRunState(qmp: QmpClient): Promise<Problem[]> {
 
 const MIGRATION_AT_REST: ReadonlySet<string> = new Set(['none', 'completed', 'cancelled', 'failed']);
 
-async function busy(qmp: QmpClient): Promise<Problem[]> {
+async function busy(qmp: QmpClient): Promise<Trouble[]> {
   const [migration, jobs] = await qmp.executeAll([['query-migrate'], ['query-jobs']]);
   const { status = 'none', 'blocked-reasons': blockers = [] } = migration;
   const problems = blockers.map((reason) => ({
@@ -142,7 +176,7 @@ async function busy(qmp: QmpClient): Promise<Problem[]> {
 const OUTSIDE_TYPES = /^(vfio-|vhost-)/;
 const VFIO_FILES = /^(\/dev\/vfio\/|anon_inode:\[vfio-device\])/;
 
-async function uncopiedDevices(qmp: QmpClient, process: HostProcess): Promise<Problem[]> {
+async function uncopiedDevices(qmp: QmpClient, process: HostProcess): Promise<Trouble[]> {
   const devices = (await listDevices(qmp)).filter(({ type }) => OUTSIDE_TYPES.test(type));
   const problems = devices.map((device) => ({
     where: `device ${nameOf(device)}`,
@@ -164,11 +198,7 @@ function nameOf({ path }: Device): string {
   return path.slice(path.lastIndexOf('/') + 1);
 }
 
-async function ungateableNics(
-  qmp: QmpClient,
-  process: HostProcess,
-  { ungatedNics }: AcceptedExceptions,
-): Promise<Problem[]> {
+async function ungateableNics({ qmp, process, exceptions: { ungatedNics } }: Examined): Promise<Trouble[]> {
   const nics = await findNics(qmp, process.pid, process);
   return nics.flatMap((nic) => {
     if (nic.ungateable === null || isUngated(nic, ungatedNics)) return [];
@@ -177,7 +207,7 @@ async function ungateableNics(
   });
 }
 
-async function uncopyableDisks(qmp: QmpClient, exceptions: DiskExceptions): Promise<Problem[]> {
+async function uncopyableDisks(qmp: QmpClient, exceptions: DiskExceptions): Promise<Trouble[]> {
   const disks = await findDisks(qmp);
   const copied = copiedDisks(disks, exceptions);
   const known = new Set(disks.map(({ id }) => id));
@@ -195,8 +225,13 @@ async function uncopyableDisks(qmp: QmpClient, exceptions: DiskExceptions): Prom
       remedy: 'leave some without a copy: --ungated-disk ID',
     });
   }
-  if (copied.length === 0) return problems;
-  return [...problems, ...(await unfitDisks(qmp, copied)), ...(await missingCommands(qmp, DISK_COMMANDS))];
+  return copied.length === 0 ? problems : [...problems, ...(await unfitDisks(qmp, copied))];
+}
+
+async function missingForDisks(qmp: QmpClient, exceptions: DiskExceptions): Promise<Trouble[]> {
+  return copiedDisks(await findDisks(qmp), exceptions).length === 0
+    ? []
+    : missingCommands(qmp, DISK_COMMANDS);
 }
 
 /**
@@ -215,7 +250,7 @@ const UNFIT_DISKS: ReadonlyMap<string, string> = new Map([
   ['ide-hd', 'it is an IDE disk: after a take-over the guest may wait for ever for a request that had ended'],
 ]);
 
-async function unfitDisks(qmp: QmpClient, disks: readonly Disk[]): Promise<Problem[]> {
+async function unfitDisks(qmp: QmpClient, disks: readonly Disk[]): Promise<Trouble[]> {
   const devices = await listDevices(qmp);
   return disks.flatMap(({ id, device }) => {
     const found = devices.find(({ path }) => path === device || path === `/machine/peripheral/${device}`);

@@ -29,11 +29,15 @@ export interface GuestRange {
   offset: bigint;
 }
 
+export class RamBlocksError extends Error {
+  override readonly name = 'RamBlocksError';
+}
+
 const PAGE_BYTES = 4096n;
 
 /**
  * Every block that the guest or a device may write, in QEMU's order; ROM blocks are left out, since each QEMU builds its own. Blocks without a name
- * are not migrated by QEMU either (a memory backend that no device uses). Throws when a block can't be found beyond doubt.
+ * are not migrated by QEMU either (a memory backend that no device uses). Throws RamBlocksError when a block can't be found beyond doubt.
  */
 export async function findRamBlocks(
   qmp: QmpClient,
@@ -101,7 +105,7 @@ function addressBySize(name: string, sizeBytes: number, mappings: Mapping[], tak
   const [only] = candidates;
   if (only && candidates.length === 1) return only.start;
   const found = candidates.map(({ start }) => `0x${start.toString(16)}`).join(', ');
-  throw new Error(
+  throw new RamBlocksError(
     `cannot tell where QEMU has RAM block ${name} (${sizeBytes} bytes): ` +
       (only ? `the mappings at ${found} all fit` : 'no mapping fits') +
       '. It is not mapped in guest address space yet; attach once the guest has booted, or use QEMU 8.0 or newer',
@@ -115,7 +119,7 @@ function isWritableData({ permissions }: Mapping): boolean {
 /** Whoever listens on the QMP socket may not be QEMU itself, and HMP's text may be misread: look before other parts write there. */
 function assertMapped({ name, hostAddress, sizeBytes }: RamBlock, mappings: Mapping[]): void {
   if (hostAddress % PAGE_BYTES !== 0n || BigInt(sizeBytes) % PAGE_BYTES !== 0n || sizeBytes === 0) {
-    throw new Error(
+    throw new RamBlocksError(
       `RAM block ${name}: address 0x${hostAddress.toString(16)} and size ${sizeBytes} are not whole pages`,
     );
   }
@@ -125,7 +129,7 @@ function assertMapped({ name, hostAddress, sizeBytes }: RamBlock, mappings: Mapp
     if (isWritableData(mapping) && mapping.start <= at && at < mapping.end) at = mapping.end;
   }
   if (at < end) {
-    throw new Error(
+    throw new RamBlocksError(
       `RAM block ${name}: nothing is mapped read-write at 0x${at.toString(16)} of the process behind the QMP socket`,
     );
   }
@@ -142,12 +146,12 @@ const BLOCK_FIELDS =
 export function parseRamBlocks(text: string): ListedBlock[] {
   const [header, ...lines] = text.split(/\r?\n/).filter((line) => line.trim() !== '');
   if (!header?.includes('Block Name'))
-    throw new Error(`cannot understand QEMU's list of RAM blocks: ${text.slice(0, 200)}`);
+    throw new RamBlocksError(`cannot understand QEMU's list of RAM blocks: ${text.slice(0, 200)}`);
   return lines.map((line) => {
     const fields = BLOCK_FIELDS.exec(line);
     const [, used, address, access] = fields ?? [];
     if (fields === null || used === undefined) {
-      throw new Error(`cannot understand this line of QEMU's list of RAM blocks: ${line}`);
+      throw new RamBlocksError(`cannot understand this line of QEMU's list of RAM blocks: ${line}`);
     }
     return {
       name: line.slice(0, fields.index).trim(),
@@ -168,7 +172,8 @@ export function parseSystemMemory(text: string): GuestRange[] {
     .replaceAll('\r', '')
     .split(/\n(?=FlatView #)/)
     .find((part) => SYSTEM_MEMORY.test(part));
-  if (view === undefined) throw new Error("cannot find the machine's memory in the answer to info mtree -f");
+  if (view === undefined)
+    throw new RamBlocksError("cannot find the machine's memory in the answer to info mtree -f");
   return [...view.matchAll(RANGE_LINE)]
     .map(([, start, kind = '', region = '', offset = '0']) => ({
       guestAddress: BigInt(`0x${start}`),

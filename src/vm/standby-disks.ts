@@ -119,9 +119,8 @@ export class StandbyDisks {
     primary: PrimaryOfDisks,
     opened: StandbyDisk[],
   ): string | null {
-    if (disk.readOnly) return `${disk.file} is read-only here: start the standby with it writable`;
-    if (disk.format !== 'raw')
-      return `${disk.file} is ${disk.format} here: the standby's disks must be raw (a file or a block device)`;
+    const unfit = unfitForCopy(disk);
+    if (unfit !== null) return unfit;
     if (disk.sizeBytes > wanted.sizeBytes)
       return `${differentSize(disk, wanted.sizeBytes)}: give the standby one of the same size`;
     const file = diskFile(this.#qmp.peer.pid, disk);
@@ -175,6 +174,14 @@ export class StandbyDisks {
       return `disk ${disk.id}: ${differentSize(disk, sizeBytes)}, and it can't be made longer: ${(error as Error).message}`;
     }
   }
+}
+
+/** Why a standby's disk can't be a copy, whatever the primary's is; null: it can. */
+export function unfitForCopy({ file, format, readOnly }: Disk): string | null {
+  if (readOnly) return `${file} is read-only here: start the standby with it writable`;
+  return format === 'raw'
+    ? null
+    : `${file} is ${format} here: the standby's disks must be raw (a file or a block device)`;
 }
 
 function differentSize({ file, sizeBytes }: Disk, wantedBytes: number): string {

@@ -2,6 +2,7 @@
 import { readFileSync } from 'node:fs';
 import path from 'node:path';
 import { sendCommand } from '../../src/agent/control-client.ts';
+import type { DrillReport } from '../../src/agent/drill-report.ts';
 import type { AgentStatus } from '../../src/testbed/agents.ts';
 import { Child, type ExitStatus } from '../../src/testbed/child.ts';
 import { packageRoot } from '../../src/testbed/guest.ts';
@@ -22,6 +23,9 @@ const DOCUMENTED_EXITS: Record<Role, readonly number[]> = {
 const BUGS =
   /uncaught|unhandled|invalid transition|(?:Type|Reference|Range)Error|Assertion|^\s+at .+:\d+:\d+/im;
 
+/** The one end of its own that a drill can bring: what is left of the VM can't be a standby. */
+const HANDED_OVER = /the VM was handed over and has no standby/;
+
 const STATUS_TIMEOUT_MS = 2000;
 
 export class AgentProcess {
@@ -31,6 +35,9 @@ export class AgentProcess {
   readonly startedMs = monotonicMs();
   readonly #child: Child;
   readonly #controlPath: string;
+  /** A drill may have made its VM stand: for good, should it die now. */
+  mayLeaveStanding = false;
+  #drilling = false;
 
   private constructor(role: Role, child: Child, logPath: string, controlPath: string) {
     this.role = role;
@@ -68,7 +75,22 @@ export class AgentProcess {
   /** Null: it doesn't answer (yet). */
   async status(): Promise<AgentStatus | null> {
     const answer = sendCommand(this.#controlPath, 'status').catch(() => null);
-    return (await within(answer, STATUS_TIMEOUT_MS)) as AgentStatus | null;
+    const status = (await within(answer, STATUS_TIMEOUT_MS)) as AgentStatus | null;
+    // After a drill that came to nothing the VM runs again, or this is a primary no more.
+    if (!this.#drilling && status !== null && ['PROTECTED', 'STANDBY'].includes(status.state))
+      this.mayLeaveStanding = false;
+    return status;
+  }
+
+  /** Rejects with a ControlError: `refused` with the reason, or `no-agent` when it dies over it. */
+  async drill(): Promise<DrillReport> {
+    this.mayLeaveStanding = true;
+    this.#drilling = true;
+    try {
+      return (await sendCommand(this.#controlPath, 'drill')) as DrillReport;
+    } finally {
+      this.#drilling = false;
+    }
   }
 
   /** The witness names another host: this one's VM is none. Other things that are wrong here, a full disk say, have the same exit code. */
@@ -89,6 +111,7 @@ export class AgentProcess {
     const name = path.basename(this.logPath);
     const bug = BUGS.exec(this.log())?.[0];
     if (bug !== undefined) return `${name} has an error that nobody caught: ${bug.trim()}`;
+    if (code === 0 && HANDED_OVER.test(this.log())) return null;
     if (signal === 'SIGKILL' || (code !== null && DOCUMENTED_EXITS[this.role].includes(code))) return null;
     return `${name}: the agent ended by ${signal ?? `exit code ${code}`}`;
   }

@@ -32,6 +32,8 @@ export async function begin(fault: Fault, world: World): Promise<End | null> {
       return fillStorage(targetOf(fault.side, world));
     case 'clock':
       return setClock(world.host(fault.host), fault.stepS);
+    case 'drill':
+      return drill(targetOf('primary', world), world);
   }
 }
 
@@ -107,6 +109,11 @@ async function stopMembers(
     // Together: without a majority none of them becomes healthy.
     else await Promise.all(members.map((member) => etcd.restart(member)));
   };
+}
+
+function drill(host: ChaosHost | null, { drills }: World): End | null {
+  const agent = host?.agent;
+  return agent?.running ? drills.ask(agent) : null;
 }
 
 /** And back, as by somebody who sees what he has done. */

@@ -18,6 +18,7 @@ import type { WallClock } from './wall-clock.ts';
 const STEP_MS = 200;
 const BOOT_MS = 120_000;
 const END_MS = 30_000;
+const STANDS_ASKED = 5;
 const DISK_MIB = 16;
 const MEMORY_MIB = 128;
 const SERVICES = 'colo.services=counter,announce,diskcheck colo.diskcheck=100,vda';
@@ -30,11 +31,14 @@ export interface HostOptions {
   clock: WallClock;
   /** Puts an agent on the host. */
   prefix: string[];
-  argsFor(role: Role): string[];
+  /** Of either role. */
+  args: string[];
   /** Where logs are kept. */
   folder: string;
   /** A VM with this tap device is about to start. */
   onTap(tap: string): void;
+  /** The VM with this tap device has been handed over, and is the standby. */
+  onStandsBy(tap: string): void;
 }
 
 /** A standby that waits for an answer, or tries again what has failed. */
@@ -60,6 +64,10 @@ export class ChaosHost {
   wentOnMs = Number.NEGATIVE_INFINITY;
   /** Since the last quiet moment. */
   storageWasFull = false;
+  /** How often a person had to let a VM go on that a drill had left standing. */
+  letGoOn = 0;
+  /** The agent died over a drill: the VM may stand for good. */
+  #mayStand = false;
   readonly #options: HostOptions;
   /** Every agent that there was. */
   readonly #agents: AgentProcess[] = [];
@@ -178,7 +186,7 @@ export class ChaosHost {
     if (vm !== null && exit.code === EXIT_UNAVAILABLE && this.wentOnMs < agent.startedMs)
       await this.#expectGone(vm, 'ended for want of its VM');
     // While QEMU can't be asked nothing is decided, and the supervisor comes back to it.
-    const keeps = vm?.running === true && !agent.refused && (await this.#holdsGuest(vm));
+    const keeps = vm?.running === true && exit.code !== 0 && !agent.refused && (await this.#holdsGuest(vm));
     const lastWords = agent.log().trimEnd().split('\n').at(-1);
     this.#note(`${agent.role} ended (${exit.signal ?? exit.code}): ${lastWords}`);
     const fault = agent.faultOf(exit);
@@ -186,8 +194,9 @@ export class ChaosHost {
     this.agent = null;
     this.status = null;
     this.checkpointOf = null;
-    if (keeps) this.role = 'primary';
-    else await this.#clear();
+    if (!keeps) return this.#clear();
+    this.role = 'primary';
+    this.#mayStand ||= agent.mayLeaveStanding;
   }
 
   /** INVARIANT 4: who is fenced leaves no VM. And nobody leaves one that lives and doesn't stand still. */
@@ -207,9 +216,9 @@ export class ChaosHost {
       this.role = 'secondary';
       this.vm = await this.#startVm(true);
     }
-    const { prefix, argsFor, folder, clock } = this.#options;
+    const { prefix, args: own, folder, clock } = this.#options;
     const base = path.join(folder, `${this.name}-${++this.incarnation}-${this.role}`);
-    const args = ['--qmp', this.vm.qmpPath, ...argsFor(this.role)];
+    const args = ['--qmp', this.vm.qmpPath, ...own];
     this.agent = await AgentProcess.start(this.role, args, { prefix, env: clock.environment, base });
     this.#agents.push(this.agent);
     this.#note(`${this.role} for ${this.vm.name}`);
@@ -224,9 +233,36 @@ export class ChaosHost {
     this.statusMs = askedMs;
     if (status === null) return;
     if (status.state === 'STANDBY') this.checkpointOf = Number(status['generation']);
-    if (this.role === 'primary' || (status['role'] !== 'primary' && status.state !== 'RUNNING')) return;
-    this.#note(`took over in generation ${status['generation']}`);
-    this.role = 'primary';
+    this.#followRole(status);
+    if (this.#mayStand) await this.#letGoOn(status);
+  }
+
+  #followRole({ role, state, generation }: AgentStatus): void {
+    const runs = role === 'primary' || state === 'RUNNING';
+    if (this.role === 'secondary' && runs) {
+      this.#note(`took over in generation ${generation}`);
+      this.role = 'primary';
+    } else if (this.role === 'primary' && !runs && state !== 'TAKING-OVER') {
+      this.#note('handed its VM over, and is its standby');
+      this.#options.onStandsBy(this.tap);
+      this.role = 'secondary';
+      this.#mayStand = false;
+    }
+  }
+
+  /** A person's part in docs/failover.md: the agent was killed between HANDOVER and the answer, and its successor protects the VM, which runs nowhere else. */
+  async #letGoOn({ state }: AgentStatus): Promise<void> {
+    const { vm } = this;
+    if (vm === null || state !== 'PROTECTED') return;
+    this.#mayStand = false;
+    for (let asked = 0; asked < STANDS_ASKED; asked++) {
+      // A checkpoint's pause is shorter.
+      if ((await runState(vm)) !== 'paused') return;
+      await sleep(STEP_MS);
+    }
+    this.letGoOn++;
+    this.#note('the VM stands since a drill, and a person lets it go on');
+    await monitor(vm, (qmp) => qmp.execute('cont'));
   }
 
   async #startVm(paused: boolean): Promise<TestVm> {
@@ -263,6 +299,7 @@ export class ChaosHost {
     this.status = null;
     this.checkpointOf = null;
     this.role = 'secondary';
+    this.#mayStand = false;
     await agent?.end();
     await vm?.destroy();
   }

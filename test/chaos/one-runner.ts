@@ -35,6 +35,8 @@ export class OneRunner {
   readonly #givenUp = new Set<string>();
   readonly #hostOf: (tap: string) => VmHost;
   readonly #wentOnMs: (host: VmHost) => number;
+  /** The devices of VMs that have been handed over, and when that was known. */
+  readonly #standbySinceMs = new Map<string, number>();
 
   /** `wentOnMs`: when a process of that host got its last SIGCONT; minus infinity: never. */
   constructor(hostOf: (tap: string) => VmHost, wentOnMs: (host: VmHost) => number) {
@@ -42,14 +44,19 @@ export class OneRunner {
     this.#wentOnMs = wentOnMs;
   }
 
+  /** Its VM has been handed over, and is the standby: it may run again, in another generation. */
+  standsBy(tap: string, sinceMs: number): void {
+    this.#standbySinceMs.set(tap, sinceMs);
+  }
+
   /** In order. Returns what is wrong with it. */
   push(burst: Burst): string | null {
     this.frames += burst.frames;
     const current = this.runners.at(-1);
     if (current?.tap === burst.tap) return null;
-    const before = this.runners.find(({ tap }) => tap === burst.tap);
+    const before = this.runners.findLast(({ tap }) => tap === burst.tap);
     const host = this.#hostOf(burst.tap);
-    if (current === undefined || before === undefined) {
+    if (current === undefined || before === undefined || this.#stoodBy(before, burst)) {
       this.runners.push({ tap: burst.tap, host, firstMs: burst.firstMs });
       return null;
     }
@@ -60,6 +67,11 @@ export class OneRunner {
     }
     const afterMs = Math.round(burst.lastMs - successor.firstMs);
     return `two VMs answer: ${burst.frames} frames of ${burst.tap} (${host}) ${afterMs} ms after ${successor.tap} (${successor.host}) began to send`;
+  }
+
+  #stoodBy(before: Runner, { tap, firstMs }: Burst): boolean {
+    const sinceMs = this.#standbySinceMs.get(tap) ?? Number.NEGATIVE_INFINITY;
+    return before.firstMs < sinceMs && sinceMs < firstMs;
   }
 
   /** A VM that was ended by hand, whether it has had a generation or not. */

@@ -28,7 +28,9 @@ export type Fault =
   /** Of a host: its VM's disk and its memory of generations. */
   | { kind: 'disk-full'; side: Side }
   /** The wall clock of a host is set. */
-  | { kind: 'clock'; host: VmHost; stepS: number };
+  | { kind: 'clock'; host: VmHost; stepS: number }
+  /** `colo-agent drill` on the primary: no fault, but nothing may go wrong with one either. */
+  | { kind: 'drill' };
 
 export interface PlannedFault {
   fault: Fault;
@@ -51,8 +53,12 @@ const HOLD_MS = { min: 200, max: 5000 };
 const ISOLATED_MS = { min: 3000, max: 6000 };
 const OFFSET_MS = 2500;
 const CLOCK_STEP_S = 3600;
+const DRILLS = 4;
+const DRILL_AMONG = 5;
+/** A drill takes about as long on a small machine, from the command to the guest that runs there. */
+const HANDOVER_MS = 800;
 
-/** Each fault of the library once. */
+/** Each fault of the library once, and drills. */
 function deck(random: Random): Fault[] {
   const cuts = [1, 2, 3, 4, 5, 6, 7].map((bits) => LINKS.filter((_, index) => bits & (1 << index)));
   const step = random.pick([-CLOCK_STEP_S, -1, 1, CLOCK_STEP_S]);
@@ -70,6 +76,7 @@ function deck(random: Random): Fault[] {
     ...SIDES.map((side) => ({ kind: 'disk-full', side }) as const),
     { kind: 'clock', host: random.pick(['north', 'south']), stepS: step },
     { kind: 'kill-both' },
+    ...Array.from({ length: DRILLS }, () => ({ kind: 'drill' }) as const),
   ];
 }
 
@@ -84,7 +91,7 @@ export function* planOf(seed: number): Generator<Wave, never> {
   for (;;) {
     const wave: PlannedFault[] = [];
     for (let count = 1 + random.below(3); count > 0; count--) {
-      if (waiting.length === 0) waiting = eachKindFirst(shuffled(deck(random), random));
+      if (waiting.length === 0) waiting = drillSoon(eachKindFirst(shuffled(deck(random), random)), random);
       const index = waiting.findIndex((fault) => fits(fault, wave));
       if (index < 0) break;
       const [fault] = waiting.splice(index, 1) as [Fault];
@@ -94,11 +101,23 @@ export function* planOf(seed: number): Generator<Wave, never> {
         holdMs: holdOf(fault, random),
       });
     }
-    yield wave.sort((a, b) => a.afterMs - b.afterMs);
+    yield aimedAtDrill(wave, random).sort((a, b) => a.afterMs - b.afterMs);
   }
 }
 
+/** Most of what comes in a wave with a drill strikes while it is under way, or soon after it; the rest when it will. */
+function aimedAtDrill(wave: PlannedFault[], random: Random): PlannedFault[] {
+  const drill = wave.find(({ fault }) => fault.kind === 'drill');
+  if (drill === undefined) return wave;
+  return wave.map((planned) =>
+    planned === drill || random.below(4) === 0
+      ? planned
+      : { ...planned, afterMs: Math.round(drill.afterMs + random.between(0, HANDOVER_MS)) },
+  );
+}
+
 function holdOf({ kind }: Fault, random: Random): number {
+  if (kind === 'drill') return 0; // it ends with its answer
   const { min, max } = kind === 'isolate' ? ISOLATED_MS : HOLD_MS;
   return Math.round(random.between(min, max));
 }
@@ -107,6 +126,16 @@ function eachKindFirst(faults: readonly Fault[]): Fault[] {
   const kinds = faults.map(kindOf);
   const isFirst = (index: number) => kinds.indexOf(kinds[index] as FaultKind) === index;
   return [...faults.filter((_, index) => isFirst(index)), ...faults.filter((_, index) => !isFirst(index))];
+}
+
+/** Two minutes of a slow machine have some eight faults: one of them is a drill. */
+function drillSoon(faults: Fault[], random: Random): Fault[] {
+  const [drill] = faults.splice(
+    faults.findIndex(({ kind }) => kind === 'drill'),
+    1,
+  ) as [Fault];
+  faults.splice(random.below(DRILL_AMONG), 0, drill);
+  return faults;
 }
 
 /** Hosts without a VM are nothing that anything could be done to; and who is cut off shall be the one who loses. */
@@ -145,6 +174,7 @@ export const FAULT_KINDS = [
   'etcd stopped',
   'disk full',
   'clock stepped',
+  'drill',
 ] as const;
 
 export type FaultKind = (typeof FAULT_KINDS)[number];
@@ -169,6 +199,8 @@ export function kindOf(fault: Fault): FaultKind {
       return 'disk full';
     case 'clock':
       return 'clock stepped';
+    case 'drill':
+      return 'drill';
   }
 }
 
@@ -199,6 +231,8 @@ export function describeFault(fault: Fault): string {
       return `the ${fault.side}'s storage is full`;
     case 'clock':
       return `${fault.host}'s wall clock is set by ${fault.stepS} s`;
+    case 'drill':
+      return 'drill: the primary hands its VM over';
   }
 }
 

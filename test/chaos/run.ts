@@ -173,16 +173,18 @@ class ChaosRun {
   }
 
   summary(): string {
-    const { clients, oneRunner, records } = this.#world;
+    const { clients, oneRunner, records, drills, north, south } = this.#world;
     const { losses } = this.#life;
     const { heardCount, verifiedCount } = clients.announcements;
     const { takeOvers, protections } = countSuccessions(records.history);
     return [
       `seed ${this.#options.seed}: ${this.waves} waves, ${this.#faults.total} faults`,
       this.#faults.describe(),
+      drills.describe(),
       `${takeOvers} take-overs, ${protections} times protected, in ${records.history.length} records; protected again at most ${Math.round(this.#slowestMs)} ms after a wave`,
       `${oneRunner.frames} frames of ${oneRunner.runners.length} VMs, one after the other; ${oneRunner.lateFrames} of a VM that was superseded came late`,
       `${clients.lines} lines of the stream, the longest silence ${Math.round(clients.silenceMaxMs)} ms; ${heardCount} announcements heard, ${verifiedCount} of them asked for`,
+      `a person let a VM go on that a drill had left standing ${north.letGoOn + south.letGoOn} times`,
       `clients had to connect again ${losses.length} times${losses.map((why) => `\n  ${why}`).join('')}`,
     ].join('\n');
   }

@@ -7,8 +7,9 @@ import { pairedFolders } from '../../src/testbed/credentials.ts';
 import { TestEtcd } from '../../src/testbed/etcd.ts';
 import { TestHosts } from '../../src/testbed/hosts.ts';
 import { TestNetwork } from '../../src/testbed/network.ts';
-import type { Role } from './agent-process.ts';
+import { monotonicMs } from '../../src/testbed/wait.ts';
 import { Clients } from './clients.ts';
+import { Drills } from './drills.ts';
 import { ChaosHost } from './host.ts';
 import type { Journal } from './journal.ts';
 import { OneRunner } from './one-runner.ts';
@@ -37,6 +38,7 @@ export class World {
   readonly north: ChaosHost;
   readonly south: ChaosHost;
   readonly clients: Clients;
+  readonly drills: Drills;
   readonly oneRunner: OneRunner;
   /** Set by create(). */
   records!: RecordWatch;
@@ -77,6 +79,7 @@ export class World {
     this.#network = network;
     this.#folder = folder;
     this.clients = new Clients(network, journal);
+    this.drills = new Drills(journal);
     this.north = this.#makeHost('north', machines.north);
     this.south = this.#makeHost('south', machines.south);
     this.oneRunner = new OneRunner(
@@ -125,20 +128,27 @@ export class World {
       storage,
       clock,
       prefix: this.hosts.prefix(name),
-      argsFor: (role) => this.#argsFor(name, role, storage),
+      args: this.#argsFor(name, storage),
       folder: this.#folder,
       onTap: (tap) => this.#hostOfTap.set(tap, name),
+      onStandsBy: (tap) => this.oneRunner.standsBy(tap, monotonicMs()),
     });
   }
 
-  #argsFor(name: VmHost, role: Role, storage: Storage): string[] {
+  /** Each can be either: the standby after a take-over, the primary after a drill. */
+  #argsFor(name: VmHost, storage: Storage): string[] {
     const { hosts, etcd } = this;
     const other = name === 'north' ? 'south' : 'north';
     const endpoints = etcd.endpointsAt(hosts.address('witness', name)).join(',');
     const witness = ['--node', name, '--witness', endpoints, '--witness-timeout', '500'];
     const own = ['--state-dir', storage.stateFolder, '--tls', pairedFolders()[PAIRED[name]]];
     const common = ['--vm', VM_NAME, ...witness, ...own];
-    const primarys = [...common, '--peer', `${hosts.address(other, name)}:${PORT}`, ...INTERVALS];
-    return role === 'primary' ? primarys : [...primarys, '--listen', `${hosts.address(name, other)}:${PORT}`];
+    const addresses = [
+      '--peer',
+      `${hosts.address(other, name)}:${PORT}`,
+      '--listen',
+      `${hosts.address(name, other)}:${PORT}`,
+    ];
+    return [...common, ...addresses, ...INTERVALS];
   }
 }

@@ -28,12 +28,10 @@ function vmstateFiles(): string[] {
   });
 }
 
-test('leaves nothing behind, here or in QEMU: it is tried again, perhaps for days', async () => {
-  const qemu = await QemuProcess.start('-machine', 'pc', '-m', '64');
-  cleanups.push(() => qemu.stop());
-  const options = {
+function optionsFor(qmpPath: string, log: Log): PrimaryAgentOptions {
+  return {
     vm: 'web1',
-    qmpPath: qemu.qmpPath,
+    qmpPath,
     exceptions: { ungatedNics: [], ungatedDisks: [], sharedDisks: [] },
     standsByLater: false,
     diskBufferBytes: 2 ** 20,
@@ -41,11 +39,47 @@ test('leaves nothing behind, here or in QEMU: it is tried again, perhaps for day
     shadow: false,
     tracker: 'compare',
     scrubSliceBytes: 0,
-    log: new Log('error', () => ({})),
-  };
-  await expect(attachPrimary(options as unknown as PrimaryAgentOptions)).rejects.toThrow(/threads/);
+    log,
+  } as unknown as PrimaryAgentOptions;
+}
+
+test('leaves nothing behind, here or in QEMU: it is tried again, perhaps for days', async () => {
+  const qemu = await QemuProcess.start('-machine', 'pc', '-m', '64');
+  cleanups.push(() => qemu.stop());
+  const options = optionsFor(qemu.qmpPath, new Log('error', () => ({})));
+  await expect(attachPrimary(options)).rejects.toThrow(/threads/);
   expect(vmstateFiles()).toEqual([]);
   const qmp = await qemu.connect();
   cleanups.push(() => qmp.close());
   expect(await qmp.execute('query-fdsets')).toEqual([]);
+});
+
+test('a VM that stands is told of, with what lets it go on and when; one that runs is not', async () => {
+  const qemu = await QemuProcess.start('-machine', 'pc', '-m', '64');
+  cleanups.push(() => qemu.stop());
+  const order = async (command: 'cont' | 'stop' | 'query-status') => {
+    const qmp = await qemu.connect(); // which serves one client at a time
+    const answer = await qmp.execute(command);
+    qmp.close();
+    return answer;
+  };
+  const log = new Log('error', () => ({}));
+  const warn = vi.spyOn(log, 'warn');
+  const attach = () => expect(attachPrimary(optionsFor(qemu.qmpPath, log))).rejects.toThrow(/threads/);
+  const told = () => warn.mock.calls.filter(([message]) => message.startsWith('the VM stands'));
+  await order('cont');
+  await attach();
+  expect(told()).toEqual([]);
+  await order('stop');
+  await attach();
+  expect(told()).toEqual([
+    [
+      'the VM stands, and is not resumed by this agent',
+      {
+        reason: expect.stringMatching(/killed in a drill/),
+        advice: expect.stringMatching(/PROTECTED.*`cont`/),
+      },
+    ],
+  ]);
+  expect(await order('query-status')).toMatchObject({ running: false });
 });

@@ -122,8 +122,11 @@ describe('colo-agent standby --start', () => {
     expect(again.stderr).toContain('a QEMU answers');
   });
 
-  test.skipIf(statSync('/run/systemd/system', { throwIfNoEntry: false }))('--scope needs systemd', async () => {
-    const { code, stderr } = await start({}, '--scope');
-    expect({ code, stderr }).toMatchObject({ code: 69, stderr: expect.stringContaining('systemd') });
-  });
+  test.skipIf(statSync('/run/systemd/system', { throwIfNoEntry: false }))(
+    '--scope needs systemd',
+    async () => {
+      const { code, stderr } = await start({}, '--scope');
+      expect({ code, stderr }).toMatchObject({ code: 69, stderr: expect.stringContaining('systemd') });
+    },
+  );
 });

@@ -1,4 +1,5 @@
 /** What goes wrong in a world, when, and what a person does about it. */
+import type { StateWord } from '../../src/protocol/machine.ts';
 import { type Victim, violated, type World } from './world.ts';
 
 const RESTART_MS = [20, 600] as const;
@@ -53,7 +54,7 @@ const resume: Fault = (world) => {
   const { pvm, primary } = world;
   if (!pvm.alive || pvm.running || pvm.shutDown || pvm.left) return;
   world.trace('* somebody resumes the VM');
-  if (primary?.stopped) world.resumedByOthers = true;
+  world.resumedByOthers = true;
   if (primary !== null) primary.stopped = false;
   pvm.running = true;
   primary?.dispatch({ type: 'vm-resumed' });
@@ -69,9 +70,11 @@ const shutDown: Fault = (world) => {
   primary.dispatch({ type: 'vm-shutdown', gone: false });
 };
 
-/** Without a witness that is a person's word that nobody has taken over. */
+/** Without a witness that is a person's word that nobody has taken over; nor may one that stands still do so yet, by an order that it has got. */
 const stop: Fault = (world) => {
-  if (world.witnessed || !world.svm.running) world.primary?.dispatch({ type: 'command', command: 'stop' });
+  const ordered = world.ordered !== null && world.ordered === world.secondary;
+  if (world.witnessed || !(world.svm.running || ordered))
+    world.primary?.dispatch({ type: 'command', command: 'stop' });
 };
 
 export const drill: Fault = (world) => world.primary?.dispatch({ type: 'command', command: 'drill' });
@@ -218,6 +221,7 @@ export function employPerson(world: World): void {
     if (standsForNobody(world)) world.primary?.dispatch({ type: 'command', command: 'force-stop' });
     const cutOff = !pvm.alive || gate?.dead === true;
     if (cutOff && secondary?.alive && secondary.heldDevice >= world.newestSeen) {
+      world.ordered = secondary;
       secondary.dispatch({ type: 'command', command: 'force-failover' });
     }
     employPerson(world);
@@ -247,12 +251,15 @@ export function keepAgentsRunning(world: World): void {
   });
 }
 
+const CLAIMING: StateWord[] = ['TAKING-OVER', 'BLOCKED'];
+
 export function settled(world: World): boolean {
   const { primary, secondary, pvm, svm } = world;
   if (primary === null || secondary === null) return false;
   // Nobody is left to tell the primary that it was superseded; it stays cut off.
   if (svm.running && !secondary.alive && primary.machine.state === 'BLOCKED') return true;
-  if (pvm.left) return true;
+  // The standby has won, or its VM wouldn't be left; unless it has died since, it may not have heard of it yet.
+  if (pvm.left) return world.deaths > 0 || !CLAIMING.includes(secondary.machine.state);
   if (pvm.shutDown && pvm.alive) return false;
   if (!pvm.alive) {
     // A checkpoint that the witness knows to be stale has been given up; one that it was never told of waits for a person.

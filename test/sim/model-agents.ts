@@ -17,6 +17,9 @@ export class ModelPrimary extends ModelAgent<PrimaryEvent, PrimaryEffect> {
   synced = false;
   /** The VM is to be stopped for it, and nobody has answered. */
   stopDue: number | null = null;
+  /** The VM is to be brought to a stand, and nobody has answered. */
+  standDue = false;
+  private drilling = false;
   /** The model's number of an epoch that has been sent, by the session's. */
   private sent = new Map<number, number>();
   private readonly onOutput: (epoch: number) => void;
@@ -41,6 +44,7 @@ export class ModelPrimary extends ModelAgent<PrimaryEvent, PrimaryEffect> {
     super(side, machine, host, world);
     this.onOutput = onOutput;
     this.step({ type: 'start' });
+    if (host.vm === 'stands') this.step({ type: 'vm-paused' });
   }
 
   begin(): void {
@@ -57,6 +61,24 @@ export class ModelPrimary extends ModelAgent<PrimaryEvent, PrimaryEffect> {
     this.stopDue = null;
     this.step({ type: 'stopped', epoch, wasRunning: true });
     this.step({ type: 'saved', epoch, vmstateBytes: BYTES });
+  }
+
+  /** What is left of the model's step is one checkpoint more, whose output it doesn't count. */
+  beginDrill(): void {
+    this.drilling = true;
+    this.step({ type: 'command', command: 'drill' });
+  }
+
+  stand(): void {
+    this.standDue = false;
+    this.host.vm = 'stands';
+    this.step({ type: 'stood', wasRunning: true });
+  }
+
+  /** A person lets a VM go on that the agent before this one has handed over. */
+  letGoOn(): void {
+    this.host.vm = 'runs';
+    this.step({ type: 'vm-resumed' });
   }
 
   protected perform(effect: PrimaryEffect): void {
@@ -99,10 +121,14 @@ export class ModelPrimary extends ModelAgent<PrimaryEvent, PrimaryEffect> {
         break;
       case 'capture':
         host.gate = 'holds';
-        this.sent.set(effect.epoch, host.epoch++);
+        this.sent.set(effect.epoch, this.drilling ? 0 : host.epoch++);
         this.step({ type: 'captured', epoch: effect.epoch, pages: 1 });
         break;
+      case 'stand-still':
+        this.standDue = true;
+        break;
       case 'resume':
+        if (host.vm === 'stands') host.vm = 'runs';
         this.step({ type: 'resumed' });
         break;
       case 'transmit':
@@ -112,8 +138,10 @@ export class ModelPrimary extends ModelAgent<PrimaryEvent, PrimaryEffect> {
         this.onOutput(this.sent.get(effect.epoch) ?? differ(`epoch ${effect.epoch} was never sent`));
         break;
       case 'quit-vm':
+      case 'leave-vm':
         Object.assign(host, { vm: 'none', gate: 'closed', filters: false });
         break;
+      case 'drilled':
       case 'sync-disks':
       case 'finished':
       case 'disconnect-bulk':

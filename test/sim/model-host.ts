@@ -44,7 +44,7 @@ export class Witness {
 }
 
 export interface HostState {
-  vm: 'none' | 'paused' | 'runs';
+  vm: 'none' | 'paused' | 'runs' | 'stands';
   gate: 'closed' | 'holds' | 'open';
   /** Something of an agent's lies under the VM's NICs. */
   filters: boolean;

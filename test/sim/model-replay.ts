@@ -9,7 +9,7 @@ import { differ, type HostState, NODES, type Surroundings, Witness } from './mod
 import type { ModelState, ModelStep } from './model-run.ts';
 
 /** These arrive when the model says so, and everything behind them waits; the others arrive at once. */
-const WAITED_FOR: readonly string[] = ['send', 'received', 'error', 'bye'];
+const WAITED_FOR: readonly string[] = ['send', 'received', 'handover', 'took-over', 'error', 'bye'];
 
 interface Link {
   /** Which side the primary is on. */
@@ -86,6 +86,12 @@ export class Replay implements Surroundings {
       case 'session_lost':
         this.loseSession(host);
         break;
+      case 'hands_over':
+        this.handOver(host);
+        break;
+      case 'took_over':
+        this.arrive(host, 'took-over');
+        break;
       case 'primary_claims':
         this.primaryOf(host).reach();
         break;
@@ -96,8 +102,11 @@ export class Replay implements Surroundings {
         this.claimAsSecondary(host);
         break;
       case 'protect_won':
+        this.primaryOf(host).win();
+        break;
       case 'primary_won':
         this.primaryOf(host).win();
+        if (this.hosts[host].vm === 'stands') this.primaryOf(host).letGoOn();
         break;
       case 'secondary_won':
         this.secondaryOf(host).win();
@@ -212,6 +221,24 @@ export class Replay implements Surroundings {
     this.pump();
   }
 
+  /** From the order to HANDOVER. */
+  private handOver(host: 0 | 1): void {
+    const primary = this.primaryOf(host);
+    const standby = other(host);
+    primary.beginDrill();
+    // One may have been under way already.
+    for (;;) {
+      primary.wait('a checkpoint or a stand', () => primary.stopDue !== null || primary.standDue);
+      const epoch = primary.stopDue;
+      if (epoch === null) break;
+      primary.stopVm();
+      this.secondaryOf(standby).stage(epoch);
+      this.arrive(standby, 'send');
+      this.arrive(host, 'received');
+    }
+    primary.stand();
+  }
+
   /** In one of the ways in which a session is lost. */
   private loseSession(host: 0 | 1): void {
     const agent = this.agentOf(host);
@@ -228,6 +255,7 @@ export class Replay implements Surroundings {
   /** One that knows its primary to live waits for a while before it asks. */
   private claimAsSecondary(host: 0 | 1): void {
     const secondary = this.secondaryOf(host);
+    if (this.link.under[host][0]?.body.type === 'handover') this.arrive(host, 'handover');
     secondary.wait('its claim', () => secondary.settleDue);
     secondary.settle('disks-settled');
     secondary.reach();

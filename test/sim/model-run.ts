@@ -74,7 +74,7 @@ function stateOf(words: string[]): ModelState {
     length: 10;
   };
   const gate = (at: number | undefined) => ['closed', 'holds', 'open'][at ?? -1] as string;
-  const vm = (at: number | undefined) => ['none', 'paused', 'runs'][at ?? -1] as string;
+  const vm = (at: number | undefined) => ['none', 'paused', 'runs', 'stands'][at ?? -1] as string;
   return {
     key: { generation: generation ?? -1, mode: mode === 0 ? 'alone' : 'protected', primary: primary ?? -1 },
     gates: [gate(gate0), gate(gate1)],

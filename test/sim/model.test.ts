@@ -16,9 +16,16 @@ const BOUNDS = [
   ['AGENT_DEATHS=1', 'HOST_DEATHS=0', 'LOSSES=2', 'EPOCHS=5', 'FAILURES=0'],
 ];
 
+/** Of the runs in which the VM is handed over: the model has other bounds there. */
+const HANDOVER = ['WITH_HANDOVER', 'FAILURES=0'];
+
 /** Throws Difference with the steps that led there. */
-function replay(seed: number, defines: readonly string[] = []): string[] {
-  const { first, steps } = runModel(seed, ['AS_CODED', ...(BOUNDS[seed % BOUNDS.length] ?? []), ...defines]);
+function replay(
+  seed: number,
+  defines: readonly string[] = [],
+  bounds = BOUNDS[seed % BOUNDS.length] ?? [],
+): string[] {
+  const { first, steps } = runModel(seed, ['AS_CODED', ...bounds, ...defines]);
   const machines = new Replay(seed);
   const done: string[] = [];
   try {
@@ -43,7 +50,8 @@ function compare(code: ModelState, model: ModelState): void {
 test(`${RUNS} runs of the model are runs of the machines`, () => {
   const counts = new Map<string, number>();
   for (let seed = 1; seed <= RUNS; seed++)
-    for (const name of replay(seed)) counts.set(name, (counts.get(name) ?? 0) + 1);
+    for (const name of [...replay(seed), ...replay(seed, [], HANDOVER)])
+      counts.set(name, (counts.get(name) ?? 0) + 1);
   expect(stepNames.filter((name) => (counts.get(name) ?? 0) < STEPS_MIN)).toEqual([]);
 });
 
@@ -60,6 +68,13 @@ describe('a model is told from the code that', () => {
   ])('is %s', (mutant) => {
     const refused = () => {
       for (let seed = 1; seed <= RUNS; seed++) replay(seed, [mutant]);
+    };
+    expect(refused).toThrow(Difference);
+  });
+
+  test.each(['MUTANT_HANDOVER_GOES_ON', 'MUTANT_TOOK_OVER_FIRST'])('is %s', (mutant) => {
+    const refused = () => {
+      for (let seed = 1; seed <= RUNS; seed++) replay(seed, [mutant], ['FAILURES=0']);
     };
     expect(refused).toThrow(Difference);
   });

@@ -107,9 +107,11 @@ export class World {
   readonly wins: [number, number] = [0, 0];
   /** Sides for which a person has stood in for the witness, which may not know of it yet. */
   readonly forced: [boolean, boolean] = [false, false];
+  /** The standby that a person has ordered to take over, without a witness. */
+  ordered: SecondaryAgent | null = null;
   /** That person was wrong: two run for a while. */
   mistaken = false;
-  /** Somebody resumed the VM in the middle of a pause of ours. */
+  /** Since the last stop of ours, which may have been for nothing: it may have stood already. */
   resumedByOthers = false;
   /** No step fails by itself any more. */
   calm = false;

@@ -1,12 +1,13 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { chmodSync, chownSync, mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs';
-import { createConnection } from 'node:net';
+import { createConnection, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { sendCommand } from '../../src/agent/control-client.ts';
 import { ControlError, ControlServer } from '../../src/agent/control-server.ts';
+import { answersAt, listenAtPath } from '../../src/agent/socket-path.ts';
 import type { Status } from '../../src/agent/status.ts';
 
 let folder: string;
@@ -112,6 +113,36 @@ describe('the control socket', () => {
     expect(JSON.parse(await cling({}, () => server?.close()))).toMatchObject({ ok: true });
   });
 
+  test('so many clients and no more', async () => {
+    server = await ControlServer.listen(socketPath, handler);
+    const idle = await Promise.all(
+      Array.from({ length: 64 }, async () => {
+        const socket = createConnection(socketPath);
+        await once(socket, 'connect');
+        return socket;
+      }),
+    );
+    await expect(sendCommand(socketPath, 'status')).rejects.toMatchObject({
+      code: 'busy',
+      message: expect.stringContaining('64 clients'),
+    });
+    idle[0]?.destroy();
+    await expect.poll(() => sendCommand(socketPath, 'stop').catch(() => null)).toBe('stopping');
+    for (const socket of idle) socket.destroy();
+  });
+
+  test('a client that asks and does not read, and one that never ends its request, are left', async () => {
+    server = await ControlServer.listen(socketPath, handler);
+    const slow = createConnection(socketPath);
+    slow.write('{"comm');
+    const deaf = createConnection(socketPath).on('error', () => {});
+    deaf.pause();
+    deaf.write('{"command":"status"}\n'.repeat(50_000));
+    const left = new Promise((resolve) => deaf.on('close', resolve));
+    await Promise.all([once(slow, 'close'), left]);
+    expect(await sendCommand(socketPath, 'stop')).toBe('stopping');
+  });
+
   test('a second agent at the same path is refused; a dead agent’s socket is not', async () => {
     server = await ControlServer.listen(socketPath, handler);
     await expect(ControlServer.listen(socketPath, handler)).rejects.toMatchObject({ code: 'in-use' });
@@ -119,6 +150,14 @@ describe('the control socket', () => {
     writeFileSync(socketPath, '');
     server = await ControlServer.listen(socketPath, handler);
     expect(await sendCommand(socketPath, 'stop')).toBe('stopping');
+  });
+
+  test('connections that can’t be accepted end nobody', async () => {
+    const plain = createServer();
+    await listenAtPath(plain, socketPath);
+    for (const code of ['ENFILE', 'ENOMEM']) plain.emit('error', new Error(`accept ${code}`));
+    expect(await answersAt(socketPath)).toBe(true);
+    plain.close();
   });
 
   test('nobody there: says so', async () => {

@@ -54,14 +54,18 @@ interface Guest {
 
 const secretLine = ({ code }: PairingOffer) => `${Buffer.from(decodeCode(code).secret).toString('hex')}\n`;
 
-/** A host whose certificate may issue others. */
-function authority(name: string) {
+/** A host whose certificate may issue others, by its extensions. */
+function authority(name: string, extensions: string) {
   const made = path.join(folder, name);
   mkdirSync(made);
+  const names = 'subjectAltName=URI:colo-agent://vm/*';
+  writeFileSync(
+    path.join(made, 'config'),
+    `[req]\ndistinguished_name=name\nx509_extensions=extensions\n[name]\n[extensions]\n${names}\n${extensions}\n`,
+  );
   const args =
-    'req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -noenc -keyout key.pem -out certificate.pem -days 2 -subj /CN=ca';
-  const names = ['-addext', 'subjectAltName=URI:colo-agent://vm/*'];
-  expect(spawnSync('openssl', [...args.split(' '), ...names], { cwd: made }).status).toBe(0);
+    'req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -noenc -keyout key.pem -out certificate.pem -days 2 -subj /CN=ca -config config';
+  expect(spawnSync('openssl', args.split(' '), { cwd: made }).status).toBe(0);
   return host(name);
 }
 
@@ -107,20 +111,23 @@ describe('pairing', () => {
     expect([host('b').certificate, host('c').certificate]).toContain(trusted('a'));
   });
 
-  test('a certificate that may issue others is refused on both sides', async () => {
-    const ca = authority('ca');
-    const { code } = await offerOf('a');
-    await expect(joinPairing(ca, decodeCode(code))).rejects.toThrow(
-      /failed: the joining host shows a certificate that may issue others/,
-    );
-    expect(() => trusted('a')).toThrow(/ENOENT/);
-    offer?.close('the next one is the CA’s');
-    const { code: codeOfCa } = await offerOf('ca');
-    await expect(joinPairing(host('b'), decodeCode(codeOfCa))).rejects.toThrow(
-      /failed: the host that printed the code shows a certificate that may issue others/,
-    );
-    for (const name of ['b', 'ca']) expect(() => trusted(name)).toThrow(/ENOENT/);
-  });
+  test.each(['basicConstraints=critical,CA:TRUE', 'keyUsage=critical,digitalSignature,keyCertSign'])(
+    'a certificate that may issue others (%s) is refused on both sides',
+    async (extensions) => {
+      const ca = authority('ca', extensions);
+      const { code } = await offerOf('a');
+      await expect(joinPairing(ca, decodeCode(code))).rejects.toThrow(
+        /failed: the joining host shows a certificate that may issue others/,
+      );
+      expect(() => trusted('a')).toThrow(/ENOENT/);
+      offer?.close('the next one is the CA’s');
+      const { code: codeOfCa } = await offerOf('ca');
+      await expect(joinPairing(host('b'), decodeCode(codeOfCa))).rejects.toThrow(
+        /failed: the host that printed the code shows a certificate that may issue others/,
+      );
+      for (const name of ['b', 'ca']) expect(() => trusted(name)).toThrow(/ENOENT/);
+    },
+  );
 
   test('a line that is too long is no answer, also with its end', async () => {
     const open = await offerOf('a');

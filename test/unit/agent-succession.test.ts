@@ -112,7 +112,7 @@ class North {
 class WillingStandby {
   readonly pid = process.pid;
   readonly disks = [];
-  readonly flushMs = { summary: () => null };
+  readonly flushMs = { summary: () => null, histogram: () => null };
   readonly loadMs = this.flushMs;
   readonly scrubMs = this.flushMs;
   readonly asked: SecondaryEffect['type'][] = [];

@@ -1,7 +1,11 @@
 /** The parts of test/chaos that judge or plan: what they must notice, they notice. */
 import { describe, expect, test } from 'vitest';
+import { ControlError } from '../../src/agent/control-server.ts';
 import type { VmRecord } from '../../src/protocol/arbiter.ts';
+import type { AgentProcess } from '../chaos/agent-process.ts';
 import { Announcements } from '../chaos/announcements.ts';
+import { Drills } from '../chaos/drills.ts';
+import { Journal } from '../chaos/journal.ts';
 import { judgeLoss } from '../chaos/loss.ts';
 import { type Burst, OneRunner } from '../chaos/one-runner.ts';
 import { describeFault, FAULT_KINDS, kindOf, planOf, type VmHost, type Wave } from '../chaos/plan.ts';
@@ -43,6 +47,24 @@ describe('the plan', () => {
     }
   });
 
+  test('has a drill within its first five waves', () => {
+    for (let seed = 0; seed < 50; seed++) expect(faultsOf(seed, 5).map(kindOf)).toContain('drill');
+  });
+
+  test('has drills by themselves, and kills, cuts and stand-stills that strike within a second of one', () => {
+    const withDrill = waves(3, 500).filter((wave) => wave.some(({ fault }) => fault.kind === 'drill'));
+    expect(withDrill.some((wave) => wave.length === 1)).toBe(true);
+    const struck = withDrill.flatMap((wave) => {
+      const atMs = wave.find(({ fault }) => fault.kind === 'drill')?.afterMs ?? 0;
+      return wave.filter(({ afterMs }) => afterMs > atMs && afterMs <= atMs + 1000).map(({ fault }) => fault);
+    });
+    const kinds = new Set(struck.map(kindOf));
+    for (const kind of ['kill -9', 'SIGSTOP', 'one link cut', 'links cut together'] as const)
+      expect(kinds).toContain(kind);
+    const killed = struck.filter(({ kind }) => kind === 'kill').map(describeFault);
+    expect(new Set(killed).size).toBe(6);
+  });
+
   test('cuts a host off for long enough that somebody has to decide', () => {
     const held = waves(3, 500).flatMap((wave) => wave.filter(({ fault }) => fault.kind === 'isolate'));
     expect(held.length).toBeGreaterThan(10);
@@ -60,7 +82,7 @@ describe('the tally', () => {
     const [counted, missing] = tally.describe().split('\n');
     expect(counted).toBe('faults: kill -9 on both hosts 1, one link cut 2');
     expect(missing).toMatch(
-      /^NOT EXERCISED by this run: kill -9, SIGSTOP, links cut together, .*clock stepped$/,
+      /^NOT EXERCISED by this run: kill -9, SIGSTOP, links cut together, .*clock stepped, drill$/,
     );
   });
 
@@ -81,6 +103,31 @@ describe('the tally', () => {
       record('alone', 'south'),
     ];
     expect(countSuccessions(history)).toEqual({ takeOvers: 1, protections: 2 });
+  });
+});
+
+describe('drills', () => {
+  const answers = {
+    done: async () => ({ node: 'south', outageMs: 130 }),
+    refused: async () => {
+      throw new ControlError('refused', 'the VM is SYNCING');
+    },
+    died: async () => {
+      throw new ControlError('no-agent', 'closed the connection without an answer');
+    },
+  };
+
+  test('are counted by their answers, and a refusal is no violation', async () => {
+    const journal = new Journal(() => {});
+    const drills = new Drills(journal);
+    for (const drill of Object.values(answers)) await drills.ask({ drill } as unknown as AgentProcess)();
+    expect(drills.describe()).toBe(
+      'drills: 3 asked for, 1 done, 1 refused or come to nothing, 1 whose agent died over it',
+    );
+    expect(journal.violations).toEqual([]);
+    expect(journal.lines.join('\n')).toMatch(
+      /runs on south, and stood for 130 ms\n.*is refused: the VM is SYNCING\n.*no answer: closed/,
+    );
   });
 });
 
@@ -120,6 +167,16 @@ describe('one runner', () => {
     expect(breaches).toEqual([
       'two VMs answer: 3 frames of n0 (north) 1450 ms after s0 (south) began to send',
     ]);
+  });
+
+  test('a VM that was handed over may run again, once it is the standby, and in a generation of its own', () => {
+    const { runners } = seen([burst('n0', 0), burst('s0', 100)]);
+    runners.standsBy('n0', 3000);
+    expect(runners.push(burst('n0', 2000))).toMatch(/two VMs answer: 3 frames of n0/);
+    expect(runners.push(burst('n0', 5000))).toBeNull();
+    expect(runners.push(burst('s0', 7000))).toMatch(/two VMs answer: 3 frames of s0/);
+    expect(runners.check([alone('north', 1), alone('south', 2)])).toMatch(/n0 \(north\) sent without/);
+    expect(runners.check([alone('north', 1), alone('south', 2), alone('north', 3)])).toBeNull();
   });
 
   test('what lay in the socket of a process that stood still is late, for a moment', () => {

@@ -1,6 +1,6 @@
 /** What a person or a script sees of long work, on standard error of a terminal and as JSON lines. */
 import { afterEach, beforeEach, expect, test, vi } from 'vitest';
-import type { PrimaryStatus } from '../../src/agent/status.ts';
+import type { PrimaryStatus, Status } from '../../src/agent/status.ts';
 import { showProgress } from '../../src/cli/progress.ts';
 
 type Shown = Pick<PrimaryStatus, 'state' | 'reason' | 'syncPercent' | 'syncSecondsLeft'>;
@@ -34,7 +34,7 @@ afterEach(() => {
 function run(terminal: boolean, json: boolean): void {
   process.stderr.isTTY = terminal;
   let now = STEPS[0] as Shown;
-  const progress = showProgress(() => now as PrimaryStatus, json);
+  const progress = showProgress(() => now as Status, json);
   for (const step of STEPS) {
     now = step;
     vi.advanceTimersByTime(500);

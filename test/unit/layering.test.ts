@@ -14,9 +14,24 @@ const ALLOWED: Record<string, string[]> = {
   libvirt: ['vm'],
   witness: [],
   agent: ['protocol', 'qmp', 'vm', 'witness', 'native'],
+  doctor: ['agent', 'protocol', 'qmp', 'vm', 'native'],
+  daemon: ['agent', 'qmp'],
   testbed: ['agent', 'qmp', 'native'],
+  metrics: ['agent', 'protocol', 'native'],
   demo: ['testbed', 'agent'],
-  cli: ['demo', 'testbed', 'agent', 'protocol', 'witness', 'standby', 'libvirt', 'vm'],
+  cli: [
+    'daemon',
+    'demo',
+    'testbed',
+    'doctor',
+    'metrics',
+    'agent',
+    'protocol',
+    'witness',
+    'standby',
+    'libvirt',
+    'vm',
+  ],
 };
 
 /** The protocol is pure: not even Node's own modules, but for what hashes a name. */

@@ -410,6 +410,8 @@ describe('control messages', () => {
 });
 
 describe('prefaces', () => {
+  const BARE = [{ link: 'control' as const }, { link: 'doctor' as const }];
+
   test('the bytes are those of docs/protocol.md', () => {
     expect(Buffer.from(encodePreface({ link: 'control' })).toString('latin1')).toBe(
       `COLOCTL1${'\0'.repeat(56)}`,
@@ -436,7 +438,7 @@ describe('prefaces', () => {
       generation: count,
     });
     fc.assert(
-      fc.property(fc.oneof(bulk, heartbeat, fc.constant({ link: 'control' as const })), (preface) => {
+      fc.property(fc.oneof(bulk, heartbeat, fc.constantFrom(...BARE)), (preface) => {
         expect(decodePreface(encodePreface(preface))).toEqual(preface);
       }),
     );
@@ -469,8 +471,8 @@ describe('prefaces', () => {
     expect(() => decodePreface(bytes)).toThrow(/reserved/);
   });
 
-  test('a control preface carries nothing', () => {
-    const bytes = encodePreface({ link: 'control' });
+  test.each(BARE)('a $link preface carries nothing', (preface) => {
+    const bytes = encodePreface(preface);
     bytes[20] = 1;
     expect(() => decodePreface(bytes)).toThrow(/reserved/);
   });

@@ -8,7 +8,15 @@ import type { PreflightError } from '../../src/vm/preflight.ts';
 const QMP = '/run/vm/qmp';
 
 function drive(members: Partial<PrimaryDrive>): PrimaryDrive {
-  return { id: 'vda', drive: '', node: '#block1', readOnly: false, sizeBytes: 1 << 20, flash: false, ...members };
+  return {
+    id: 'vda',
+    drive: '',
+    node: '#block1',
+    readOnly: false,
+    sizeBytes: 1 << 20,
+    flash: false,
+    ...members,
+  };
 }
 
 interface Given {
@@ -46,21 +54,37 @@ function plan(words: string[], { facts, choices }: Given = {}) {
 
 /** Without the binary, and what every standby gets in addition. */
 function words(given: string[], options?: Given): string[] {
-  return plan(['-machine', 'q35', '-qmp', `unix:${QMP},server=on,wait=off`, '-S', ...given], options).command.slice(6);
+  return plan(
+    ['-machine', 'q35', '-qmp', `unix:${QMP},server=on,wait=off`, '-S', ...given],
+    options,
+  ).command.slice(6);
 }
 
 function refusals(given: string[], options?: Given): string[] {
   try {
     plan(given, options);
   } catch (error) {
-    return (error as PreflightError).problems.map(({ where, what, remedy }) => `${where}: ${what} (${remedy})`);
+    return (error as PreflightError).problems.map(
+      ({ where, what, remedy }) => `${where}: ${what} (${remedy})`,
+    );
   }
   return [];
 }
 
 describe('the machine', () => {
   test('gets its version, a monitor for the agent, and -S; what belongs to the start is left out', () => {
-    const given = ['-M', 'q35,accel=tcg', '-m', '64', '-daemonize', '-incoming', 'tcp:0:4444', '-snapshot', '-loadvm', 's1'];
+    const given = [
+      '-M',
+      'q35,accel=tcg',
+      '-m',
+      '64',
+      '-daemonize',
+      '-incoming',
+      'tcp:0:4444',
+      '-snapshot',
+      '-loadvm',
+      's1',
+    ];
     expect(plan(given).command).toEqual([
       ...['/usr/bin/qemu-system-x86_64', '-M', 'pc-q35-7.2,accel=tcg', '-m', '64'],
       ...['-qmp', 'unix:/sb/qmp,server=on,wait=off', '-S'],
@@ -73,11 +97,22 @@ describe('the machine', () => {
   });
 
   test('takes two dashes as one, and -S once', () => {
-    expect(plan(['--machine', 'pc', '-S', '--enable-kvm']).command.filter((word) => word === '-S')).toHaveLength(1);
+    expect(
+      plan(['--machine', 'pc', '-S', '--enable-kvm']).command.filter((word) => word === '-S'),
+    ).toHaveLength(1);
   });
 
   test('needs the files that it is made of', () => {
-    const given = ['-kernel', 'vmlinuz', '-fw_cfg', 'name=opt/a,file=/x/a', '-smbios', 'type=1,serial=a,,b', '-bios', 'seabios.bin'];
+    const given = [
+      '-kernel',
+      'vmlinuz',
+      '-fw_cfg',
+      'name=opt/a,file=/x/a',
+      '-smbios',
+      'type=1,serial=a,,b',
+      '-bios',
+      'seabios.bin',
+    ];
     const { command, needed } = plan(given);
     expect(needed.map(({ path }) => path)).toEqual(['/root/vmlinuz', '/x/a', '/usr/bin/qemu-system-x86_64']);
     expect(command).toEqual(expect.arrayContaining(['/root/vmlinuz', 'type=1,serial=a,,b', 'seabios.bin']));
@@ -101,7 +136,10 @@ describe('the machine', () => {
     ['-virtfs local,path=/x', '-virtfs local,path=/x:'],
     ['-tpmdev emulator,id=t,chardev=c', '-tpmdev emulator'],
     ['-brand-new-option 1', "-brand-new-option: colo-agent doesn't know this option"],
-    ['-device vfio-pci,host=01:00.0', '-device vfio-pci,host=01:00.0: it is a device that works outside QEMU'],
+    [
+      '-device vfio-pci,host=01:00.0',
+      '-device vfio-pci,host=01:00.0: it is a device that works outside QEMU',
+    ],
     ['-device usb-host,hostbus=1', '-device usb-host,hostbus=1: it is a USB device of this host'],
     ['-net nic', '-net nic: a hub'],
   ])('%s is refused by name', (text, start) => {
@@ -127,21 +165,28 @@ describe('-drive', () => {
       'file=/sb/vda.raw,if=none,id=d0,format=raw,cache=none,aio=native,discard=unmap,file.locking=off,throttling.bps-total=1',
     );
     expect(disks).toEqual([{ id: 'vda', file: '/sb/vda.raw', sizeBytes: 1 << 20 }]);
-    expect(differences).toContainEqual(expect.objectContaining({ option: '--disk vda=FILE', standby: '/sb/vda.raw' }));
+    expect(differences).toContainEqual(
+      expect.objectContaining({ option: '--disk vda=FILE', standby: '/sb/vda.raw' }),
+    );
   });
 
   test('goes where it is told; what is told of no disk is refused', () => {
     const facts = { drives: [vda] };
     const given = ['-drive', 'if=none,id=d0,file=a'];
     const disks = new Map([['vda', '/dev/vg/web1']]);
-    expect(words(given, { facts, choices: { disks } })).toContain('if=none,id=d0,file=/dev/vg/web1,format=raw');
+    expect(words(given, { facts, choices: { disks } })).toContain(
+      'if=none,id=d0,file=/dev/vg/web1,format=raw',
+    );
     expect(refusals(given, { facts, choices: { disks: new Map([['vdb', '/x']]) } })).toEqual([
       '--disk vdb: the VM has no such disk (its disks: vda)',
     ]);
   });
 
   test('without an id is told by its interface', () => {
-    const drives = [drive({ id: 'virtio0', drive: 'virtio0' }), drive({ id: 'pflash1', drive: 'pflash1', flash: true })];
+    const drives = [
+      drive({ id: 'virtio0', drive: 'virtio0' }),
+      drive({ id: 'pflash1', drive: 'pflash1', flash: true }),
+    ];
     const given = ['-drive', 'if=virtio,file=a', '-drive', 'if=pflash,unit=1,file=VARS.fd,format=raw'];
     expect(words(given, { facts: { drives } })).toEqual([
       ...['-drive', 'if=virtio,file=/sb/virtio0.raw,format=raw'],
@@ -169,7 +214,9 @@ describe('-drive', () => {
   test('an encrypted one is taken where somebody has said where its content may lie', () => {
     const given = ['-drive', 'if=none,id=d0,file=a,encrypt.key-secret=s'];
     const choices = { disks: new Map([['vda', '/dev/mapper/x']]) };
-    expect(words(given, { facts: { drives: [vda] }, choices })).toContain('if=none,id=d0,file=/dev/mapper/x,format=raw');
+    expect(words(given, { facts: { drives: [vda] }, choices })).toContain(
+      'if=none,id=d0,file=/dev/mapper/x,format=raw',
+    );
   });
 
   test('a disk that the command line has not is named', () => {
@@ -181,14 +228,38 @@ describe('-drive', () => {
 
 describe('-blockdev', () => {
   const storage = (name: string, file: string) =>
-    JSON.stringify({ driver: 'file', filename: file, 'node-name': name, cache: { direct: true }, aio: 'native', 'auto-read-only': true });
+    JSON.stringify({
+      driver: 'file',
+      filename: file,
+      'node-name': name,
+      cache: { direct: true },
+      aio: 'native',
+      'auto-read-only': true,
+    });
   const format = (name: string, over: string, more: object = {}) =>
-    JSON.stringify({ 'node-name': name, 'read-only': false, driver: 'qcow2', file: over, discard: 'unmap', ...more });
+    JSON.stringify({
+      'node-name': name,
+      'read-only': false,
+      driver: 'qcow2',
+      file: over,
+      discard: 'unmap',
+      ...more,
+    });
 
   test("libvirt's chain of images becomes one raw file under the same names", () => {
     const given = [
-      ...['-blockdev', storage('libvirt-2-storage', '/base.qcow2'), '-blockdev', format('libvirt-2-format', 'libvirt-2-storage', { 'read-only': true })],
-      ...['-blockdev', storage('libvirt-1-storage', '/top.qcow2'), '-blockdev', format('libvirt-1-format', 'libvirt-1-storage', { backing: 'libvirt-2-format' })],
+      ...[
+        '-blockdev',
+        storage('libvirt-2-storage', '/base.qcow2'),
+        '-blockdev',
+        format('libvirt-2-format', 'libvirt-2-storage', { 'read-only': true }),
+      ],
+      ...[
+        '-blockdev',
+        storage('libvirt-1-storage', '/top.qcow2'),
+        '-blockdev',
+        format('libvirt-1-format', 'libvirt-1-storage', { backing: 'libvirt-2-format' }),
+      ],
     ];
     const found = words(given, { facts: { drives: [drive({ node: 'libvirt-1-format' })] } });
     expect(found).toEqual(['-blockdev', expect.any(String), '-blockdev', expect.any(String)]);
@@ -209,14 +280,30 @@ describe('-blockdev', () => {
   });
 
   test('a node with its file in it, in the older syntax', () => {
-    const given = ['-blockdev', 'driver=qcow2,node-name=n0,file.driver=file,file.filename=/a,file.aio=io_uring,cache.direct=on'];
+    const given = [
+      '-blockdev',
+      'driver=qcow2,node-name=n0,file.driver=file,file.filename=/a,file.aio=io_uring,cache.direct=on',
+    ];
     const found = words(given, { facts: { drives: [drive({ node: 'n0' })] } });
-    expect(JSON.parse(found[1] ?? '')).toMatchObject({ 'node-name': 'storage-vda', aio: 'io_uring', cache: { direct: true } });
-    expect(JSON.parse(found[3] ?? '')).toMatchObject({ driver: 'raw', 'node-name': 'n0', file: 'storage-vda' });
+    expect(JSON.parse(found[1] ?? '')).toMatchObject({
+      'node-name': 'storage-vda',
+      aio: 'io_uring',
+      cache: { direct: true },
+    });
+    expect(JSON.parse(found[3] ?? '')).toMatchObject({
+      driver: 'raw',
+      'node-name': 'n0',
+      file: 'storage-vda',
+    });
   });
 
   test('of a disk that can only be read stays', () => {
-    const given = ['-blockdev', storage('s', '/x.iso'), '-blockdev', '{"driver":"raw","node-name":"f","file":"s","read-only":true}'];
+    const given = [
+      '-blockdev',
+      storage('s', '/x.iso'),
+      '-blockdev',
+      '{"driver":"raw","node-name":"f","file":"s","read-only":true}',
+    ];
     const { command, needed } = plan(given, { facts: { drives: [drive({ node: 'f', readOnly: true })] } });
     expect(command).toEqual(expect.arrayContaining(given));
     expect(needed[0]?.path).toBe('/x.iso');
@@ -228,7 +315,12 @@ describe('-blockdev', () => {
     [['{"driver":"raw","node-name":"unused","file":"s"}'], /no disk of the VM uses node unused now/],
   ])('%s is refused', (given, expected) => {
     const facts = { drives: [drive({ node: 'f' })] };
-    expect(refusals(given.flatMap((text) => ['-blockdev', text]), { facts }).join()).toMatch(expected);
+    expect(
+      refusals(
+        given.flatMap((text) => ['-blockdev', text]),
+        { facts },
+      ).join(),
+    ).toMatch(expected);
   });
 });
 
@@ -249,7 +341,9 @@ describe('netdevs', () => {
       ...['-netdev', 'tap,id=n0,ifname=tap0,script=no'],
       ...['-netdev', 'tap,id=n1,vhost=off,queues=2,script=no,downscript=no,ifname=tap9'],
     ]);
-    expect(refusals(['-netdev', 'tap,id=n0'])).toEqual([expect.stringContaining('QEMU chose the name of its tap')]);
+    expect(refusals(['-netdev', 'tap,id=n0'])).toEqual([
+      expect.stringContaining('QEMU chose the name of its tap'),
+    ]);
     expect(refusals(['-netdev', 'user,id=n0'], { choices: { taps } })).toEqual([
       '--tap n1: the VM has no tap of this name (its taps: none)',
     ]);
@@ -258,12 +352,17 @@ describe('netdevs', () => {
   test('forwarded ports, all of them, stay and are named', () => {
     const given = ['-nic', 'user,hostfwd=tcp::22-:22,hostfwd=tcp::80-:80,model=virtio'];
     expect(words(given)).toEqual(given);
-    expect(plan(given).differences).toContainEqual(expect.objectContaining({ what: 'netdev , forwarded ports' }));
+    expect(plan(given).differences).toContainEqual(
+      expect.objectContaining({ what: 'netdev , forwarded ports' }),
+    );
   });
 
-  test.each(['vhost-user,id=n,chardev=c', 'vhost-vdpa,id=n', 'socket,id=n,fd=3', 'vde,id=n'])('%s is refused', (text) => {
-    expect(refusals(['-netdev', text])[0]).toContain(`-netdev ${text}: `);
-  });
+  test.each(['vhost-user,id=n,chardev=c', 'vhost-vdpa,id=n', 'socket,id=n,fd=3', 'vde,id=n'])(
+    '%s is refused',
+    (text) => {
+      expect(refusals(['-netdev', text])[0]).toContain(`-netdev ${text}: `);
+    },
+  );
 });
 
 describe('sockets, logs, displays', () => {
@@ -282,8 +381,18 @@ describe('sockets, logs, displays', () => {
 
   test("libvirt's own monitor goes, its other descriptors become files and sockets", () => {
     const given = [
-      ...['-chardev', 'socket,id=charmonitor,fd=26,server=on,wait=off', '-mon', 'chardev=charmonitor,id=monitor,mode=control'],
-      ...['-add-fd', 'set=0,fd=24,opaque=serial0-source', '-chardev', 'file,id=charserial0,path=/dev/fdset/0,append=on'],
+      ...[
+        '-chardev',
+        'socket,id=charmonitor,fd=26,server=on,wait=off',
+        '-mon',
+        'chardev=charmonitor,id=monitor,mode=control',
+      ],
+      ...[
+        '-add-fd',
+        'set=0,fd=24,opaque=serial0-source',
+        '-chardev',
+        'file,id=charserial0,path=/dev/fdset/0,append=on',
+      ],
       ...['-chardev', 'socket,id=charchannel0,fd=25,server=on,wait=off'],
       ...['-device', '{"driver":"virtserialport","chardev":"charchannel0","id":"channel0"}'],
       ...['-object', '{"qom-type":"secret","id":"masterKey0","format":"raw","file":"/x/master-key.aes"}'],
@@ -296,7 +405,16 @@ describe('sockets, logs, displays', () => {
   });
 
   test('the same name twice becomes two files', () => {
-    const given = ['-serial', 'file:/a/log', '-serial', 'file:/b/log', '-D', '/c/log', '-pidfile', '/run/x.pid'];
+    const given = [
+      '-serial',
+      'file:/a/log',
+      '-serial',
+      'file:/b/log',
+      '-D',
+      '/c/log',
+      '-pidfile',
+      '/run/x.pid',
+    ];
     expect(words(given)).toEqual([
       ...['-serial', 'file:/sb/log', '-serial', 'file:/sb/2-log', '-D', '/sb/3-log', '-pidfile', '/sb/x.pid'],
     ]);
@@ -314,15 +432,23 @@ describe('sockets, logs, displays', () => {
     ['-spice port=5900,addr=127.0.0.1', '-spice port=5900,addr=127.0.0.1'],
     ['-spice unix=on,addr=/s.sock', '-spice unix=on,addr=/sb/s.sock'],
     ['-chardev pty,id=p', '-chardev pty,id=p'],
-    ['-object memory-backend-file,id=ram,size=1G,mem-path=/dev/hugepages/libvirt/qemu/1-web1', '-object memory-backend-file,id=ram,size=1G,mem-path=/dev/hugepages'],
-    ['-object memory-backend-file,id=ram,size=1G,mem-path=/dev/shm/web1', '-object memory-backend-file,id=ram,size=1G,mem-path=/dev/shm/colo-standby-web1-ram'],
+    [
+      '-object memory-backend-file,id=ram,size=1G,mem-path=/dev/hugepages/libvirt/qemu/1-web1',
+      '-object memory-backend-file,id=ram,size=1G,mem-path=/dev/hugepages',
+    ],
+    [
+      '-object memory-backend-file,id=ram,size=1G,mem-path=/dev/shm/web1',
+      '-object memory-backend-file,id=ram,size=1G,mem-path=/dev/shm/colo-standby-web1-ram',
+    ],
     ['-object memory-backend-memfd,id=ram,size=1G', '-object memory-backend-memfd,id=ram,size=1G'],
   ])('%s becomes %s', (given, expected) => {
     expect(words(given.split(' ')).join(' ')).toBe(expected);
   });
 
   test('-vnc as told', () => {
-    expect(words(['-vnc', ':3,password=on'], { choices: { vnc: '127.0.0.1:7' } })[1]).toBe('127.0.0.1:7,password=on');
+    expect(words(['-vnc', ':3,password=on'], { choices: { vnc: '127.0.0.1:7' } })[1]).toBe(
+      '127.0.0.1:7,password=on',
+    );
   });
 
   test.each([
@@ -339,6 +465,8 @@ describe('sockets, logs, displays', () => {
   test("a secret that libvirt's key opens is refused", () => {
     const key = '{"qom-type":"secret","id":"masterKey0","format":"raw","file":"/x/master-key.aes"}';
     const other = '{"qom-type":"secret","id":"s","keyid":"masterKey0","data":"x"}';
-    expect(refusals(['-object', key, '-object', other])[0]).toContain('the key that libvirt made for this start');
+    expect(refusals(['-object', key, '-object', other])[0]).toContain(
+      'the key that libvirt made for this start',
+    );
   });
 });

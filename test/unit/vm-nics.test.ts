@@ -42,6 +42,18 @@ describe('parseNetwork', () => {
     ]);
   });
 
+  it("knows a hub's port by whatever name it was given", () => {
+    const named = ' \\ lan: net0: index=0,type=nic,model=e1000,macaddr=52:54:00:12:34:58\r\n';
+    expect(parseNetwork(`hub 0\r\n${named}`)).toEqual([
+      {
+        id: 'net0',
+        model: 'e1000',
+        mac: '52:54:00:12:34:58',
+        peers: [{ id: 'lan', type: 'hubport' }],
+      },
+    ]);
+  });
+
   it('refuses a NIC line that it does not understand', () => {
     expect(() => parseNetwork('net0: index=0,type=nic,something=else\r\n')).toThrow(/cannot understand/);
   });

@@ -2,7 +2,15 @@
  * A libvirtd of the test's own: in the test's network namespace, with its own /etc, /run and /var folders in a mount namespace. Nothing of the host's is touched, and no
  * service manager is needed.
  */
-import { appendFileSync, copyFileSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  appendFileSync,
+  copyFileSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { encoded } from '../../../src/libvirt/xml.ts';

@@ -1,0 +1,34 @@
+import { chmodSync, mkdirSync, renameSync, rmSync } from 'node:fs';
+import { createConnection, type ListenOptions, type Server } from 'node:net';
+import path from 'node:path';
+
+/** Whether somebody accepts connections at the path of a unix socket. */
+export async function answersAt(socketPath: string): Promise<boolean> {
+  return await new Promise((resolve) => {
+    const probe = createConnection(socketPath);
+    probe.once('connect', () => {
+      probe.destroy();
+      resolve(true);
+    });
+    probe.once('error', () => resolve(false));
+  });
+}
+
+/** Has `server` listen. INVARIANT 7: what it reports later is a connection that couldn't be accepted, for want of descriptors, say: no reason to end. */
+export function listening(server: Server, where: ListenOptions): Promise<void> {
+  return new Promise((resolve, reject) => {
+    server.on('error', reject);
+    server.listen(where, resolve);
+  });
+}
+
+/** Has `server` listen at `socketPath` (mode 0660), whose folder is made; what is there already is replaced. */
+export async function listenAtPath(server: Server, socketPath: string): Promise<void> {
+  mkdirSync(path.dirname(socketPath), { recursive: true, mode: 0o755 });
+  // It appears under its name only when it answers and has its final mode.
+  const preparing = `${socketPath}.${process.pid}`;
+  rmSync(preparing, { force: true });
+  await listening(server, { path: preparing });
+  chmodSync(preparing, 0o660);
+  renameSync(preparing, socketPath);
+}

@@ -1,0 +1,52 @@
+import { Command, Option } from 'commander';
+import { LOG_LEVELS, Log, type LogLevel } from '../agent/log.ts';
+import { ServiceManager } from '../agent/systemd.ts';
+import { Daemon } from '../daemon/daemon.ts';
+import { DAEMON_SOCKET } from './control-path.ts';
+import { onTerminationSignal } from './signals.ts';
+import { vmOptions } from './vm-options.ts';
+
+export const CONFIG_FILE = '/etc/colo-agent/agent.toml';
+
+interface ServeOptions {
+  config: string;
+  control: string;
+  logLevel: LogLevel;
+}
+
+export function serveCommand(): Command {
+  return new Command('serve')
+    .description('Protect all VMs of the configuration, each with an agent of its own (docs/daemon.md)')
+    .option('--config <file>', 'what to protect; conf.d/*.toml beside it is read, too', CONFIG_FILE)
+    .option('--control <socket>', 'where the other commands reach the daemon', DAEMON_SOCKET)
+    .addOption(
+      new Option('--log-level <level>', 'what goes to stderr of the daemon itself')
+        .choices(LOG_LEVELS)
+        .default('info'),
+    )
+    .action(runServe);
+}
+
+async function runServe({ config, control, logLevel }: ServeOptions): Promise<void> {
+  const log = new Log(logLevel, () => ({}));
+  const service = ServiceManager.find(log);
+  const daemon = await Daemon.start({
+    configFile: config,
+    controlPath: control,
+    command: [process.execPath, ...process.execArgv, process.argv[1] as string],
+    vmOptions: vmOptions(),
+    log,
+  });
+  service?.ready(`protects what ${config} names`);
+  process.on('SIGHUP', () => {
+    try {
+      daemon.reload(null);
+    } catch {
+      // the log says why; all goes on as it was
+    }
+  });
+  onTerminationSignal(() => {
+    service?.stopping('ends protection; the VMs run on');
+    void daemon.end();
+  });
+}

@@ -1,0 +1,224 @@
+/** The agents of all VMs of this host, and the one socket by which they are commanded. */
+import { chownSync, readFileSync } from 'node:fs';
+import path from 'node:path';
+import { sendCommand } from '../agent/control-client.ts';
+import { ControlError, type ControlRequest, ControlServer } from '../agent/control-server.ts';
+import type { Log } from '../agent/log.ts';
+import { type DaemonConfig, readConfig, type VmConfig } from './config.ts';
+import { type DaemonEvent, EventStore } from './event-store.ts';
+import { ConfigError } from './toml.ts';
+import type { VmOptions } from './vm-option.ts';
+import { VmProcess, type VmSummary } from './vm-process.ts';
+
+export interface DaemonOptions {
+  configFile: string;
+  controlPath: string;
+  /** The program of the VMs' agents. */
+  command: readonly string[];
+  vmOptions: VmOptions;
+  log: Log;
+}
+
+/** What a reload has changed, by VM. */
+export interface ReloadReport {
+  added: string[];
+  changed: string[];
+  removed: string[];
+  unchanged: string[];
+}
+
+/** So that an answer stays small; a client asks again for more. */
+const EVENTS_IN_ANSWER_MAX = 100;
+
+export class Daemon {
+  readonly #options: DaemonOptions;
+  readonly #vms = new Map<string, VmProcess>();
+  /** Out of the configuration, and not at their end yet. */
+  readonly #leaving = new Map<string, Promise<void>>();
+  readonly #events: EventStore;
+  #control: ControlServer | null = null;
+  #ending = false;
+
+  /** Throws ConfigError and leaves nothing behind; ControlError `in-use` when another daemon runs. */
+  static async start(options: DaemonOptions): Promise<Daemon> {
+    const config = readConfig(options.configFile, options.vmOptions);
+    const group = config.controlGroup === null ? null : groupId(config.controlGroup);
+    const daemon = new Daemon(options, config);
+    daemon.#control = await ControlServer.answering(options.controlPath, (request) =>
+      daemon.#answer(request),
+    );
+    if (group !== null) chownSync(options.controlPath, -1, group);
+    daemon.#apply(config);
+    return daemon;
+  }
+
+  private constructor(options: DaemonOptions, { stateFolder }: DaemonConfig) {
+    this.#options = options;
+    this.#events = new EventStore(stateFolder);
+  }
+
+  list(): VmSummary[] {
+    return [...this.#vms.values()].map((vm) => vm.summary());
+  }
+
+  /**
+   * Does what the configuration says now, and leaves alone what it doesn't change. Of the VMs whose agents rest those that were refused are tried again, and
+   * `vm`, also when a person has stopped it. Throws ControlError `configuration`, and nothing has changed then.
+   */
+  reload(vm: string | null): ReloadReport {
+    const { configFile, vmOptions, log } = this.#options;
+    let config: DaemonConfig;
+    try {
+      config = readConfig(configFile, vmOptions);
+    } catch (error) {
+      log.error('the configuration was not loaded', { reason: (error as Error).message });
+      const left =
+        error instanceof ConfigError
+          ? 'nothing was changed'
+          : 'it could not be read, and nothing was changed';
+      throw new ControlError('configuration', `${left}:\n${(error as Error).message}`);
+    }
+    if (vm !== null && !config.vms.has(vm)) throw this.#unknown(vm, [...config.vms.keys()]);
+    const report = this.#apply(config);
+    if (vm !== null) this.#vms.get(vm)?.start(true);
+    log.info('the configuration was loaded', {
+      added: report.added.join(' '),
+      changed: report.changed.join(' '),
+      removed: report.removed.join(' '),
+    });
+    return report;
+  }
+
+  /** Ends all agents in good order; their VMs go on. */
+  async end(): Promise<void> {
+    this.#ending = true;
+    await Promise.all([...this.#leaving.values(), ...[...this.#vms.values()].map((vm) => vm.end())]);
+    this.#control?.close();
+  }
+
+  #apply({ vms }: DaemonConfig): ReloadReport {
+    const report: ReloadReport = { added: [], changed: [], removed: [], unchanged: [] };
+    if (this.#ending) return report;
+    for (const [name, vm] of this.#vms) {
+      if (vms.has(name)) continue;
+      report.removed.push(name);
+      this.#remove(name, vm);
+    }
+    for (const [name, config] of vms) report[this.#follow(name, config)].push(name);
+    return report;
+  }
+
+  #follow(name: string, config: VmConfig): 'added' | 'changed' | 'unchanged' {
+    const known = this.#vms.get(name);
+    if (known === undefined) {
+      this.#add(name, config);
+      return 'added';
+    }
+    if (known.follows(config)) {
+      known.start(false);
+      return 'unchanged';
+    }
+    known.replace(config);
+    return 'changed';
+  }
+
+  #add(name: string, config: VmConfig): void {
+    const { command, controlPath, log } = this.#options;
+    const vm = new VmProcess(config, {
+      command,
+      controlPath: path.join(path.dirname(controlPath), 'vm', `${name}.sock`),
+      log,
+      onChange: (summary, epoch) => this.#record(summary, epoch),
+    });
+    this.#vms.set(name, vm);
+    // Its predecessor of the same name may still hold its QEMU.
+    void (this.#leaving.get(name) ?? Promise.resolve()).then(() => {
+      if (this.#vms.get(name) === vm && !this.#ending) vm.start(false);
+    });
+  }
+
+  #remove(name: string, vm: VmProcess): void {
+    this.#vms.delete(name);
+    const left = vm.end().finally(() => this.#leaving.delete(name));
+    this.#leaving.set(name, left);
+  }
+
+  #record({ vm, role, state, reason, generation }: VmSummary, epoch: number | null): void {
+    try {
+      this.#events.add({ vm, role, state, reason, generation, epoch });
+    } catch (error) {
+      this.#options.log.error('an event could not be written', { reason: (error as Error).message });
+    }
+  }
+
+  #answer(request: ControlRequest): unknown {
+    const { command, vm, force } = request;
+    switch (command) {
+      case 'list':
+        return this.list();
+      case 'reload':
+        return this.reload(vm);
+      case 'events':
+        return this.#eventsAfter(request.after, vm);
+      case 'status':
+      case 'failover':
+      case 'drill':
+      case 'stop':
+        return this.#forward(command, vm, force);
+      default:
+        throw new ControlError(
+          'unknown-command',
+          `unknown command ${JSON.stringify(command)}; known are list, reload, events, status, failover, drill and stop`,
+        );
+    }
+  }
+
+  #eventsAfter(after: number, vm: string | null): { events: DaemonEvent[]; lastId: number } {
+    const events = this.#events.after(after, vm, EVENTS_IN_ANSWER_MAX);
+    const cut = events.length === EVENTS_IN_ANSWER_MAX;
+    return { events, lastId: cut ? (events.at(-1)?.id ?? after) : this.#events.lastId };
+  }
+
+  async #forward(
+    command: 'status' | 'failover' | 'drill' | 'stop',
+    name: string | null,
+    force: string | null,
+  ): Promise<unknown> {
+    const vm = this.#chosen(name);
+    if (!vm.running) {
+      const { vm: known, state, reason } = vm.summary();
+      throw new ControlError('not-running', `the agent of VM ${known} doesn't run: ${state}: ${reason}`);
+    }
+    return sendCommand(vm.controlPath, command, { force });
+  }
+
+  #chosen(name: string | null): VmProcess {
+    const names = [...this.#vms.keys()];
+    const vm = this.#vms.get(name ?? (names.length === 1 ? (names[0] as string) : ''));
+    if (vm !== undefined) return vm;
+    if (name !== null) throw this.#unknown(name, names);
+    throw new ControlError('which-vm', `name one of the VMs here: ${names.join(', ') || 'there is none'}`);
+  }
+
+  #unknown(name: string, known: string[]): ControlError {
+    return new ControlError(
+      'unknown-vm',
+      `no VM \`${name}\` here; there ${known.length === 0 ? 'is none' : `are: ${known.join(', ')}`}`,
+    );
+  }
+}
+
+/** Groups of this host's own file; whatever else knows groups gives their numbers. */
+function groupId(group: string): number {
+  if (/^\d+$/.test(group)) return Number(group);
+  const line = readFileSync('/etc/group', 'utf8')
+    .split('\n')
+    .find((each) => each.startsWith(`${group}:`));
+  const id = line?.split(':')[2];
+  if (id === undefined)
+    throw new ControlError(
+      'configuration',
+      `\`control-group\`: /etc/group has no group \`${group}\`: make it (groupadd), or give its number`,
+    );
+  return Number(id);
+}

@@ -1,0 +1,222 @@
+/**
+ * One VM's agent: a process of its own, so that VMs neither fail together nor wait for each other in a pause. When the daemon ends, however that happens,
+ * the channel to it ends, and with it the agent, in good order.
+ */
+import { type ChildProcess, spawn } from 'node:child_process';
+import type { Log } from '../agent/log.ts';
+import type { AgentMessage, EndMessage, StateMessage } from '../agent/supervisor-channel.ts';
+import type { VmConfig } from './config.ts';
+import { type ProcessEffect, type ProcessEvent, type ProcessExit, ProcessMachine } from './restart.ts';
+import { RoleError, roleOf } from './role.ts';
+import type { Role } from './vm-option.ts';
+
+/** As `colo-agent list` shows it. Scripts rely on these names. */
+export interface VmSummary {
+  vm: string;
+  role: 'primary' | 'secondary' | null;
+  /** The agent's own word while it runs; else STARTING, WAITING (for its next start, or for its QEMU), REFUSED, STOPPED or ENDING. */
+  state: string;
+  reason: string;
+  generation: number | null;
+  agentPid: number | null;
+  restarts: number;
+}
+
+export interface VmProcessOptions {
+  /** The program: `colo-agent` without its command. */
+  command: readonly string[];
+  controlPath: string;
+  log: Log;
+  onChange(summary: VmSummary, epoch: number | null): void;
+}
+
+const EX_UNAVAILABLE = 69;
+const EX_CONFIG = 78;
+
+export class VmProcess {
+  readonly #options: VmProcessOptions;
+  readonly #machine = new ProcessMachine();
+  #config: VmConfig;
+  /** Takes the place of #config when the process has ended. */
+  #next: VmConfig | null = null;
+  #child: ChildProcess | null = null;
+  #timer: NodeJS.Timeout | undefined;
+  #role: Role | null = null;
+  #state: StateMessage | null = null;
+  #end: EndMessage | null = null;
+  #ended: () => void = () => {};
+  #told = '';
+
+  constructor(config: VmConfig, options: VmProcessOptions) {
+    this.#config = config;
+    this.#options = options;
+  }
+
+  get controlPath(): string {
+    return this.#options.controlPath;
+  }
+
+  /** Whether it has nothing to change for `config`. */
+  follows(config: VmConfig): boolean {
+    return identity(this.#next ?? this.#config) === identity(config);
+  }
+
+  /** Unless it runs. `evenStopped`: also when a person has stopped it. */
+  start(evenStopped: boolean): void {
+    this.#dispatch({ type: 'start', nowMs: performance.now(), evenStopped });
+  }
+
+  /** Ends the process that there is, and starts another by `config`. */
+  replace(config: VmConfig): void {
+    this.#next = config;
+    this.#dispatch({ type: 'end' });
+  }
+
+  /** Resolves when its process has ended, in good order: the VM goes on. */
+  end(): Promise<void> {
+    this.#next = null;
+    const ended = new Promise<void>((resolve) => {
+      this.#ended = resolve;
+    });
+    if (this.#machine.phase === 'ended') this.#ended();
+    else this.#dispatch({ type: 'end' });
+    return ended;
+  }
+
+  /** Whether its agent answers, or soon will. */
+  get running(): boolean {
+    return this.#machine.phase === 'running' && this.#state !== null;
+  }
+
+  summary(): VmSummary {
+    const { phase, reason, restarts } = this.#machine;
+    const runs = this.#child !== null && phase === 'running';
+    // Each look at a QEMU that isn't there is no news.
+    const rests = phase === 'running' ? 'WAITING' : phase.toUpperCase();
+    const state = this.#state;
+    return {
+      vm: this.#config.name,
+      role: state?.role ?? (this.#role === 'standby' ? 'secondary' : this.#role),
+      state: runs ? (state?.state ?? 'STARTING') : rests,
+      reason: runs ? (state?.reason ?? 'its agent begins') : reason,
+      generation: state?.generation ?? null,
+      agentPid: this.#child?.pid ?? null,
+      restarts,
+    };
+  }
+
+  #dispatch(event: ProcessEvent): void {
+    for (const effect of this.#machine.step(event)) this.#perform(effect);
+    this.#tell();
+  }
+
+  #perform(effect: ProcessEffect): void {
+    clearTimeout(this.#timer);
+    switch (effect.type) {
+      case 'spawn':
+        void this.#spawn();
+        break;
+      case 'wake':
+        this.#timer = setTimeout(
+          () => this.#dispatch({ type: 'due', nowMs: performance.now() }),
+          effect.delayMs,
+        );
+        break;
+      case 'terminate':
+        this.#child?.kill('SIGTERM'); // without one it is about to be spawned, which is left then
+        break;
+      case 'ended':
+        this.#afterEnd();
+        break;
+    }
+  }
+
+  #afterEnd(): void {
+    const next = this.#next;
+    if (next === null) {
+      this.#ended();
+      return;
+    }
+    this.#next = null;
+    this.#config = next;
+    queueMicrotask(() => this.start(false));
+  }
+
+  async #spawn(): Promise<void> {
+    this.#state = null;
+    this.#end = null;
+    let role: Role;
+    try {
+      role = await roleOf(this.#config, this.#role);
+    } catch (error) {
+      const lasting = error instanceof RoleError && error.lasting;
+      this.#exited(lasting ? EX_CONFIG : EX_UNAVAILABLE, (error as Error).message);
+      return;
+    }
+    if (this.#machine.phase === 'ending') {
+      this.#exited(0, 'it was told to end before it began');
+      return;
+    }
+    this.#role = role;
+    this.#run(role);
+  }
+
+  #run(role: Role): void {
+    const [file = '', ...args] = this.#options.command;
+    const command = role === 'primary' ? 'primary' : 'secondary';
+    const own = [...(this.#config.args[role] ?? []), `--control=${this.controlPath}`];
+    const child = spawn(file, [...args, command, ...own], { stdio: ['ignore', 'ignore', 'inherit', 'ipc'] });
+    this.#child = child;
+    this.#tell();
+    let failure = '';
+    child.on('error', (error) => {
+      failure = error.message;
+      if (child.pid === undefined) this.#exited(null, failure);
+    });
+    child.on('message', (message) => this.#hear(message as AgentMessage));
+    // `close` comes after everything that it had to say.
+    child.on('close', (code, signal) => {
+      if (child.pid === undefined) return;
+      this.#exited(code, signal === null ? `it ended with code ${code}` : `it was ended by ${signal}`);
+    });
+  }
+
+  #hear(message: AgentMessage): void {
+    if (message.type === 'end') this.#end = message;
+    else {
+      this.#state = message;
+      this.#role = message.role === 'primary' ? 'primary' : 'standby';
+    }
+    this.#tell();
+  }
+
+  #exited(code: number | null, reason: string): void {
+    this.#child = null;
+    const exit: ProcessExit = {
+      code,
+      outcome: this.#end?.outcome ?? null,
+      reason: this.#end?.reason ?? reason,
+    };
+    const { name } = this.#config;
+    this.#options.log.info('an agent has ended', {
+      vm: name,
+      code,
+      outcome: exit.outcome,
+      reason: exit.reason,
+    });
+    this.#dispatch({ type: 'ended', nowMs: performance.now(), exit });
+  }
+
+  #tell(): void {
+    const summary = this.summary();
+    const { state, reason, role, generation, agentPid } = summary;
+    const told = JSON.stringify([state, reason, role, generation, agentPid]);
+    if (told === this.#told) return;
+    this.#told = told;
+    this.#options.onChange(summary, this.#state?.epoch ?? null);
+  }
+}
+
+function identity({ role, qmp, args }: VmConfig): string {
+  return JSON.stringify([role, qmp, args]);
+}

@@ -1,0 +1,166 @@
+/** Two hosts' daemons on this one, two VMs: each fails alone, and what isn't changed isn't touched. */
+import { writeFileSync } from 'node:fs';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { QmpClient } from '../../src/qmp/client.ts';
+import { Cleanup } from '../../src/testbed/cleanup.ts';
+import type { TestVm } from '../../src/testbed/vm.ts';
+import { waitFor } from '../../src/testbed/wait.ts';
+import { colo } from './support/cli.ts';
+import { runs, TestDaemon } from './support/daemon.ts';
+import { freePort, type GuestOptions, startVm, waitBooted } from './support/protection.ts';
+
+const GUEST: GuestOptions = { guest: 'baremetal' };
+const NAMES = ['a', 'b'] as const;
+type Name = (typeof NAMES)[number];
+
+let cleanup: Cleanup;
+let primary: TestDaemon;
+let standby: TestDaemon;
+const vms = {} as Record<Name, TestVm>;
+const peers = {} as Record<Name, string>;
+
+beforeAll(async () => {
+  cleanup = new Cleanup();
+  primary = new TestDaemon('primary');
+  standby = new TestDaemon('secondary');
+  for (const name of NAMES) {
+    vms[name] = await startVm(cleanup, name, GUEST, false);
+    await waitBooted(vms[name], GUEST);
+    const twin = await startVm(cleanup, `${name}-standby`, GUEST, true);
+    peers[name] = `127.0.0.1:${await freePort()}`;
+    standby.writeVm(name, [`qmp = "${twin.qmpPath}"`, `listen = "${peers[name]}"`]);
+  }
+  // Agents end before their VMs do: nothing is left then that could say something of a VM's end.
+  cleanup.own(standby);
+  cleanup.own(primary);
+  protect('a');
+  await standby.start();
+  await primary.start();
+});
+afterAll(() => cleanup.run());
+
+function protect(name: Name): void {
+  primary.writeVm(name, [`qmp = "${vms[name].qmpPath}"`, `peer = "${peers[name]}"`]);
+}
+
+async function isRunning(vm: TestVm): Promise<boolean> {
+  const monitor = await QmpClient.connect(vm.testQmpPath);
+  const { status } = await monitor.execute('query-status');
+  monitor.close();
+  return status === 'running';
+}
+
+async function epochOf(name: Name): Promise<number> {
+  return (await primary.status(name)).epoch;
+}
+
+describe('one daemon a host', () => {
+  test('each VM gets the role that its QEMU is in, and is protected', async () => {
+    expect(await standby.waitVm('a', 'a role', ({ role }) => role !== null)).toMatchObject({
+      role: 'secondary',
+    });
+    const { role, agentPid } = await primary.waitState('a', 'PROTECTED');
+    expect(role).toBe('primary');
+    expect((await primary.status('a')).agentPid).toBe(agentPid);
+  });
+
+  test('a reload adds a VM and leaves the other alone; a broken configuration changes nothing', async () => {
+    const before = await primary.waitState('a', 'PROTECTED');
+    protect('b');
+    expect(await primary.reload()).toEqual({ added: ['b'], changed: [], removed: [], unchanged: ['a'] });
+    await primary.waitState('b', 'PROTECTED');
+    primary.writeVm('c', ['qmpp = "/x"']);
+    await expect(primary.reload()).rejects.toMatchObject({
+      code: 'configuration',
+      message: expect.stringMatching(/c.toml:2:1: unknown key `qmpp`; did you mean `qmp`\?/),
+    });
+    expect((await colo('config', 'check', '--config', primary.configFile)).code).toBe(78);
+    primary.writeVm('c', null);
+    expect(await primary.vm('a')).toMatchObject({ agentPid: before.agentPid, restarts: 0 });
+    expect((await primary.list()).map(({ vm }) => vm)).toEqual(['a', 'b']);
+  });
+
+  test('the commands reach each VM, and say which there are', async () => {
+    const at = ['--control', primary.controlPath];
+    expect(JSON.parse((await colo('status', 'b', '--json', ...at)).stdout)).toMatchObject({
+      vm: 'b',
+      role: 'primary',
+    });
+    expect(await colo('status', ...at)).toMatchObject({
+      code: 64,
+      stderr: 'colo-agent: name one of the VMs here: a, b\n',
+    });
+    expect((await colo('list', ...at)).stdout).toMatch(/^VM +ROLE +STATE +REASON\na +primary +PROTECTED/);
+    const events = (await colo('events', '--json', '--vm', 'b', ...at)).stdout.trim().split('\n');
+    const states = events.map((line) => JSON.parse(line)).map(({ vm, state }) => `${vm} ${state}`);
+    expect(states).toContain('b STARTING');
+    expect(states.at(-1)).toBe('b PROTECTED');
+  });
+
+  test('an agent that is killed comes back and protects again; the other VM’s checkpoints go on', async () => {
+    const [a, b] = [await primary.vm('a'), await primary.waitState('b', 'PROTECTED')];
+    const epoch = await epochOf('b');
+    process.kill(a.agentPid as number, 'SIGKILL');
+    await waitFor('more checkpoints of b', 60_000, async () => (await epochOf('b')) > epoch + 3);
+    const again = await primary.waitVm(
+      'a',
+      'another protection',
+      (vm) => vm.state === 'PROTECTED' && vm.restarts > 0,
+    );
+    expect(again.agentPid).not.toBe(a.agentPid);
+    expect(await primary.vm('b')).toMatchObject({ agentPid: b.agentPid, restarts: 0, state: 'PROTECTED' });
+  });
+
+  test('a QEMU that dies: its VM alone goes on at its standby', async () => {
+    const b = await primary.waitState('b', 'PROTECTED');
+    vms.a.kill();
+    await vms.a.exited;
+    await waitFor('take-over', 60_000, async () => {
+      await standby.failover('a').catch(() => {}); // refused until the loss is noticed
+      return (await standby.vm('a')).state === 'RUNNING';
+    });
+    await primary.waitVm(
+      'a',
+      'wait for its QEMU',
+      ({ state, reason }) => state === 'WAITING' && reason.includes(vms.a.qmpPath),
+    );
+    expect(await primary.vm('b')).toMatchObject({ agentPid: b.agentPid, state: 'PROTECTED' });
+    expect((await standby.vm('b')).state).not.toBe('RUNNING');
+  });
+
+  test('a daemon that is killed takes its agents with it, and its VMs go on; the next one protects them again', async () => {
+    const { agentPid } = await primary.waitState('b', 'PROTECTED');
+    await primary.end('SIGKILL');
+    await waitFor('end of the agent', 60_000, () => !runs(agentPid));
+    expect(await isRunning(vms.b)).toBe(true);
+    await primary.start();
+    await primary.waitState('b', 'PROTECTED');
+  });
+
+  test('a VM that is taken out of the configuration goes on unprotected, and so do all at the daemon’s end', async () => {
+    const { agentPid } = await primary.waitState('b', 'PROTECTED');
+    primary.writeVm('b', null);
+    expect(await primary.reload()).toMatchObject({ removed: ['b'] });
+    await waitFor('end of the agent', 60_000, () => !runs(agentPid));
+    expect(await isRunning(vms.b)).toBe(true);
+    const agents = (await standby.list()).map((vm) => vm.agentPid);
+    expect(await standby.end('SIGTERM')).toEqual({ code: 0, signal: null });
+    expect(agents.filter(runs)).toEqual([]);
+  });
+
+  test('a configuration that is broken from the start: no daemon, and why', async () => {
+    const file = `${primary.configFile}.broken.toml`;
+    writeFileSync(file, 'stat-dir = "/x"\n');
+    const { code, stderr } = await colo(
+      'serve',
+      '--config',
+      file,
+      '--control',
+      `${primary.controlPath}.other`,
+    );
+    expect({ code, stderr }).toMatchObject({
+      code: 78,
+      stderr: `colo-agent: ${file}:1:1: unknown key \`stat-dir\`; did you mean \`state-dir\`?\n`,
+    });
+  });
+});

@@ -1,0 +1,53 @@
+import { appendFileSync, mkdtempSync, readdirSync, rmSync, statSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
+import { afterEach, beforeEach, expect, test } from 'vitest';
+import { EventStore } from '../../src/daemon/event-store.ts';
+
+let folder: string;
+
+beforeEach(() => {
+  folder = mkdtempSync(path.join(tmpdir(), 'colo-events-'));
+});
+afterEach(() => rmSync(folder, { recursive: true }));
+
+const EVENT = {
+  vm: 'web',
+  role: 'primary',
+  state: 'PROTECTED',
+  reason: '',
+  generation: 1,
+  epoch: 7,
+} as const;
+
+test('events come in their order, by VM, and after the one that was seen last', () => {
+  const store = new EventStore(null);
+  for (const vm of ['web', 'db', 'web']) store.add({ ...EVENT, vm });
+  expect(store.after(0, null, 10).map(({ id }) => id)).toEqual([1, 2, 3]);
+  expect(store.after(1, 'web', 10)).toMatchObject([{ id: 3, vm: 'web', state: 'PROTECTED', epoch: 7 }]);
+  expect(store.after(0, null, 2).map(({ id }) => id)).toEqual([1, 2]);
+});
+
+test('they outlive the daemon, also one that died in the middle of a line', () => {
+  const store = new EventStore(path.join(folder, 'state'));
+  store.add(EVENT);
+  store.add({ ...EVENT, state: 'EXPOSED' });
+  appendFileSync(path.join(folder, 'state', 'events.jsonl'), '{"id":3,"ti');
+  const next = new EventStore(path.join(folder, 'state'));
+  expect(next.after(0, null, 10).map(({ id, state }) => `${id} ${state}`)).toEqual([
+    '1 PROTECTED',
+    '2 EXPOSED',
+  ]);
+  next.add({ ...EVENT, state: 'SYNCING' });
+  const third = new EventStore(path.join(folder, 'state'));
+  expect(third.after(2, null, 10)).toMatchObject([{ id: 3, state: 'SYNCING' }]);
+});
+
+test('what is kept is bounded, in memory and on disk', () => {
+  const store = new EventStore(folder);
+  for (let count = 0; count < 1500; count++) store.add({ ...EVENT, reason: 'x'.repeat(8000) });
+  expect(store.after(0, null, 5000)).toHaveLength(1000);
+  expect(readdirSync(folder).sort()).toEqual(['events.jsonl', 'events.jsonl.1']);
+  const bytes = readdirSync(folder).map((name) => statSync(path.join(folder, name)).size);
+  expect(Math.max(...bytes)).toBeLessThan(5 << 20);
+});
