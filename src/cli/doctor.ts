@@ -14,10 +14,10 @@ import { checkOptions, type RoleOptions } from './roles.ts';
 import { withSharedOptions } from './shared-options.ts';
 import { onTerminationSignal } from './signals.ts';
 import { type WatchdogOptions, withWatchdogOptions } from './watchdog-options.ts';
+import { qmpPathOf } from './which-vm.ts';
 import { nodeOf, witnessOf } from './witness-options.ts';
 
-type DoctorCliOptions = Omit<RoleOptions, 'vm' | 'qmp'> &
-  WatchdogOptions & { vm?: string; qmp?: string; role?: Role };
+type DoctorCliOptions = Omit<RoleOptions, 'vm'> & WatchdogOptions & { vm?: string; role?: Role };
 
 export function doctorCommand(version: string): Command {
   const command = withFenceOptions(
@@ -48,7 +48,9 @@ export function doctorCommand(version: string): Command {
 async function runDoctor(options: DoctorCliOptions, version: string): Promise<void> {
   checkOptions(options as RoleOptions);
   forbidCoreDumps();
-  const patient = new Patient(doctorOptions(options, version));
+  const named = options.qmp !== undefined || options.libvirt !== undefined;
+  const qmpPath = named ? await qmpPathOf(options) : null;
+  const patient = new Patient(doctorOptions(options, version, qmpPath));
   const examined = await examine(patient);
   patient.close();
   process.stdout.write(options.json ? `${JSON.stringify({ checks: examined })}\n` : doctorText(examined));
@@ -64,14 +66,14 @@ export function exitCodeFor(examined: readonly Pick<Examined, 'verdict' | 'fault
   return faults.includes('configuration') ? EXIT.configuration : EXIT.unavailable;
 }
 
-function doctorOptions(options: DoctorCliOptions, version: string): DoctorOptions {
-  const { vm = null, qmp = null, role = null, peer = null, listen = null, control } = options;
+function doctorOptions(options: DoctorCliOptions, version: string, qmpPath: string | null): DoctorOptions {
+  const { vm = null, role = null, peer = null, listen = null, control } = options;
   const { exceptions, shadow, gateLimitBytes, diskBufferBytes } = protectionOf(options as RoleOptions);
   return {
     version,
     vm,
     role,
-    qmpPath: qmp,
+    qmpPath,
     peer,
     listen,
     tls: options.insecure ? null : { folder: options.tls, peerName: options.peerName },

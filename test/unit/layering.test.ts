@@ -10,6 +10,8 @@ const ALLOWED: Record<string, string[]> = {
   native: [],
   qmp: ['native'],
   vm: ['qmp', 'native'],
+  standby: ['qmp', 'vm', 'native'],
+  libvirt: ['vm'],
   witness: [],
   agent: ['protocol', 'qmp', 'vm', 'witness', 'native'],
   doctor: ['agent', 'protocol', 'qmp', 'vm', 'native'],
@@ -17,7 +19,19 @@ const ALLOWED: Record<string, string[]> = {
   testbed: ['agent', 'qmp', 'native'],
   metrics: ['agent', 'protocol', 'native'],
   demo: ['testbed', 'agent'],
-  cli: ['daemon', 'demo', 'testbed', 'doctor', 'metrics', 'agent', 'protocol', 'witness'],
+  cli: [
+    'daemon',
+    'demo',
+    'testbed',
+    'doctor',
+    'metrics',
+    'agent',
+    'protocol',
+    'witness',
+    'standby',
+    'libvirt',
+    'vm',
+  ],
 };
 
 /** The protocol is pure: not even Node's own modules, but for what hashes a name. */
