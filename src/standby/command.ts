@@ -165,7 +165,7 @@ function unknownOption(word: string): Problem {
 }
 
 export function refusal(where: string, what: string, remedy: string): Problem {
-  return { where, what, remedy };
+  return { check: null, where, what, remedy };
 }
 
 export function commandWords({ binary, options }: QemuCommand): string[] {

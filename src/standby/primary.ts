@@ -37,6 +37,7 @@ function assertQemu(commandLine: readonly string[], qmpPath: string): void {
   if (commandLine.some((word) => /^--?(machine|M|qmp|mon|nodefaults|accel|drive|device)$/.test(word))) return;
   throw new PreflightError([
     {
+      check: null,
       where: qmpPath,
       what: `the process that listens there is no QEMU: ${commandLine[0]}`,
       remedy: 'give a QMP socket that QEMU itself listens on',
