@@ -13,11 +13,14 @@ import { suggestion } from './spelling.ts';
 import { ConfigError, type Entry, readToml } from './toml.ts';
 import { argumentsOf, type Role, type VmOption, type VmOptions } from './vm-option.ts';
 
+/** QEMU's QMP socket, or the name of libvirt's domain. */
+export type VmSource = { qmp: string } | { libvirt: string };
+
 export interface VmConfig {
   name: string;
   /** `auto`: what QEMU says of the VM decides. */
   role: 'auto' | Role;
-  qmp: string;
+  source: VmSource;
   /** The arguments of `colo-agent primary` and `secondary` but for --control; null: it can't be that. */
   args: Readonly<Record<Role, readonly string[] | null>>;
   /** FILE:LINE:COLUMN of its table. */
@@ -40,7 +43,7 @@ const ROLES = ['auto', 'primary', 'standby'] as const;
 /** The daemon says what these are. */
 const DAEMON_OPTIONS = ['vm', 'control', 'json'];
 /** What two VMs of one host can't share. */
-const EXCLUSIVE = ['qmp', 'listen', 'trace', 'watchdog'];
+const EXCLUSIVE = ['qmp', 'libvirt', 'listen', 'trace', 'watchdog'];
 
 /** Throws ConfigError with everything that is wrong. */
 export function readConfig(file: string, options: VmOptions): DaemonConfig {
@@ -185,9 +188,9 @@ class ConfigReader {
   #vm(name: string, { place, entries }: VmTable): VmConfig | null {
     const all = new Map([...this.#defaults, ...entries]);
     const role = (entries.get('role')?.value ?? 'auto') as VmConfig['role'];
-    const qmp = all.get('qmp')?.value;
-    if (typeof qmp !== 'string') {
-      this.#problems.push(`${place}: VM \`${name}\` has no \`qmp\`: give the path of its QEMU's QMP socket`);
+    const source = sourceOf(all);
+    if (typeof source === 'string') {
+      this.#problems.push(`${place}: VM \`${name}\` has ${source}`);
       return null;
     }
     const may = {
@@ -207,7 +210,7 @@ class ConfigReader {
       primary: may.primary ? this.#args('primary', name, place, all) : null,
       standby: may.standby ? this.#args('standby', name, place, all) : null,
     };
-    return { name, role, qmp, args, place };
+    return { name, role, source, args, place };
   }
 
   #args(role: Role, name: string, place: string, entries: ReadonlyMap<string, Entry>): string[] {
@@ -240,6 +243,16 @@ class ConfigReader {
       }
     }
   }
+}
+
+/** Where a VM is found, or what is wrong with what was said about that. */
+function sourceOf(entries: ReadonlyMap<string, Entry>): VmSource | string {
+  const [qmp, libvirt] = [entries.get('qmp')?.value, entries.get('libvirt')?.value];
+  if (qmp !== undefined && libvirt !== undefined)
+    return '`qmp` and `libvirt`: one of them says which VM it is, leave the other out';
+  if (qmp !== undefined) return { qmp: String(qmp) };
+  if (libvirt !== undefined) return { libvirt: String(libvirt) };
+  return "no `qmp`: give the path of its QEMU's QMP socket, or `libvirt` with the name of its domain";
 }
 
 function whereTable({ path: keys, value }: Entry): string | null {

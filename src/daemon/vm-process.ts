@@ -217,6 +217,6 @@ export class VmProcess {
   }
 }
 
-function identity({ role, qmp, args }: VmConfig): string {
-  return JSON.stringify([role, qmp, args]);
+function identity({ role, source, args }: VmConfig): string {
+  return JSON.stringify([role, source, args]);
 }

@@ -7,6 +7,7 @@ const BY_NAME: ReadonlyMap<string, CheckName> = new Map([
   ['GenerationFileError', 'state-dir'],
   ['WitnessAccessError', 'witness'],
   ['DiskRecordError', 'replication'],
+  ['LibvirtError', 'libvirt'],
   ['RamBlocksError', 'ptrace'],
 ]);
 

@@ -21,6 +21,23 @@ export interface Domain {
   extraArguments: string[];
 }
 
+/** What libvirt does with a domain by itself. */
+export interface DomainCustoms {
+  /** With its host. */
+  autostart: boolean;
+  /** As the XML has them: destroy, restart, preserve, rename-restart. */
+  onPoweroff: string;
+  onReboot: string;
+}
+
+/** Throws LibvirtError. */
+export async function customsOf(name: string): Promise<DomainCustoms> {
+  const [xml, info] = [readable(await virsh('dumpxml', name)), await virsh('dominfo', name)];
+  const [onPoweroff = 'destroy'] = childrenOf(xml, 'on_poweroff').map(({ text }) => text.trim());
+  const [onReboot = 'restart'] = childrenOf(xml, 'on_reboot').map(({ text }) => text.trim());
+  return { autostart: /^Autostart: +enable/m.test(info), onPoweroff, onReboot };
+}
+
 /** Throws LibvirtError for what isn't a domain's XML. */
 export function parseDomain(xml: string): Domain {
   const domain = readable(xml);

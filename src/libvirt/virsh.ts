@@ -6,7 +6,7 @@ import { LibvirtError } from './libvirt-error.ts';
 const ANSWER_MS_MAX = 30_000;
 
 /** What a read-only command says about a domain. Throws LibvirtError with virsh's own words. */
-export function virsh(command: 'dumpxml' | 'domstate', domain: string): Promise<string> {
+export function virsh(command: 'dumpxml' | 'domstate' | 'dominfo', domain: string): Promise<string> {
   // No shell; and `=`, so that a name that begins with a dash is no option. Words, not translations of them.
   const args = ['--quiet', '--readonly', command, `--domain=${domain}`];
   const env = { ...process.env, LC_ALL: 'C' };

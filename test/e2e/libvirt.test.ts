@@ -2,6 +2,7 @@
 import { truncateSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { roleOf } from '../../src/daemon/role.ts';
 import { TestAgent } from '../../src/testbed/agents.ts';
 import { Cleanup } from '../../src/testbed/cleanup.ts';
 import { StreamClient } from '../../src/testbed/client.ts';
@@ -14,6 +15,13 @@ import { isAlive, makePlan, startPlan } from './support/planned-standby.ts';
 import { BOOT_MS, moreCheckpoints, PROTECT_MS, startSecondary, VM_NAME } from './support/protection.ts';
 
 const DOMAIN = 'web1';
+/** As the daemon's configuration has it. */
+const VM = {
+  name: DOMAIN,
+  role: 'auto',
+  args: { primary: [], standby: null },
+  place: 'agent.toml:1:1',
+} as const;
 
 const cleanup = new Cleanup();
 let network: TestNetwork;
@@ -60,10 +68,31 @@ describe('a domain that is no VM to protect is refused, with what to do', () => 
     );
   });
 
+  test('by the doctor, in a line of its own', async () => {
+    const { code, stdout } = await coloWithin([], '', 'doctor', '--libvirt', 'plain');
+    expect(code).toBe(78);
+    expect(stdout).toMatch(/FAIL +libvirt +domain plain is shut off/);
+    expect(stdout).toMatch(/not asked +qmp, qemu, [^:]*: it needs what `libvirt` looks at/);
+  });
+
+  test('by the daemon, which waits for it', async () => {
+    const plain = { ...VM, source: { libvirt: 'plain' } };
+    await expect(roleOf(plain, null)).rejects.toThrow(/`libvirt` plain: domain plain is shut off/);
+  });
+
   test('either --qmp or --libvirt', async () => {
     const both = await coloWithin([], '', 'estimate', '--libvirt', DOMAIN, '--qmp', '/x');
     expect(both).toMatchObject({ code: 64, stderr: expect.stringContaining('either by --qmp') });
   });
+});
+
+test('one that starts with its host is warned of; one that runs is to be a primary', async () => {
+  const line = async () => (await coloWithin([], '', 'doctor', `--libvirt=${DOMAIN}`)).stdout;
+  expect(await line()).toMatch(/ok +libvirt +web1 has a monitor for colo-agent/);
+  await libvirt.virsh('autostart', DOMAIN);
+  expect(await line()).toMatch(/warn +libvirt +it starts web1 with the host/);
+  await libvirt.virsh('autostart', '--disable', DOMAIN);
+  expect(await roleOf({ ...VM, source: { libvirt: DOMAIN } }, null)).toBe('primary');
 });
 
 test('protected by its name: libvirt sees it run and refuses what would disturb, and the standby takes over', async () => {

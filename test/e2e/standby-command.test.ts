@@ -3,6 +3,7 @@ import { readFileSync, statSync, writeFileSync } from 'node:fs';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { QmpClient } from '../../src/qmp/client.ts';
 import type { StandbyPlan } from '../../src/standby/plan.ts';
+import { hasSystemd, type StartedStandby } from '../../src/standby/start.ts';
 import { Cleanup } from '../../src/testbed/cleanup.ts';
 import { StreamClient } from '../../src/testbed/client.ts';
 import { checkDisks } from '../../src/testbed/disk-clients.ts';
@@ -122,11 +123,14 @@ describe('colo-agent standby --start', () => {
     expect(again.stderr).toContain('a QEMU answers');
   });
 
-  test.skipIf(statSync('/run/systemd/system', { throwIfNoEntry: false }))(
-    '--scope needs systemd',
-    async () => {
-      const { code, stderr } = await start({}, '--scope');
+  test('--scope is a unit of systemd, where that runs', async () => {
+    const { code, stdout, stderr } = await start({}, '--scope', '--json');
+    if (hasSystemd()) {
+      const { pid, unit } = JSON.parse(stdout) as StartedStandby;
+      cleanup.add(() => void process.kill(pid, 'SIGKILL'));
+      expect(readFileSync(`/proc/${pid}/cgroup`, 'utf8')).toContain(unit);
+    } else {
       expect({ code, stderr }).toMatchObject({ code: 69, stderr: expect.stringContaining('systemd') });
-    },
-  );
+    }
+  });
 });
