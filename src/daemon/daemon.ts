@@ -4,6 +4,7 @@ import path from 'node:path';
 import { sendCommand } from '../agent/control-client.ts';
 import { ControlError, type ControlRequest, ControlServer } from '../agent/control-server.ts';
 import type { Log } from '../agent/log.ts';
+import { summaryOf, type TakeOverRecord } from '../agent/take-over-record.ts';
 import { type DaemonConfig, readConfig, type VmConfig } from './config.ts';
 import { type DaemonEvent, EventStore } from './event-store.ts';
 import { ConfigError } from './toml.ts';
@@ -29,6 +30,7 @@ export interface ReloadReport {
 
 /** So that an answer stays small; a client asks again for more. */
 const EVENTS_IN_ANSWER_MAX = 100;
+const TAKE_OVERS_IN_ANSWER_MAX = 32;
 
 export class Daemon {
   readonly #options: DaemonOptions;
@@ -129,6 +131,7 @@ export class Daemon {
       controlPath: path.join(path.dirname(controlPath), 'vm', `${name}.sock`),
       log,
       onChange: (summary, epoch) => this.#record(summary, epoch),
+      onTakeOver: (record) => this.#record(vm.summary(), record.epoch, record),
     });
     this.#vms.set(name, vm);
     // Its predecessor of the same name may still hold its QEMU.
@@ -143,9 +146,11 @@ export class Daemon {
     this.#leaving.set(name, left);
   }
 
-  #record({ vm, role, state, reason, generation }: VmSummary, epoch: number | null): void {
+  #record(summary: VmSummary, epoch: number | null, takeOver?: TakeOverRecord): void {
+    const { vm, role, state, generation } = summary;
+    const reason = takeOver ? summaryOf(takeOver) : summary.reason;
     try {
-      this.#events.add({ vm, role, state, reason, generation, epoch });
+      this.#events.add({ vm, role, state, reason, generation, epoch, ...(takeOver && { takeOver }) });
     } catch (error) {
       this.#options.log.error('an event could not be written', { reason: (error as Error).message });
     }
@@ -160,6 +165,8 @@ export class Daemon {
         return this.reload(vm);
       case 'events':
         return this.#eventsAfter(request.after, vm);
+      case 'take-overs':
+        return this.#events.takeOvers(vm, TAKE_OVERS_IN_ANSWER_MAX);
       case 'status':
       case 'failover':
       case 'drill':
@@ -168,7 +175,7 @@ export class Daemon {
       default:
         throw new ControlError(
           'unknown-command',
-          `unknown command ${JSON.stringify(command)}; known are list, reload, events, status, failover, drill and stop`,
+          `unknown command ${JSON.stringify(command)}; known are list, reload, events, take-overs, status, failover, drill and stop`,
         );
     }
   }

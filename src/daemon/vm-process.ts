@@ -5,6 +5,7 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import type { Log } from '../agent/log.ts';
 import type { AgentMessage, EndMessage, StateMessage } from '../agent/supervisor-channel.ts';
+import type { TakeOverRecord } from '../agent/take-over-record.ts';
 import type { VmConfig } from './config.ts';
 import { type ProcessEffect, type ProcessEvent, type ProcessExit, ProcessMachine } from './restart.ts';
 import { RoleError, roleOf } from './role.ts';
@@ -28,6 +29,7 @@ export interface VmProcessOptions {
   controlPath: string;
   log: Log;
   onChange(summary: VmSummary, epoch: number | null): void;
+  onTakeOver(record: TakeOverRecord): void;
 }
 
 const EX_UNAVAILABLE = 69;
@@ -182,6 +184,10 @@ export class VmProcess {
   }
 
   #hear(message: AgentMessage): void {
+    if (message.type === 'take-over') {
+      this.#options.onTakeOver(message.record);
+      return;
+    }
     if (message.type === 'end') this.#end = message;
     else {
       this.#state = message;
