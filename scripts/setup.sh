@@ -72,6 +72,9 @@ find_missing() {
   has rpmlint || needed rpmlint rpmlint
   has systemd-analyze && has systemd-sysusers || needed systemd systemd
   [ -f /usr/include/seccomp.h ] || needed libseccomp-dev libseccomp-devel
+  [ -f /usr/lib/ocf/lib/heartbeat/ocf-shellfuncs ] || needed resource-agents resource-agents
+  has shellcheck || needed shellcheck ShellCheck
+  has xmllint || needed libxml2-utils libxml2
   has socat || needed socat socat
   has man || needed man-db man-db
   has mandoc || needed mandoc mandoc
