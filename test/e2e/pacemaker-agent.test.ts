@@ -4,20 +4,20 @@ import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { QmpClient } from '../../src/qmp/client.ts';
 import { Cleanup } from '../../src/testbed/cleanup.ts';
 import { TestEtcd } from '../../src/testbed/etcd.ts';
 import type { TestVm } from '../../src/testbed/vm.ts';
 import { TestDaemon } from './support/daemon.ts';
 import { AGENT, launcherIn, OCF, OcfInstance } from './support/ocf.ts';
 import { freePort, type GuestOptions, startVm, waitBooted } from './support/protection.ts';
+import { runsNow, waitRuns } from './support/run-state.ts';
 
 const GUEST: GuestOptions = { guest: 'baremetal' };
 const VM = 'web1';
 const DTD = '/usr/share/resource-agents/ra-api-1.dtd';
 const PROBE = { CRM_meta_interval: '0' };
 /** For what is refused until the time is over: a moment beside the agent's margin. */
-const SHORT = { CRM_meta_timeout: '8000' };
+const SHORT = { CRM_meta_timeout: '7000' };
 
 let cleanup: Cleanup;
 let folder: string;
@@ -44,9 +44,9 @@ beforeAll(async () => {
   write(southDaemon, southVm, 'south', [ports[1], ports[0]], common);
   await southDaemon.start();
   await northDaemon.start();
-  const binary = launcherIn(folder);
-  north = new OcfInstance('dash', { vm: VM, control: northDaemon.controlPath, binary });
-  south = new OcfInstance('bash', { vm: VM, control: southDaemon.controlPath, binary });
+  const parameters = { vm: VM, binary: launcherIn(folder), grace: '1' };
+  north = new OcfInstance('dash', { ...parameters, control: northDaemon.controlPath });
+  south = new OcfInstance('bash', { ...parameters, control: southDaemon.controlPath });
 });
 afterAll(() => cleanup.run());
 
@@ -62,15 +62,10 @@ function write(
   daemon.writeVm(VM, [`qmp = "${vm.qmpPath}"`, `node = "${node}"`, ...addresses, ...common]);
 }
 
-async function runs(vm: TestVm): Promise<boolean> {
-  const monitor = await QmpClient.connect(vm.testQmpPath);
-  const { running } = await monitor.execute('query-status');
-  monitor.close();
-  return running;
-}
-
+/** What there is, whatever Pacemaker believes. */
 async function roles(): Promise<(number | null)[]> {
-  return (await Promise.all([north.run('monitor'), south.run('monitor')])).map(({ code }) => code);
+  const probes = await Promise.all([north.run('monitor', PROBE), south.run('monitor', PROBE)]);
+  return probes.map(({ code }) => code);
 }
 
 describe('without a machine', () => {
@@ -132,13 +127,19 @@ describe('without a machine', () => {
   });
 
   test('no daemon: it doesn’t run, and a start waits for one', async () => {
-    const nobody = { control: path.join(folder, 'nobody.sock'), grace: '0', ...SHORT };
-    expect(await north.run('monitor', nobody)).toMatchObject({
+    const nobody = { control: path.join(folder, 'nobody.sock'), ...SHORT };
+    const [monitor, stop, start] = await Promise.all(
+      ['monitor', 'stop', 'start'].map((action) => north.run(action, nobody)),
+    );
+    expect(monitor).toMatchObject({
       code: OCF.NOT_RUNNING,
       stderr: expect.stringContaining('no colo-agent answers at'),
     });
-    expect((await north.run('stop', nobody)).code).toBe(OCF.SUCCESS);
-    expect((await north.run('start', nobody)).code).toBe(OCF.ERR_GENERIC);
+    expect(stop).toMatchObject({ code: OCF.SUCCESS });
+    expect(start).toMatchObject({
+      code: OCF.ERR_GENERIC,
+      stderr: expect.stringContaining('no colo-agent answers at'),
+    });
   });
 
   test('a machine that this host doesn’t know', async () => {
@@ -181,7 +182,7 @@ describe('with a machine', () => {
       stderr: expect.stringContaining('no other node is to be promoted'),
     });
     expect(await roles()).toEqual([OCF.RUNNING_PROMOTED, OCF.SUCCESS]);
-    expect(await runs(northVm)).toBe(true);
+    await waitRuns(northVm);
   });
 
   test('a demotion hands it over, and the promotion finds that done', async () => {
@@ -191,7 +192,8 @@ describe('with a machine', () => {
     expect(await south.run('promote')).toMatchObject({ code: OCF.SUCCESS });
     expect(await north.run('demote')).toMatchObject({ code: OCF.SUCCESS });
     expect(await roles()).toEqual([OCF.SUCCESS, OCF.RUNNING_PROMOTED]);
-    expect([await runs(northVm), await runs(southVm)]).toEqual([false, true]);
+    await waitRuns(southVm);
+    expect(await runsNow(northVm)).toBe(false);
   });
 
   test('a standby that is stopped and started; without it nothing is handed over', async () => {
@@ -204,7 +206,7 @@ describe('with a machine', () => {
       code: OCF.ERR_GENERIC,
       stderr: expect.stringContaining('not demoted: web1 is EXPOSED here'),
     });
-    expect(await runs(southVm)).toBe(true);
+    await waitRuns(southVm);
     expect(await north.run('start')).toMatchObject({ code: OCF.SUCCESS });
     expect((await north.run('monitor')).code).toBe(OCF.SUCCESS);
     await southDaemon.waitState(VM, 'PROTECTED');
@@ -215,19 +217,29 @@ describe('with a machine', () => {
     await southVm.exited;
     expect(await north.run('promote')).toMatchObject({ code: OCF.SUCCESS });
     expect(await roles()).toEqual([OCF.RUNNING_PROMOTED, OCF.NOT_RUNNING]);
-    expect(await runs(northVm)).toBe(true);
+    await waitRuns(northVm);
+    // To Pacemaker, which has not promoted it yet, that is no failure, which it would mend by a demotion.
+    expect((await north.run('monitor', { CRM_meta_role: 'Unpromoted' })).code).toBe(OCF.SUCCESS);
+    expect((await north.run('monitor', { CRM_meta_role: 'Promoted' })).code).toBe(OCF.RUNNING_PROMOTED);
   });
 
   test('the end of protection where nobody can take it over: it runs on; a start protects it again', async () => {
     expect(await north.run('stop')).toMatchObject({ code: OCF.SUCCESS });
     expect((await north.run('monitor')).code).toBe(OCF.NOT_RUNNING);
-    expect(await runs(northVm)).toBe(true);
+    await waitRuns(northVm);
     expect(await north.run('start')).toMatchObject({ code: OCF.SUCCESS });
-    expect((await north.run('monitor')).code).toBe(OCF.RUNNING_PROMOTED);
+    expect((await roles())[0]).toBe(OCF.RUNNING_PROMOTED);
   });
 
-  test('an agent that only waits for its QEMU rests after a stop', async () => {
+  test('an agent that only waits for its QEMU: nothing to demote or to start, and it rests after a stop', async () => {
     expect((await southDaemon.vm(VM)).state).toBe('WAITING');
+    expect(await south.run('demote')).toMatchObject({ code: OCF.SUCCESS });
+    expect(await south.run('start')).toMatchObject({
+      code: OCF.ERR_GENERIC,
+      stderr: expect.stringContaining(
+        `not started: web1 is WAITING here: no answer at \`qmp\` ${southVm.qmpPath}`,
+      ),
+    });
     expect(await south.run('stop')).toMatchObject({ code: OCF.SUCCESS });
     expect((await southDaemon.vm(VM)).state).toBe('STOPPED');
   });

@@ -14,11 +14,13 @@ import { MAIN } from './cli.ts';
 export class TestDaemon {
   readonly #side: 'primary' | 'secondary';
   readonly #folder: string;
+  readonly #prefix: readonly string[];
   #child: Child | null = null;
 
-  /** `side`: whose certificates it has. */
-  constructor(side: 'primary' | 'secondary') {
+  /** `side`: whose certificates it has. `prefix`: runs it on one of hosts.ts. */
+  constructor(side: 'primary' | 'secondary', prefix: readonly string[] = []) {
     this.#side = side;
+    this.#prefix = prefix;
     this.#folder = mkdtempSync(path.join(tmpdir(), 'colo-serve-'));
     mkdirSync(path.join(this.#folder, 'conf.d'));
   }
@@ -51,7 +53,10 @@ export class TestDaemon {
       '--control',
       this.controlPath,
     ];
-    const child = await Child.start(command, { stderrPath: path.join(this.#folder, 'stderr') });
+    const child = await Child.start(command, {
+      stderrPath: path.join(this.#folder, 'stderr'),
+      prefix: this.#prefix,
+    });
     this.#child = child;
     await waitFor('answer of the daemon', 60_000, async () => {
       child.assertRunning();
@@ -79,6 +84,10 @@ export class TestDaemon {
 
   failover(vm: string): Promise<unknown> {
     return sendCommand(this.controlPath, 'failover', { vm, force: vm });
+  }
+
+  drill(vm: string): Promise<unknown> {
+    return sendCommand(this.controlPath, 'drill', { vm });
   }
 
   async waitVm(name: string, what: string, accept: (vm: VmSummary) => boolean): Promise<VmSummary> {
