@@ -1,6 +1,6 @@
 /** What the daemon is asked beside what each VM's agent is. */
 import { setTimeout as sleep } from 'node:timers/promises';
-import { Command } from 'commander';
+import { Command, InvalidArgumentError } from 'commander';
 import { sendCommand } from '../agent/control-client.ts';
 import type { TakeOverRecord } from '../agent/take-over-record.ts';
 import { readConfig } from '../daemon/config.ts';
@@ -26,14 +26,18 @@ interface EventsCliOptions extends DaemonCliOptions {
 }
 
 const FOLLOW_MS = 500;
+const SUMMARY_FIELDS = ['vm', 'role', 'state', 'generation', 'agentPid', 'restarts', 'reason'] as const;
+type SummaryField = (typeof SUMMARY_FIELDS)[number];
 
 export function listCommand(): Command {
-  return daemonCommand('list', 'Show all VMs of the daemon: role, state, and why').action(
-    async ({ control, json }: DaemonCliOptions) => {
-      const vms = (await sendCommand(control, 'list')) as VmSummary[];
-      print(json ? JSON.stringify(vms) : listText(vms));
-    },
-  );
+  return daemonCommand('list', 'Show all VMs of the daemon: role, state, and why')
+    .argument('[vm]', 'this one alone', vmName)
+    .option(
+      '--fields <names>',
+      `these alone (${SUMMARY_FIELDS.join(', ')}), for scripts: a line for each VM, tabs between them, - for what there is none of`,
+      summaryFields,
+    )
+    .action(runList);
 }
 
 export function reloadCommand(): Command {
@@ -70,6 +74,16 @@ export function configCommand(): Command {
   );
 }
 
+async function runList(
+  vm: string | undefined,
+  { control, json, fields }: DaemonCliOptions & { fields?: SummaryField[] },
+): Promise<void> {
+  const vms = (await sendCommand(control, 'list', { vm: vm ?? null })) as VmSummary[];
+  if (json) print(JSON.stringify(vms));
+  else if (fields === undefined) print(listText(vms));
+  else for (const each of vms) print(fields.map((field) => fieldText(each[field])).join('\t'));
+}
+
 async function showTakeOver({ control, json, vm }: EventsCliOptions, id: string): Promise<void> {
   const known = (await sendCommand(control, 'take-overs', { vm: vm ?? null })) as TakeOverRecord[];
   const record = id === 'last' ? known.at(-1) : known.find((each) => each.id === id);
@@ -100,6 +114,19 @@ function daemonCommand(name: string, description: string): Command {
     .description(description)
     .option('--control <socket>', "the daemon's control socket", DAEMON_SOCKET)
     .option('--json', 'print JSON for scripts');
+}
+
+function summaryFields(text: string): SummaryField[] {
+  return text.split(',').map((name) => {
+    const field = SUMMARY_FIELDS.find((each) => each === name);
+    if (field !== undefined) return field;
+    throw new InvalidArgumentError(`there is no '${name}'; known are ${SUMMARY_FIELDS.join(', ')}`);
+  });
+}
+
+/** One word or one line, whatever an error's text has in it. */
+function fieldText(value: string | number | null): string {
+  return value === null ? '-' : String(value).replace(/\s+/g, ' ');
 }
 
 function listText(vms: readonly VmSummary[]): string {

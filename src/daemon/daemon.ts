@@ -188,7 +188,7 @@ export class Daemon {
     const { command, vm, force } = request;
     switch (command) {
       case 'list':
-        return this.list();
+        return vm === null ? this.list() : [this.#chosen(vm).summary()];
       case 'reload':
         return this.reload(vm);
       case 'events':
@@ -220,6 +220,7 @@ export class Daemon {
     force: string | null,
   ): Promise<unknown> {
     const vm = this.#chosen(name);
+    if (command === 'stop' && vm.rest()) return "its agent doesn't run, and isn't started again";
     if (!vm.running) {
       const { vm: known, state, reason } = vm.summary();
       throw new ControlError('not-running', `the agent of VM ${known} doesn't run: ${state}: ${reason}`);

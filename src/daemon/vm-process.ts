@@ -85,6 +85,12 @@ export class VmProcess {
     this.#dispatch({ type: 'start', nowMs: performance.now(), evenStopped });
   }
 
+  /** A person wants it stopped, and it doesn't run: it isn't started again by itself. False when there is a process to be asked. */
+  rest(): boolean {
+    this.#dispatch({ type: 'rest' });
+    return this.#machine.phase === 'stopped';
+  }
+
   /** Ends the process that there is, and starts another by `config`. */
   replace(config: VmConfig): void {
     this.#next = config;

@@ -28,8 +28,8 @@ const lines = new Map<string, string[]>();
 beforeAll(async () => {
   cleanup = new Cleanup();
   const ports = await freePorts(NAMES.length);
-  primary = new TestDaemon('primary', DEFAULTS);
-  standby = new TestDaemon('secondary', DEFAULTS);
+  primary = new TestDaemon('primary', { defaults: DEFAULTS });
+  standby = new TestDaemon('secondary', { defaults: DEFAULTS });
   await Promise.all(NAMES.map((name, index) => startPair(name, `127.0.0.1:${ports[index]}`)));
   // Agents end before their VMs do: nothing is left then that could say something of a VM's end.
   cleanup.own(standby);
