@@ -8,6 +8,9 @@ const HOME = '\x1b[H';
 const END_OF_LINE = '\x1b[K';
 const END_OF_SCREEN = '\x1b[J';
 
+/** A key that is held down comes many times at once; an arrow is a sequence of three. */
+const KEYS = new RegExp(`${'\x1b'}\\[[A-Z]|[\\s\\S]`, 'g');
+
 /** A terminal that can't say how large it is. */
 const COLUMNS = 80;
 const LINES = 24;
@@ -16,26 +19,35 @@ export class Screen {
   readonly #input: ReadStream;
   readonly #output: WriteStream;
 
+  readonly #leave = (): void => {
+    this.#input.setRawMode(false);
+    this.#output.write(LEAVE);
+  };
+
   constructor(input: ReadStream, output: WriteStream) {
     this.#input = input;
     this.#output = output;
   }
 
+  /** Until close(), or until the process ends, whatever ends it but SIGKILL. */
   open(onKey: (key: string) => void, onResize: () => void): void {
+    process.once('exit', this.#leave);
     this.#output.write(ENTER);
     this.#output.on('resize', onResize);
     this.#input.setRawMode(true);
     this.#input.setEncoding('utf8');
-    this.#input.on('data', onKey);
+    this.#input.on('data', (keys: string) => {
+      for (const [key] of keys.matchAll(KEYS)) onKey(key);
+    });
     this.#input.resume();
   }
 
   close(): void {
+    process.off('exit', this.#leave);
+    this.#leave();
     this.#input.removeAllListeners('data');
     this.#output.removeAllListeners('resize');
-    this.#input.setRawMode(false);
     this.#input.pause();
-    this.#output.write(LEAVE);
   }
 
   get size(): { columns: number; lines: number } {

@@ -31,10 +31,10 @@ export class Watch {
   async #look(): Promise<Look[]> {
     let vms: VmSummary[];
     try {
-      vms = (await sendCommand(this.#control, 'list')) as VmSummary[];
+      vms = (await sendCommand(this.#control, 'list', {}, ANSWER_MS)) as VmSummary[];
     } catch (error) {
       if (!(error instanceof ControlError) || error.code !== 'unknown-command') throw error;
-      return [lookOf((await sendCommand(this.#control, 'status')) as Status)];
+      return [lookOf((await sendCommand(this.#control, 'status', {}, ANSWER_MS)) as Status)];
     }
     return Promise.all(vms.map((vm) => this.#lookAt(vm)));
   }
@@ -42,15 +42,14 @@ export class Watch {
   async #lookAt({ vm, role, state, reason, agentPid }: VmSummary): Promise<Look> {
     const look = { vm, atMs: performance.now(), status: null, role, state, reason };
     if (agentPid === null) return look;
+    const silent = { ...look, state: 'NO ANSWER', reason: `it was ${state}: ${reason}` };
     try {
       const status = await within(ANSWER_MS, this.#ask(vm));
-      return status === null
-        ? { ...look, state: 'NO ANSWER', reason: `it was ${state}: ${reason}` }
-        : lookOf(status);
+      return status === null ? silent : lookOf(status);
     } catch (error) {
-      // It has ended since, or doesn't know yet what it is; the daemon's word holds.
-      if (error instanceof ControlError) return look;
-      throw error;
+      if (!(error instanceof ControlError)) throw error;
+      // Of an agent that has ended since, or doesn't know its role yet, the daemon's word holds.
+      return error.code === 'not-running' ? look : silent;
     }
   }
 
