@@ -12,8 +12,8 @@ export default defineConfig({
         test: {
           name: 'e2e',
           include: ['test/e2e/**/*.test.ts'],
-          // Real guests under software emulation on as few as two cores: two files at a time, each of which waits half of its time, and generous limits.
-          maxWorkers: 2,
+          // Real guests under software emulation on as few as two cores: three files at a time, each of which waits for more than half of its time, and generous limits.
+          maxWorkers: 3,
           testTimeout: 300_000,
           hookTimeout: 180_000,
           bail: 0,

@@ -65,6 +65,12 @@ find_missing() {
   [ -f /usr/include/gtest/gtest.h ] || needed libgtest-dev gtest-devel
   [ -f /usr/include/benchmark/benchmark.h ] || needed libbenchmark-dev google-benchmark-devel
   has spin || needed spin spin
+  # No service is started: the tests run a libvirtd of their own.
+  has virsh || needed libvirt-clients libvirt-client
+  has libvirtd || needed libvirt-daemon libvirt-daemon
+  [ -f /usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so ] ||
+    [ -f /usr/lib64/libvirt/connection-driver/libvirt_driver_qemu.so ] ||
+    needed libvirt-daemon-driver-qemu libvirt-daemon-driver-qemu
   has_promtool || has apt-get || needed prometheus /usr/bin/promtool
   [ "$purpose" != fuzz ] || has_fuzzer || needed 'clang libclang-rt-dev' 'clang compiler-rt'
   [ "$purpose" != pacemaker ] || has_pacemaker || needed 'pacemaker corosync pacemaker-cli-utils' 'pacemaker corosync pacemaker-cli'

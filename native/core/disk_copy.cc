@@ -155,7 +155,7 @@ void DiskCopy::note_hole(std::span<std::byte> hole) {
 
 void DiskCopy::hash_window() {
   // No vector: a process that exits would destroy it beside us.
-  static constinit std::array<std::byte, kDiskBlockBytes> zeros{};
+  static constexpr std::array<std::byte, kDiskBlockBytes> zeros{};
   static const BlockHash hash_of_zeros = hash_of_block(zeros);
   hashes_.clear();
   for (Block& block : blocks_) {

@@ -2,18 +2,27 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Command, InvalidArgumentError } from 'commander';
 import { sendCommand } from '../agent/control-client.ts';
+import type { TakeOverRecord } from '../agent/take-over-record.ts';
 import { readConfig } from '../daemon/config.ts';
 import type { ReloadReport } from '../daemon/daemon.ts';
 import type { DaemonEvent } from '../daemon/event-store.ts';
 import type { VmSummary } from '../daemon/vm-process.ts';
 import { DAEMON_SOCKET } from './control-path.ts';
+import { CliError, EXIT } from './exit-codes.ts';
 import { vmName } from './option-parsers.ts';
 import { CONFIG_FILE } from './serve.ts';
+import { takeOverText } from './take-over-text.ts';
 import { vmOptions } from './vm-options.ts';
 
 interface DaemonCliOptions {
   control: string;
   json?: boolean;
+}
+
+interface EventsCliOptions extends DaemonCliOptions {
+  follow?: boolean;
+  vm?: string;
+  failover?: string;
 }
 
 const FOLLOW_MS = 500;
@@ -44,7 +53,13 @@ export function eventsCommand(): Command {
   return daemonCommand('events', 'Show what has happened to the VMs of the daemon')
     .option('--follow', 'and what happens from now on, until it is interrupted')
     .option('--vm <name>', 'this one alone', vmName)
-    .action(runEvents);
+    .option(
+      '--failover <id>',
+      'the timeline of a take-over instead: what was seen when, who decided, what took how long; `last` for the newest. Agents tell it, too',
+    )
+    .action((options: EventsCliOptions) =>
+      options.failover === undefined ? runEvents(options) : showTakeOver(options, options.failover),
+    );
 }
 
 export function configCommand(): Command {
@@ -69,12 +84,18 @@ async function runList(
   else for (const each of vms) print(fields.map((field) => fieldText(each[field])).join('\t'));
 }
 
-async function runEvents({
-  control,
-  json,
-  follow,
-  vm,
-}: DaemonCliOptions & { follow?: boolean; vm?: string }): Promise<void> {
+async function showTakeOver({ control, json, vm }: EventsCliOptions, id: string): Promise<void> {
+  const known = (await sendCommand(control, 'take-overs', { vm: vm ?? null })) as TakeOverRecord[];
+  const record = id === 'last' ? known.at(-1) : known.find((each) => each.id === id);
+  if (record === undefined) {
+    const ids = known.map((each) => each.id).join(', ');
+    const told = ids === '' ? 'none is known here' : `known are ${ids}`;
+    throw new CliError(EXIT.usage, `there is no take-over \`${id}\`: ${told}`);
+  }
+  print(json ? JSON.stringify(record) : takeOverText(record));
+}
+
+async function runEvents({ control, json, follow, vm }: EventsCliOptions): Promise<void> {
   let after = 0;
   for (;;) {
     const answer = await sendCommand(control, 'events', { after, vm: vm ?? null });
@@ -131,8 +152,9 @@ function reloadText({ added, changed, removed, unchanged }: ReloadReport): strin
   return [...told, `unchanged: ${unchanged.length}`].join('; ');
 }
 
-function eventText({ time, vm, role, state, reason }: DaemonEvent): string {
-  return `${time}  ${vm} (${role ?? '-'})  ${state}: ${reason}`;
+function eventText({ time, vm, role, state, reason, takeOver }: DaemonEvent): string {
+  const more = takeOver === undefined ? '' : ` (--failover ${takeOver.id})`;
+  return `${time}  ${vm} (${role ?? '-'})  ${state}: ${reason}${more}`;
 }
 
 function print(text: string): void {

@@ -3,6 +3,7 @@ import { forbidCoreDumps } from '../agent/link-security.ts';
 import { type Examined, examine } from '../doctor/doctor.ts';
 import type { DoctorOptions, Role } from '../doctor/options.ts';
 import { Patient } from '../doctor/patient.ts';
+import { LibvirtError } from '../libvirt/libvirt-error.ts';
 import { defaultControlPath } from './control-path.ts';
 import { doctorText } from './doctor-text.ts';
 import { EXIT } from './exit-codes.ts';
@@ -14,10 +15,10 @@ import { checkOptions, type RoleOptions } from './roles.ts';
 import { withSharedOptions } from './shared-options.ts';
 import { onTerminationSignal } from './signals.ts';
 import { type WatchdogOptions, withWatchdogOptions } from './watchdog-options.ts';
+import { qmpPathOf } from './which-vm.ts';
 import { nodeOf, witnessOf } from './witness-options.ts';
 
-type DoctorCliOptions = Omit<RoleOptions, 'vm' | 'qmp'> &
-  WatchdogOptions & { vm?: string; qmp?: string; role?: Role };
+type DoctorCliOptions = Omit<RoleOptions, 'vm'> & WatchdogOptions & { vm?: string; role?: Role };
 
 export function doctorCommand(version: string): Command {
   const command = withFenceOptions(
@@ -48,13 +49,27 @@ export function doctorCommand(version: string): Command {
 async function runDoctor(options: DoctorCliOptions, version: string): Promise<void> {
   checkOptions(options as RoleOptions);
   forbidCoreDumps();
-  const patient = new Patient(doctorOptions(options, version));
+  const patient = new Patient(doctorOptions(options, version, await whereVm(options)));
   const examined = await examine(patient);
   patient.close();
   process.stdout.write(options.json ? `${JSON.stringify({ checks: examined })}\n` : doctorText(examined));
   process.exitCode = exitCodeFor(examined);
   // A reception holds the process until a signal ends it.
   onTerminationSignal(() => patient.reception?.close());
+}
+
+type WhereVm = Pick<DoctorOptions, 'qmpPath' | 'domain'>;
+
+async function whereVm(options: DoctorCliOptions): Promise<WhereVm> {
+  const { qmp, libvirt: name } = options;
+  if (qmp === undefined && name === undefined) return { qmpPath: null, domain: null };
+  if (name === undefined) return { qmpPath: await qmpPathOf(options), domain: null };
+  try {
+    return { qmpPath: await qmpPathOf(options), domain: { name, trouble: null } };
+  } catch (error) {
+    if (!(error instanceof LibvirtError)) throw error;
+    return { qmpPath: null, domain: { name, trouble: error.message } };
+  }
 }
 
 /** Something that a person has to set right comes before something that may be there later. */
@@ -64,14 +79,14 @@ export function exitCodeFor(examined: readonly Pick<Examined, 'verdict' | 'fault
   return faults.includes('configuration') ? EXIT.configuration : EXIT.unavailable;
 }
 
-function doctorOptions(options: DoctorCliOptions, version: string): DoctorOptions {
-  const { vm = null, qmp = null, role = null, peer = null, listen = null, control } = options;
+function doctorOptions(options: DoctorCliOptions, version: string, where: WhereVm): DoctorOptions {
+  const { vm = null, role = null, peer = null, listen = null, control } = options;
   const { exceptions, shadow, gateLimitBytes, diskBufferBytes } = protectionOf(options as RoleOptions);
   return {
     version,
     vm,
     role,
-    qmpPath: qmp,
+    ...where,
     peer,
     listen,
     tls: options.insecure ? null : { folder: options.tls, peerName: options.peerName },

@@ -8,6 +8,7 @@ import { pairCommand } from './pair.ts';
 import { primaryCommand } from './primary.ts';
 import { secondaryCommand } from './secondary.ts';
 import { serveCommand } from './serve.ts';
+import { standbyCommand } from './standby.ts';
 import { version } from './version.ts';
 
 /** All commands with their options: what runs, and what the man page and the shells' completions are written from (scripts/reference.mjs). */
@@ -29,6 +30,7 @@ export function programTree(): Command {
     .addCommand(stopCommand())
     .addCommand(pairCommand())
     .addCommand(estimateCommand())
+    .addCommand(standbyCommand())
     .addCommand(doctorCommand(version))
     .addCommand(demoCommand());
 }

@@ -81,7 +81,9 @@ test.each(Object.keys(SHELLS))('%s completes commands, options and choices', (sh
   expect(offered(['colo-agent', ''])).toEqual(expect.arrayContaining(['primary', 'drill', 'demo']));
   expect(offered(['colo-agent', 'primary', '--mo'])).toEqual(['--mode']);
   expect(offered(['colo-agent', 'primary', '--mode', ''])).toEqual(['pipelined', 'strict']);
-  expect(offered(['colo-agent', 'primary', '--qmp', '/etc/host'])).toContain('/etc/hosts');
+  expect(offered(['colo-agent', 'primary', '--qmp', file('colo-agent.ba')])).toContain(
+    file('colo-agent.bash'),
+  );
   expect(offered(['colo-agent', 'primary', '--vm', ''])).toEqual(['']);
   expect(offered(['colo-agent', 'status', '--mo'])).toEqual(['']);
 });

@@ -1,6 +1,7 @@
 /** Two hosts' daemons on this one, two VMs: each fails alone, and what isn't changed isn't touched. */
 import { writeFileSync } from 'node:fs';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import type { TakeOverRecord } from '../../src/agent/take-over-record.ts';
 import { QmpClient } from '../../src/qmp/client.ts';
 import { Cleanup } from '../../src/testbed/cleanup.ts';
 import type { TestVm } from '../../src/testbed/vm.ts';
@@ -126,6 +127,31 @@ describe('one daemon a host', () => {
     );
     expect(await primary.vm('b')).toMatchObject({ agentPid: b.agentPid, state: 'PROTECTED' });
     expect((await standby.vm('b')).state).not.toBe('RUNNING');
+  });
+
+  test('the take-over has a timeline', async () => {
+    const at = ['--control', standby.controlPath];
+    const listed = (await colo('events', '--vm', 'a', ...at)).stdout;
+    const [, id = ''] = /took over at checkpoint .* \(--failover (a-\w+)\)/.exec(listed) ?? [];
+    const record = JSON.parse(
+      (await colo('events', '--failover', id, '--json', ...at)).stdout,
+    ) as TakeOverRecord;
+    expect(record).toMatchObject({
+      vm: 'a',
+      outcome: 'took-over',
+      decidedBy: 'person',
+      cause: 'ordered by a person',
+    });
+    const steps = record.steps.map(({ what }) => what);
+    expect(steps).toEqual(expect.arrayContaining(['a person orders it by force', 'settle disks', 'cont']));
+    expect(steps.at(-1)).toBe('the guest runs here');
+
+    const last = await colo('events', '--failover', 'last', ...at);
+    expect(last.stdout).toContain(`${id}: a took over at checkpoint ${record.epoch}`);
+    expect(await colo('events', '--failover', 'x', ...at)).toMatchObject({
+      code: 64,
+      stderr: `colo-agent: there is no take-over \`x\`: known are ${id}\n`,
+    });
   });
 
   test('a daemon that is killed takes its agents with it, and its VMs go on; the next one protects them again', async () => {

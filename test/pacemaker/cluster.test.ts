@@ -36,8 +36,8 @@ beforeAll(async () => {
   vms.north = await startVm(cleanup, 'north', GUEST, false);
   vms.south = await startVm(cleanup, 'south', GUEST, true);
   await waitBooted(vms.north, GUEST);
-  daemons.north = cleanup.own(new TestDaemon('primary', hosts.prefix('north')));
-  daemons.south = cleanup.own(new TestDaemon('secondary', hosts.prefix('south')));
+  daemons.north = cleanup.own(new TestDaemon('primary', { prefix: hosts.prefix('north') }));
+  daemons.south = cleanup.own(new TestDaemon('secondary', { prefix: hosts.prefix('south') }));
   for (const name of NODES) {
     configure(name);
     await daemons[name].start();

@@ -13,13 +13,18 @@ import { MAIN } from './cli.ts';
 
 export class TestDaemon {
   readonly #side: 'primary' | 'secondary';
+  readonly #defaults: readonly string[];
   readonly #folder: string;
   readonly #prefix: readonly string[];
   #child: Child | null = null;
 
-  /** `side`: whose certificates it has. `prefix`: runs it on one of hosts.ts. */
-  constructor(side: 'primary' | 'secondary', prefix: readonly string[] = []) {
+  /** `side`: whose certificates it has; `defaults`: what stands in [defaults] beside them; `prefix`: runs it on one of hosts.ts. */
+  constructor(
+    side: 'primary' | 'secondary',
+    { defaults = [], prefix = [] }: { defaults?: readonly string[]; prefix?: readonly string[] } = {},
+  ) {
     this.#side = side;
+    this.#defaults = defaults;
     this.#prefix = prefix;
     this.#folder = mkdtempSync(path.join(tmpdir(), 'colo-serve-'));
     mkdirSync(path.join(this.#folder, 'conf.d'));
@@ -27,6 +32,11 @@ export class TestDaemon {
 
   get configFile(): string {
     return path.join(this.#folder, 'agent.toml');
+  }
+
+  /** A socket that serves the metrics of all VMs. */
+  get metricsPath(): string {
+    return path.join(this.#folder, 'metrics.sock');
   }
 
   get controlPath(): string {
@@ -41,8 +51,12 @@ export class TestDaemon {
   }
 
   async start(): Promise<void> {
-    const host = [`state-dir = "${path.join(this.#folder, 'state')}"`, 'log-level = "info"'];
-    const defaults = ['[defaults]', `tls = "${pairedFolders()[this.#side]}"`];
+    const host = [
+      `state-dir = "${path.join(this.#folder, 'state')}"`,
+      'log-level = "info"',
+      `metrics = "unix:${this.metricsPath}"`,
+    ];
+    const defaults = ['[defaults]', `tls = "${pairedFolders()[this.#side]}"`, ...this.#defaults];
     writeFileSync(this.configFile, [...host, ...defaults, ''].join('\n'));
     const command = [
       process.execPath,
