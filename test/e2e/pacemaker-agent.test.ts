@@ -169,10 +169,14 @@ describe('with a machine', () => {
   });
 
   test('a promotion is refused while the primary lives, and a demotion that nobody takes over', async () => {
-    const [promotion, demotion] = await Promise.all([
+    const demote = (taker: string) =>
+      north.run('demote', { CRM_meta_on_node: 'north', CRM_meta_notify_promote_uname: taker });
+    const [promotion, demotion, again] = await Promise.all([
       south.run('promote', SHORT),
-      north.run('demote', { CRM_meta_on_node: 'north', CRM_meta_notify_promote_uname: 'north' }),
+      demote(' '),
+      demote('north'),
     ]);
+    expect(again).toMatchObject({ code: OCF.SUCCESS });
     expect(promotion).toMatchObject({
       code: OCF.ERR_GENERIC,
       stderr: expect.stringContaining('not promoted: colo-agent: failover refused: the primary is connected'),
