@@ -169,6 +169,22 @@ test('a standby whose primary lives is not promoted by force, and the VM stays w
   expect(await generationOf('north')).toBe(generation);
 });
 
+test('a daemon that hangs: the VM stays where it is, protected, and Pacemaker finds it there again', async () => {
+  const generation = await generationOf('north');
+  daemons.north.signal('SIGSTOP');
+  try {
+    await waitFor('failed monitor', AGREE_MS, async () => {
+      const counts = await cluster.node('north').run('crm_failcount', '--query', '--resource', RESOURCE);
+      return !/value=0/.test(counts);
+    });
+  } finally {
+    daemons.north.signal('SIGCONT');
+  }
+  await expectRuns('north');
+  expect(await generationOf('north')).toBe(generation);
+  expect(await cluster.node('north').isBlocked(RESOURCE)).toBe(false);
+});
+
 test('a drill by a person: Pacemaker follows', async () => {
   await waitPromotable('south');
   await daemons.north.drill(RESOURCE);
