@@ -9,6 +9,7 @@ import { waitFor } from '../../src/testbed/wait.ts';
 import { colo } from './support/cli.ts';
 import { runs, TestDaemon } from './support/daemon.ts';
 import { freePort, type GuestOptions, startVm, waitBooted } from './support/protection.ts';
+import { TestTerminal } from './support/terminal.ts';
 
 const GUEST: GuestOptions = { guest: 'baremetal' };
 const NAMES = ['a', 'b'] as const;
@@ -96,6 +97,32 @@ describe('one daemon a host', () => {
     const states = events.map((line) => JSON.parse(line)).map(({ vm, state }) => `${vm} ${state}`);
     expect(states).toContain('b STARTING');
     expect(states.at(-1)).toBe('b PROTECTED');
+  });
+
+  test('top shows them on a terminal, and gives it back', async () => {
+    const terminal = cleanup.own(
+      new TestTerminal(['top', '--interval', '200', '--control', primary.controlPath]),
+    );
+    await terminal.waitFor(/\nb +primary PROTECTED +\d\.\ds +\S+ms +\S*\d/); // with a rate
+    terminal.type('s');
+    await terminal.waitFor(/s sort: name \[pause\] dirty/);
+    terminal.type('q');
+    expect(await terminal.ended).toBe(0);
+    expect(terminal.output.startsWith('\x1b[?1049h\x1b[?25l')).toBe(true);
+    expect(terminal.output.endsWith('\x1b[?25h\x1b[?1049l')).toBe(true);
+
+    const interrupted = cleanup.own(new TestTerminal(['top', '--control', primary.controlPath]));
+    await interrupted.waitFor(/\nb +primary/);
+    interrupted.type('\x03');
+    expect(await interrupted.ended).toBe(0);
+    expect(interrupted.output.endsWith('\x1b[?25h\x1b[?1049l')).toBe(true);
+
+    const once = await colo('top', '--once', '--interval', '300', '--control', primary.controlPath);
+    expect(once.stdout).toMatch(/^VM +ROLE .*\na +primary PROTECTED .*\nb +primary PROTECTED /);
+    expect(await colo('top', '--control', primary.controlPath)).toMatchObject({
+      code: 64,
+      stderr: 'colo-agent: `top` needs a terminal: use `top --once`, `status --watch` or `list`\n',
+    });
   });
 
   test('an agent that is killed comes back and protects again; the other VM’s checkpoints go on', async () => {

@@ -18,6 +18,7 @@ const ALLOWED: Record<string, string[]> = {
   daemon: ['agent', 'libvirt', 'qmp', 'metrics'],
   testbed: ['agent', 'qmp', 'native'],
   metrics: ['agent', 'protocol', 'native'],
+  top: ['agent', 'daemon'],
   demo: ['testbed', 'agent'],
   cli: [
     'daemon',
@@ -29,6 +30,7 @@ const ALLOWED: Record<string, string[]> = {
     'protocol',
     'witness',
     'standby',
+    'top',
     'libvirt',
     'vm',
   ],
