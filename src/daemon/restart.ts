@@ -116,7 +116,7 @@ export class ProcessMachine {
   #rest(): ProcessEffect[] {
     if (this.#phase !== 'waiting' && this.#phase !== 'refused') return [];
     this.#phase = 'stopped';
-    this.#reason = `stopped by a person; before that: ${this.#reason}`;
+    this.#reason = `stopped by command; before that: ${this.#reason}`;
     return [];
   }
 

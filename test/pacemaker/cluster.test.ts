@@ -97,6 +97,17 @@ async function expectRuns(name: NodeName): Promise<void> {
   expect(await runsNow(vms[other])).toBe(false);
 }
 
+/** It may not be promoted there any more. */
+async function ban(name: NodeName): Promise<void> {
+  const what = ['--resource', CLONE, '--promoted', '--node', name];
+  await cluster.node('north').run('crm_resource', '--ban', ...what);
+}
+
+async function setStandby(name: NodeName, value: 'on' | 'off'): Promise<void> {
+  const what = ['--node', name, '--name', 'standby', '--update', value];
+  await cluster.node('north').run('crm_attribute', ...what);
+}
+
 /** Until the standby of `name` may be promoted, by Pacemaker's own book. */
 async function waitPromotable(name: NodeName): Promise<void> {
   await waitFor('promotion score of the standby', AGREE_MS, async () => {
@@ -116,24 +127,29 @@ test('what runs already is found as it is, and nothing is moved', async () => {
 
 test('a node where it may not run any more: it is handed over to the other', async () => {
   await waitPromotable('south');
-  await cluster
-    .node('north')
-    .run('crm_resource', '--ban', '--resource', CLONE, '--promoted', '--node', 'north');
+  await ban('north');
   await expectRuns('south');
   await cluster.node('north').run('crm_resource', '--clear', '--resource', CLONE);
   await expectRuns('south');
 });
 
-test('a node on standby: handed over, and its standby ends; it comes back as one', async () => {
+test('a node on standby: handed over, and its standby ends', async () => {
   await waitPromotable('north');
-  const standby = (value: string) =>
-    cluster.node('north').run('crm_attribute', '--node', 'south', '--name', 'standby', '--update', value);
-  await standby('on');
+  await setStandby('south', 'on');
   await waitView({ north: 'Promoted', south: 'Stopped' });
   expect((await daemons.south.vm(RESOURCE)).state).toBe('STOPPED');
   await waitRuns(vms.north);
   expect(await runsNow(vms.south)).toBe(false);
-  await standby('off');
+});
+
+test('then it may not run on the other either: it isn’t taken away from there, and is protected again when there is a standby', async () => {
+  await ban('north');
+  await waitFor('refused demotion', AGREE_MS, () => cluster.node('north').isBlocked(RESOURCE));
+  await waitRuns(vms.north);
+  expect((await daemons.north.vm(RESOURCE)).state).toBe('EXPOSED');
+  await cluster.node('north').run('crm_resource', '--clear', '--resource', CLONE);
+  await cluster.node('north').run('crm_resource', '--cleanup', '--resource', RESOURCE);
+  await setStandby('south', 'off');
   await expectRuns('north');
 });
 
@@ -151,6 +167,22 @@ test('a standby whose primary lives is not promoted by force, and the VM stays w
   expect(forced).toMatch(/^failed: [\s\S]*failover refused: the primary is connected/);
   await expectRuns('north');
   expect(await generationOf('north')).toBe(generation);
+});
+
+test('a daemon that hangs: the VM stays where it is, protected, and Pacemaker finds it there again', async () => {
+  const generation = await generationOf('north');
+  daemons.north.signal('SIGSTOP');
+  try {
+    await waitFor('failed monitor', AGREE_MS, async () => {
+      const counts = await cluster.node('north').run('crm_failcount', '--query', '--resource', RESOURCE);
+      return !/value=0/.test(counts);
+    });
+  } finally {
+    daemons.north.signal('SIGCONT');
+  }
+  await expectRuns('north');
+  expect(await generationOf('north')).toBe(generation);
+  expect(await cluster.node('north').isBlocked(RESOURCE)).toBe(false);
 });
 
 test('a drill by a person: Pacemaker follows', async () => {

@@ -62,6 +62,12 @@ export class ClusterNode {
     return roles;
   }
 
+  /** Whether Pacemaker leaves an instance of the resource alone until a person cleans up. */
+  async isBlocked(resource: string): Promise<boolean> {
+    const xml = await this.run('crm_mon', '-1', '--output-as=xml');
+    return new RegExp(`<resource id="${resource}"[^>]* blocked="true"`).test(xml);
+  }
+
   logTail(): string {
     return `${this.#name}: ${tail(this.#log, 3000)}`;
   }

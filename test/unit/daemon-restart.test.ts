@@ -86,7 +86,7 @@ describe('when a VM’s process is started', () => {
       machine.step({ type: 'rest' });
       expect(machine).toMatchObject({
         phase: 'stopped',
-        reason: 'stopped by a person; before that: no QEMU',
+        reason: 'stopped by command; before that: no QEMU',
       });
       expect(machine.step({ type: 'due', nowMs: 0 })).toEqual([]);
       expect(machine.step(START)).toEqual([]);

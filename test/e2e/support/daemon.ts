@@ -122,6 +122,11 @@ export class TestDaemon {
     return this.waitVm(name, state, (vm) => vm.state === state);
   }
 
+  /** SIGSTOP, SIGCONT: the daemon alone, not the agents. */
+  signal(signal: NodeJS.Signals): void {
+    (this.#child as Child).kill(signal);
+  }
+
   /** Sends the signal and waits for the end of the daemon itself. */
   async end(signal: NodeJS.Signals): Promise<ExitStatus> {
     const child = this.#child as Child;
