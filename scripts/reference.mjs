@@ -11,7 +11,7 @@ import { commandSections, filled, keyParagraphs } from './reference-man.mjs';
 import { commandsOf } from './reference-tree.mjs';
 
 /** Not a key of a VM: the table's name says it, or the daemon does it for all. */
-const NOT_KEYS = ['help', 'vm', 'qmp', 'control', 'json', 'log-level', 'node', 'state-dir'];
+const NOT_KEYS = ['help', 'vm', 'qmp', 'libvirt', 'control', 'json', 'log-level', 'node', 'state-dir'];
 
 const root = path.join(import.meta.dirname, '..');
 const folder = process.argv[2];

@@ -1,5 +1,5 @@
 #!/bin/sh
-# setup.sh [fuzz]: makes a fresh checkout ready to run: what is missing from the distribution, the Node packages, the native addon, the compiled TypeScript.
+# setup.sh [fuzz|pacemaker]: makes a fresh checkout ready to run: what is missing from the distribution, the Node packages, the native addon, the compiled TypeScript.
 # `npm run demo` and `npm test` call it; it is done at once when there is nothing to do. Everything it prints goes to standard error, so that
 # what comes after it may print JSON.
 set -eu
@@ -33,6 +33,8 @@ has() { command -v "$1" >/dev/null; }
 # clang with libFuzzer.
 has_fuzzer() { has clang++ && ls "$(clang++ --print-runtime-dir)"/libclang_rt.fuzzer*.a >/dev/null 2>&1; }
 
+has_pacemaker() { has pacemakerd && has corosync && has crm_attribute && has crm_mon; }
+
 has_promtool() { has promtool || [ -x .cache/promtool ]; }
 
 # Looks for the files themselves: asking the package manager would take longer than all the rest, and they may come from elsewhere.
@@ -63,8 +65,15 @@ find_missing() {
   [ -f /usr/include/gtest/gtest.h ] || needed libgtest-dev gtest-devel
   [ -f /usr/include/benchmark/benchmark.h ] || needed libbenchmark-dev google-benchmark-devel
   has spin || needed spin spin
+  # No service is started: the tests run a libvirtd of their own.
+  has virsh || needed libvirt-clients libvirt-client
+  has libvirtd || needed libvirt-daemon libvirt-daemon
+  [ -f /usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so ] ||
+    [ -f /usr/lib64/libvirt/connection-driver/libvirt_driver_qemu.so ] ||
+    needed libvirt-daemon-driver-qemu libvirt-daemon-driver-qemu
   has_promtool || has apt-get || needed prometheus /usr/bin/promtool
   [ "$purpose" != fuzz ] || has_fuzzer || needed 'clang libclang-rt-dev' 'clang compiler-rt'
+  [ "$purpose" != pacemaker ] || has_pacemaker || needed 'pacemaker corosync pacemaker-cli-utils' 'pacemaker corosync pacemaker-cli'
   [ -f /usr/include/openssl/ssl.h ] || needed libssl-dev openssl-devel
   has openssl || needed openssl openssl
   # The packages, their unit, manual pages and completions.
@@ -72,6 +81,9 @@ find_missing() {
   has rpmlint || needed rpmlint rpmlint
   has systemd-analyze && has systemd-sysusers || needed systemd systemd
   [ -f /usr/include/seccomp.h ] || needed libseccomp-dev libseccomp-devel
+  [ -f /usr/lib/ocf/lib/heartbeat/ocf-shellfuncs ] || needed resource-agents resource-agents
+  has shellcheck || needed shellcheck ShellCheck
+  has xmllint || needed libxml2-utils libxml2
   has socat || needed socat socat
   has man || needed man-db man-db
   has mandoc || needed mandoc mandoc
@@ -83,6 +95,10 @@ find_missing() {
 install_missing() {
   find_missing
   [ -n "$debian" ] || return 0
+  # Debian starts what it installs: a cluster of this machine alone, which nobody asked for.
+  case $debian in
+    *pacemaker*) [ ! -d /run/systemd/system ] || step 'masking corosync and pacemaker' systemctl mask corosync.service pacemaker.service ;;
+  esac
   if has apt-get; then
     step 'reading the package lists' apt-get update
     # shellcheck disable=SC2086 # The packages are words.

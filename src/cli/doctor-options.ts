@@ -3,6 +3,7 @@ import { Command, Option } from 'commander';
 import type { VmConfig } from '../daemon/config.ts';
 import { agentSocket } from '../daemon/daemon.ts';
 import type { DoctorOptions, Role } from '../doctor/options.ts';
+import { LibvirtError } from '../libvirt/libvirt-error.ts';
 import { defaultControlPath } from './control-path.ts';
 import { withFenceOptions } from './fence-options.ts';
 import { collect, listenAddress, peerAddress } from './option-parsers.ts';
@@ -12,10 +13,10 @@ import type { RoleOptions } from './roles.ts';
 import { withSharedOptions } from './shared-options.ts';
 import { version } from './version.ts';
 import { type WatchdogOptions, withWatchdogOptions } from './watchdog-options.ts';
+import { qmpPathOf } from './which-vm.ts';
 import { nodeOf, witnessOf } from './witness-options.ts';
 
-export type DoctorCliOptions = Omit<RoleOptions, 'vm' | 'qmp'> &
-  WatchdogOptions & { vm?: string; qmp?: string; role?: Role };
+export type DoctorCliOptions = Omit<RoleOptions, 'vm'> & WatchdogOptions & { vm?: string; role?: Role };
 
 export function withDoctorOptions(command: Command): Command {
   withFenceOptions(withProtectionOptions(withWatchdogOptions(withPeerOptions(withSharedOptions(command)))))
@@ -45,9 +46,26 @@ export function configuredOptions({ role, args }: VmConfig): DoctorCliOptions {
   return command.parse([...all, ...own], { from: 'user' }).opts();
 }
 
+type WhereVm = Pick<DoctorOptions, 'qmpPath' | 'domain'>;
+
+async function whereVm(options: DoctorCliOptions): Promise<WhereVm> {
+  const { qmp, libvirt: name } = options;
+  if (qmp === undefined && name === undefined) return { qmpPath: null, domain: null };
+  if (name === undefined) return { qmpPath: await qmpPathOf(options), domain: null };
+  try {
+    return { qmpPath: await qmpPathOf(options), domain: { name, trouble: null } };
+  } catch (error) {
+    if (!(error instanceof LibvirtError)) throw error;
+    return { qmpPath: null, domain: { name, trouble: error.message } };
+  }
+}
+
 /** `daemon`: the control socket of the one whose agent the VM's is; null: it is no daemon's. */
-export function doctorOptions(options: DoctorCliOptions, daemon: string | null): DoctorOptions {
-  const { vm = null, qmp = null, role = null, peer = null, listen = null, control } = options;
+export async function doctorOptions(
+  options: DoctorCliOptions,
+  daemon: string | null,
+): Promise<DoctorOptions> {
+  const { vm = null, role = null, peer = null, listen = null, control } = options;
   const { exceptions, shadow, gateLimitBytes, diskBufferBytes } = protectionOf(options as RoleOptions);
   const agentPath = (name: string, of: Role) =>
     daemon === null ? (control ?? defaultControlPath(name, of)) : agentSocket(daemon, name);
@@ -55,7 +73,7 @@ export function doctorOptions(options: DoctorCliOptions, daemon: string | null):
     version,
     vm,
     role,
-    qmpPath: qmp,
+    ...(await whereVm(options)),
     peer,
     listen,
     answers: daemon === null,

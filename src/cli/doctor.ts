@@ -46,11 +46,11 @@ async function runDoctor(
     if (vm !== undefined) throw new CliError(EXIT.usage, '--all is every VM: name none beside it');
     return examineAll(options, command);
   }
-  if (vm === undefined) return examineOne(options, doctorOptions(checked(options), null));
+  if (vm === undefined) return examineOne(options, await doctorOptions(checked(options), null));
   const given = givenOptions(command);
-  const all = checked({ ...configuredOptions(configured(options, vm)), ...given });
+  const all = optionsOf(configured(options, vm), given);
   const answers = given.listen !== undefined;
-  return examineOne(options, { ...doctorOptions(all, options.control ?? DAEMON_SOCKET), answers });
+  return examineOne(options, { ...(await doctorOptions(all, options.control ?? DAEMON_SOCKET)), answers });
 }
 
 /** A reception holds the process until a signal ends it. */
@@ -67,8 +67,8 @@ async function examineAll(options: DoctorCliOptions & Choice, command: Command):
   const given = givenOptions(command);
   const vms: { vm: string; checks: Examined[] }[] = [];
   for (const vm of readConfig(options.config, vmOptions()).vms.values()) {
-    const all = checked({ ...configuredOptions(vm), ...given });
-    const patient = new Patient(doctorOptions(all, options.control ?? DAEMON_SOCKET));
+    const all = optionsOf(vm, given);
+    const patient = new Patient(await doctorOptions(all, options.control ?? DAEMON_SOCKET));
     const checks = await examine(patient);
     patient.close();
     const head = `${vms.length === 0 ? '' : '\n'}${vm.name}:\n`;
@@ -97,6 +97,13 @@ function configured({ config }: Choice, vm: string): VmConfig {
 }
 
 /** What was typed goes before what stands in the configuration. */
+function optionsOf(vm: VmConfig, given: Partial<DoctorCliOptions>): DoctorCliOptions {
+  const { qmp, libvirt, ...others } = configuredOptions(vm);
+  const found = given.qmp ?? given.libvirt;
+  const named = found === undefined ? { ...(qmp && { qmp }), ...(libvirt && { libvirt }) } : {};
+  return checked({ ...others, ...named, ...given });
+}
+
 function givenOptions(command: Command): Partial<DoctorCliOptions> {
   const given = Object.entries(command.opts()).filter(
     ([name]) => command.getOptionValueSource(name) === 'cli' && name !== 'control',

@@ -5,9 +5,9 @@ import { estimateText } from './estimate-text.ts';
 import { CliError, EXIT } from './exit-codes.ts';
 import { integer } from './option-parsers.ts';
 import { onTerminationSignal } from './signals.ts';
+import { qmpPathOf, type WhichVm, withWhichVm } from './which-vm.ts';
 
-interface EstimateCliOptions {
-  qmp: string;
+interface EstimateCliOptions extends WhichVm {
   seconds: number;
   interval?: number[];
   threads: number;
@@ -22,11 +22,10 @@ const INTERVALS_MAX = 16;
 
 export function estimateCommand(): Command {
   const interval = integer(5, 60_000);
-  return new Command('estimate')
+  return withWhichVm(new Command('estimate'))
     .description(
       'Watch a VM that is not protected, and forecast what protecting it would cost; does not stop it',
     )
-    .requiredOption('--qmp <socket>', "QEMU's QMP socket (unix)")
     .option('--seconds <n>', 'watch for so long', integer(1, 3600), 10)
     .option(
       '--interval <ms>',
@@ -51,7 +50,7 @@ async function runEstimate(options: EstimateCliOptions): Promise<void> {
   onTerminationSignal(() => abort.abort());
   const log = new Log('warn', () => ({}));
   const found = await estimate({
-    qmpPath: options.qmp,
+    qmpPath: await qmpPathOf(options),
     seconds: options.seconds,
     intervalsMs,
     threads: options.threads,

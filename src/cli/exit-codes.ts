@@ -46,9 +46,17 @@ const CONFIGURATION_ERRORS = new Set([
   'GenerationFileError',
   'WitnessAccessError',
   'ConfigError',
+  'LibvirtError',
+  'PlanError',
 ]);
 
-const UNAVAILABLE_ERRORS = new Set(['QmpError', 'PairingError', 'MetricsListenError']);
+const UNAVAILABLE_ERRORS = new Set([
+  'QmpError',
+  'PairingError',
+  'MetricsListenError',
+  'StartError',
+  'DomainUnavailableError',
+]);
 
 /** The exit code for whatever went wrong. */
 export function exitCodeOf(error: unknown): number {

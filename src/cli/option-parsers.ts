@@ -44,6 +44,13 @@ function parsed<T>(parse: () => T): T {
   }
 }
 
+/** `KEY=VALUE`, for an option that may be given several times. */
+export function assignment(text: string, previous: ReadonlyMap<string, string>): Map<string, string> {
+  const equals = text.indexOf('=');
+  if (equals <= 0 || equals === text.length - 1) throw new InvalidArgumentError('it must be ID=VALUE');
+  return new Map([...previous, [text.slice(0, equals), text.slice(equals + 1)]]);
+}
+
 /** For an option that may be given several times. */
 export function collect(value: string, previous: string[]): string[] {
   return [...previous, value];

@@ -17,6 +17,7 @@ import { checkOptions, primaryOf, type RoleOptions, standbyOf } from './roles.ts
 import { linkCredentials, withSharedOptions } from './shared-options.ts';
 import { onTerminationSignal } from './signals.ts';
 import { armWatchdog, type WatchdogOptions, withWatchdogOptions } from './watchdog-options.ts';
+import { qmpPathOf } from './which-vm.ts';
 import { warnOfNoWitness } from './witness-options.ts';
 
 interface PrimaryCliOptions extends RoleOptions, WatchdogOptions {
@@ -39,10 +40,11 @@ export function primaryCommand(): Command {
 
 async function runPrimary(options: PrimaryCliOptions): Promise<void> {
   checkOptions(options);
-  await withMetrics(options, (shown) => protect(options, shown));
+  const qmpPath = await qmpPathOf(options);
+  await withMetrics(options, (shown) => protect(options, qmpPath, shown));
 }
 
-async function protect(options: PrimaryCliOptions, shown: MetricsShown): Promise<void> {
+async function protect(options: PrimaryCliOptions, qmpPath: string, shown: MetricsShown): Promise<void> {
   let agent: Succession | null = null;
   const { vm, trace } = options;
   const log = new Log(options.logLevel, () => ({
@@ -52,9 +54,9 @@ async function protect(options: PrimaryCliOptions, shown: MetricsShown): Promise
   const service = ServiceManager.find(log);
   const hosts = [options.peer, ...(options.listen ? [options.listen] : [])].map(({ host }) => host);
   const credentials = linkCredentials(options, hosts, log);
-  const successor = primaryOf(options, { credentials, log, traceFile: trace ?? null }) as Successor;
+  const successor = primaryOf(options, { qmpPath, credentials, log, traceFile: trace ?? null }) as Successor;
   const traceFile = trace === undefined ? null : `${trace}.secondary`;
-  const standIn = standbyOf(options, { credentials, log, traceFile });
+  const standIn = standbyOf(options, { qmpPath, credentials, log, traceFile });
   warnOfNoWitness(options);
   const running = await Succession.protect({ vm, log, standIn, successor });
   agent = running;

@@ -9,6 +9,8 @@ import { primaryCommand } from './primary.ts';
 import { protectCommand } from './protect.ts';
 import { secondaryCommand } from './secondary.ts';
 import { serveCommand } from './serve.ts';
+import { standbyCommand } from './standby.ts';
+import { topCommand } from './top.ts';
 import { unprotectCommand } from './unprotect.ts';
 import { version } from './version.ts';
 
@@ -26,6 +28,7 @@ export function programTree(): Command {
     .addCommand(configCommand())
     .addCommand(reloadCommand())
     .addCommand(listCommand())
+    .addCommand(topCommand())
     .addCommand(eventsCommand())
     .addCommand(statusCommand())
     .addCommand(failoverCommand())
@@ -33,6 +36,7 @@ export function programTree(): Command {
     .addCommand(stopCommand())
     .addCommand(pairCommand())
     .addCommand(estimateCommand())
+    .addCommand(standbyCommand())
     .addCommand(doctorCommand())
     .addCommand(demoCommand());
 }

@@ -7,6 +7,9 @@ import { CliError, EXIT } from './exit-codes.ts';
 import { choosePort, type Standby } from './protect-options.ts';
 import { vmOptions } from './vm-options.ts';
 
+/** The ways to say which VM it is. */
+const SOURCES = ['qmp', 'libvirt'];
+
 /** What is to be in the configuration, and what is there. */
 export interface Plan {
   vm: VmConfig;
@@ -31,15 +34,21 @@ export function planFor(
   const peer = to === null ? known?.values.get('peer') : formatHostPort(choosePort(config, name, to));
   if (peer === undefined)
     throw new CliError(EXIT.usage, `say where the standby of ${name} is: --to HOST[:PORT]`);
-  if (known === undefined && !given.has('qmp'))
-    throw new CliError(EXIT.usage, `say where QEMU is asked about ${name}: --qmp SOCKET`);
+  if (known === undefined && !SOURCES.some((key) => given.has(key)))
+    throw new CliError(EXIT.usage, `say which VM ${name} is: --qmp SOCKET, or --libvirt DOMAIN`);
   const wanted = new Map([...given, ['peer', peer]]);
   if (known !== undefined && saysSo(known, wanted))
     return { vm: known, file: known.file, before: null, text: null };
   assertOurs(name, known, file, before, wanted);
-  const text = vmFileText(name, new Map([...(known?.own ?? []), ...wanted]));
+  const text = vmFileText(name, new Map([...kept(known, wanted), ...wanted]));
   const vm = readConfig(configFile, options, { file, text }).vms.get(name) as VmConfig;
   return { vm, file, before, text };
+}
+
+/** What is of its own and stays. It is found in one way: one that is given goes in place of the other. */
+function kept(known: VmConfig | undefined, wanted: ReadonlyMap<string, unknown>): [string, unknown][] {
+  const found = SOURCES.some((key) => wanted.has(key));
+  return [...(known?.own ?? [])].filter(([key]) => !(found && SOURCES.includes(key)));
 }
 
 function saysSo({ values }: VmConfig, wanted: ReadonlyMap<string, unknown>): boolean {

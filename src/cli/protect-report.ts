@@ -80,14 +80,11 @@ function peerOf({ vm }: Pick<Plan, 'vm'>): string {
 /** What has to be on the other host. */
 function standbyText({ vm }: Plan): string {
   const listen = vm.values.get('listen');
-  const values: [string, unknown][] = [
-    ['qmp', vm.qmp],
-    ['listen', peerOf({ vm })],
-  ];
+  const values: [string, unknown][] = [...Object.entries(vm.source), ['listen', peerOf({ vm })]];
   if (typeof listen === 'string') values.push(['peer', listen]);
   return [
-    `On the standby's host there has to be a QEMU with the same command line, started with -S, and in /etc/colo-agent/conf.d/${vm.name}.toml,`,
-    'with the QMP socket that it has there (then `colo-agent reload` on that host):',
+    `On the standby's host there has to be a QEMU with the same command line, started with -S (\`colo-agent standby\` makes it), and in /etc/colo-agent/conf.d/${vm.name}.toml,`,
+    'with the QMP socket or domain that it has there (then `colo-agent reload` on that host):',
     '',
     ...vmTable(vm.name, new Map(values)).map((line) => `    ${line}`),
   ].join('\n');

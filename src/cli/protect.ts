@@ -72,7 +72,7 @@ async function isAtWork(control: string, { vm, text }: Plan): Promise<boolean> {
 
 /** What stands against it, by the doctor's word. */
 async function examined(vm: VmConfig, control: string): Promise<Examined[]> {
-  const patient = new Patient(doctorOptions({ ...configuredOptions(vm), role: 'primary' }, control));
+  const patient = new Patient(await doctorOptions({ ...configuredOptions(vm), role: 'primary' }, control));
   try {
     const all = await examine(
       patient,

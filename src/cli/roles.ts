@@ -18,6 +18,7 @@ export interface RoleOptions extends SharedOptions, PeerOptions, ProtectionOptio
 }
 
 export interface Surroundings {
+  qmpPath: string;
   credentials: TlsCredentials | null;
   log: Log;
   traceFile: string | null;
@@ -32,7 +33,7 @@ export function checkOptions(options: RoleOptions): void {
 /** Null where there is no peer to protect the VM at. */
 export function primaryOf(
   options: RoleOptions,
-  { credentials, log, traceFile }: Surroundings,
+  { qmpPath, credentials, log, traceFile }: Surroundings,
 ): (() => Omit<PrimaryAgentOptions, 'inherit'>) | null {
   const { peer } = options;
   if (peer === undefined) return null;
@@ -42,7 +43,7 @@ export function primaryOf(
     ...witnessOf(options.vm, options),
     ...protection,
     vm: options.vm,
-    qmpPath: options.qmp,
+    qmpPath,
     peer,
     standsByLater: options.listen !== undefined,
     credentials,
@@ -55,7 +56,7 @@ export function primaryOf(
 /** Null where there is nowhere to listen. */
 export function standbyOf(
   options: RoleOptions,
-  { credentials, log, traceFile }: Surroundings,
+  { qmpPath, credentials, log, traceFile }: Surroundings,
 ): (() => SecondaryAgentOptions) | null {
   const { listen, peer } = options;
   if (listen === undefined) return null;
@@ -64,7 +65,7 @@ export function standbyOf(
   return () => ({
     ...witnessOf(options.vm, options),
     vm: options.vm,
-    qmpPath: options.qmp,
+    qmpPath,
     listen,
     credentials,
     overwriteDisks: options.overwriteDisk ?? [],

@@ -16,6 +16,7 @@ import { checkOptions, primaryOf, type RoleOptions, standbyOf } from './roles.ts
 import { linkCredentials, withSharedOptions } from './shared-options.ts';
 import { onTerminationSignal } from './signals.ts';
 import { armWatchdog, type WatchdogOptions, withWatchdogOptions } from './watchdog-options.ts';
+import { qmpPathOf } from './which-vm.ts';
 import { warnOfNoWitness } from './witness-options.ts';
 
 interface SecondaryCliOptions extends RoleOptions, WatchdogOptions {
@@ -49,10 +50,11 @@ export function secondaryCommand(): Command {
 
 async function runSecondary(options: SecondaryCliOptions): Promise<void> {
   checkOptions(options);
-  await withMetrics(options, (shown) => standBy(options, shown));
+  const qmpPath = await qmpPathOf(options);
+  await withMetrics(options, (shown) => standBy(options, qmpPath, shown));
 }
 
-async function standBy(options: SecondaryCliOptions, shown: MetricsShown): Promise<void> {
+async function standBy(options: SecondaryCliOptions, qmpPath: string, shown: MetricsShown): Promise<void> {
   let agent: Succession | null = null;
   const { vm, trace } = options;
   const log = new Log(options.logLevel, () => ({
@@ -62,9 +64,9 @@ async function standBy(options: SecondaryCliOptions, shown: MetricsShown): Promi
   const service = ServiceManager.find(log);
   const hosts = [options.listen, ...(options.peer ? [options.peer] : [])].map(({ host }) => host);
   const credentials = linkCredentials(options, hosts, log);
-  const standIn = standbyOf(options, { credentials, log, traceFile: trace ?? null }) as StandIn;
+  const standIn = standbyOf(options, { qmpPath, credentials, log, traceFile: trace ?? null }) as StandIn;
   const traceFile = trace === undefined ? null : `${trace}.primary`;
-  const successor = primaryOf(options, { credentials, log, traceFile });
+  const successor = primaryOf(options, { qmpPath, credentials, log, traceFile });
   warnOfNoWitness(options);
   const running = await Succession.standBy({ vm, log, standIn, successor });
   agent = running;

@@ -9,13 +9,13 @@ import { LOG_LEVELS, type Log, type LogLevel } from '../agent/log.ts';
 import type { MetricsAddress } from '../metrics/address.ts';
 import { CliError, EXIT } from './exit-codes.ts';
 import { metricsAddress, vmName } from './option-parsers.ts';
+import { type WhichVm, withWhichVm } from './which-vm.ts';
 import { type WitnessCliOptions, withWitnessOptions } from './witness-options.ts';
 
 export const CREDENTIALS_FOLDER = '/etc/colo-agent/tls';
 
-export interface SharedOptions extends WitnessCliOptions {
+export interface SharedOptions extends WitnessCliOptions, WhichVm {
   vm: string;
-  qmp: string;
   control?: string;
   json?: boolean;
   trace?: string;
@@ -28,9 +28,12 @@ export interface SharedOptions extends WitnessCliOptions {
 
 /** What `primary` and `secondary` have in common. */
 export function withSharedOptions(command: Command): Command {
-  return withWitnessOptions(command)
-    .requiredOption('--vm <name>', "the VM's name, the same on both hosts", vmName)
-    .requiredOption('--qmp <socket>', "QEMU's QMP socket (unix)")
+  const named = withWitnessOptions(command).requiredOption(
+    '--vm <name>',
+    "the VM's name, the same on both hosts",
+    vmName,
+  );
+  return withWhichVm(named)
     .option(
       '--control <socket>',
       'where status, failover, drill and stop reach this agent (default: /run/colo-agent/NAME-ROLE.sock)',

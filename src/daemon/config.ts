@@ -14,11 +14,14 @@ import { suggestion } from './spelling.ts';
 import { ConfigError, type Entry, readToml } from './toml.ts';
 import { argumentsOf, type Role, type VmOption, type VmOptions } from './vm-option.ts';
 
+/** QEMU's QMP socket, or the name of libvirt's domain. */
+export type VmSource = { qmp: string } | { libvirt: string };
+
 export interface VmConfig {
   name: string;
   /** `auto`: what QEMU says of the VM decides. */
   role: 'auto' | Role;
-  qmp: string;
+  source: VmSource;
   /** The arguments of `colo-agent primary` and `secondary` but for --control; null: it can't be that. */
   args: Readonly<Record<Role, readonly string[] | null>>;
   /** Every value that it has, of its own or of the host's and the defaults, by key. */
@@ -54,7 +57,7 @@ const ROLES = ['auto', 'primary', 'standby'] as const;
 /** The daemon says what these are. */
 const DAEMON_OPTIONS = ['vm', 'control', 'json'];
 /** What two VMs of one host can't share. */
-const EXCLUSIVE = ['qmp', 'listen', 'trace', 'watchdog', 'metrics'];
+const EXCLUSIVE = ['qmp', 'libvirt', 'listen', 'trace', 'watchdog', 'metrics'];
 
 /** Who has the host's own keys. */
 const DAEMON = 'the daemon';
@@ -222,13 +225,13 @@ class ConfigReader {
   #vm(name: string, { file, place, entries }: VmTable): VmConfig | null {
     const all = new Map([...this.#defaults, ...entries]);
     const role = (entries.get('role')?.value ?? 'auto') as VmConfig['role'];
-    const qmp = all.get('qmp')?.value;
-    if (typeof qmp !== 'string') {
-      this.#problems.push(`${place}: VM \`${name}\` has no \`qmp\`: give the path of its QEMU's QMP socket`);
+    const source = sourceOf(all);
+    if (typeof source === 'string') {
+      this.#problems.push(`${place}: VM \`${name}\` has ${source}`);
       return null;
     }
     try {
-      assertConnectable(qmp);
+      if ('qmp' in source) assertConnectable(source.qmp);
     } catch (error) {
       this.#problems.push(`${entries.get('qmp')?.place ?? place}: \`qmp\`: ${(error as Error).message}`);
     }
@@ -249,7 +252,7 @@ class ConfigReader {
       primary: may.primary ? this.#args('primary', name, place, all) : null,
       standby: may.standby ? this.#args('standby', name, place, all) : null,
     };
-    return { name, role, qmp, args, values: valuesOf(all), own: valuesOf(entries), file, place };
+    return { name, role, source, args, values: valuesOf(all), own: valuesOf(entries), file, place };
   }
 
   #args(role: Role, name: string, place: string, entries: ReadonlyMap<string, Entry>): string[] {
@@ -299,6 +302,16 @@ function assertConnectable(socketPath: string): void {
     throw new Error(
       `the path has ${bytes} bytes, and a socket's ${SOCKET_BYTES_MAX} at the most: have QEMU make it elsewhere`,
     );
+}
+
+/** Where a VM is found, or what is wrong with what was said about that. */
+function sourceOf(entries: ReadonlyMap<string, Entry>): VmSource | string {
+  const [qmp, libvirt] = [entries.get('qmp')?.value, entries.get('libvirt')?.value];
+  if (qmp !== undefined && libvirt !== undefined)
+    return '`qmp` and `libvirt`: one of them says which VM it is, leave the other out';
+  if (qmp !== undefined) return { qmp: String(qmp) };
+  if (libvirt !== undefined) return { libvirt: String(libvirt) };
+  return "no `qmp`: give the path of its QEMU's QMP socket, or `libvirt` with the name of its domain";
 }
 
 /** Of an option that was found right: an address may be written in several ways. */

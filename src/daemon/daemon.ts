@@ -6,6 +6,7 @@ import { ControlError, type ControlRequest, ControlServer } from '../agent/contr
 import type { Log } from '../agent/log.ts';
 import { SerialQueue } from '../agent/serial-queue.ts';
 import { assertSocketPath } from '../agent/socket-path.ts';
+import { summaryOf, type TakeOverRecord } from '../agent/take-over-record.ts';
 import type { MetricsAddress } from '../metrics/address.ts';
 import { type DaemonConfig, readConfig, type VmConfig } from './config.ts';
 import { type DaemonEvent, EventStore } from './event-store.ts';
@@ -39,6 +40,7 @@ export interface ReloadReport {
 
 /** So that an answer stays small; a client asks again for more. */
 const EVENTS_IN_ANSWER_MAX = 100;
+const TAKE_OVERS_IN_ANSWER_MAX = 32;
 
 export class Daemon {
   readonly #options: DaemonOptions;
@@ -172,6 +174,7 @@ export class Daemon {
       controlPath: agentSocket(controlPath, name),
       log,
       onChange: (summary, epoch) => this.#record(summary, epoch),
+      onTakeOver: (record) => this.#record(vm.summary(), record.epoch, record),
     });
     this.#vms.set(name, vm);
     // Its predecessor of the same name may still hold its QEMU.
@@ -190,9 +193,11 @@ export class Daemon {
     this.#leaving.set(name, { vm, left });
   }
 
-  #record({ vm, role, state, reason, generation }: VmSummary, epoch: number | null): void {
+  #record(summary: VmSummary, epoch: number | null, takeOver?: TakeOverRecord): void {
+    const { vm, role, state, generation } = summary;
+    const reason = takeOver ? summaryOf(takeOver) : summary.reason;
     try {
-      this.#events.add({ vm, role, state, reason, generation, epoch });
+      this.#events.add({ vm, role, state, reason, generation, epoch, ...(takeOver && { takeOver }) });
     } catch (error) {
       this.#options.log.error('an event could not be written', { reason: (error as Error).message });
     }
@@ -202,7 +207,7 @@ export class Daemon {
     const { command, vm, force } = request;
     switch (command) {
       case 'list':
-        return this.list();
+        return vm === null ? this.list() : [this.#chosen(vm).summary()];
       case 'overview':
         return overviewOf(this.#vms);
       case 'config':
@@ -211,6 +216,8 @@ export class Daemon {
         return this.reload(vm);
       case 'events':
         return this.#eventsAfter(request.after, vm);
+      case 'take-overs':
+        return this.#events.takeOvers(vm, TAKE_OVERS_IN_ANSWER_MAX);
       case 'status':
       case 'failover':
       case 'drill':
@@ -219,7 +226,7 @@ export class Daemon {
       default:
         throw new ControlError(
           'unknown-command',
-          `unknown command ${JSON.stringify(command)}; known are list, overview, config, reload, events, status, failover, drill and stop`,
+          `unknown command ${JSON.stringify(command)}; known are list, overview, config, reload, events, take-overs, status, failover, drill and stop`,
         );
     }
   }
@@ -236,6 +243,7 @@ export class Daemon {
     force: string | null,
   ): Promise<unknown> {
     const vm = this.#chosen(name);
+    if (command === 'stop' && vm.rest()) return "its agent doesn't run, and isn't started again";
     if (!vm.running) {
       const { vm: known, state, reason } = vm.summary();
       throw new ControlError('not-running', `the agent of VM ${known} doesn't run: ${state}: ${reason}`);

@@ -10,6 +10,7 @@ import {
   statSync,
 } from 'node:fs';
 import path from 'node:path';
+import type { TakeOverRecord } from '../agent/take-over-record.ts';
 import { ConfigError } from './toml.ts';
 
 /** A line of `colo-agent events --json`. Scripts rely on these names. */
@@ -23,6 +24,8 @@ export interface DaemonEvent {
   reason: string;
   generation: number | null;
   epoch: number | null;
+  /** Of a take-over that has come to its end. */
+  takeOver?: TakeOverRecord;
 }
 
 const EVENTS_MAX = 1000;
@@ -69,6 +72,13 @@ export class EventStore {
   /** The oldest first, at most `max` of them, which come after the one with that id. */
   after(id: number, vm: string | null, max: number): DaemonEvent[] {
     return this.#events.filter((event) => event.id > id && (vm === null || event.vm === vm)).slice(0, max);
+  }
+
+  /** The oldest first, as far as they are kept: the last `max` of them. */
+  takeOvers(vm: string | null, max: number): TakeOverRecord[] {
+    return this.#events
+      .flatMap(({ takeOver }) => (takeOver && (vm === null || takeOver.vm === vm) ? [takeOver] : []))
+      .slice(-max);
   }
 
   get lastId(): number {

@@ -1,8 +1,9 @@
 /** Which role a VM has on this host, by what its QEMU says of it. */
 
+import { findQmpSocket } from '../libvirt/domain.ts';
 import { QmpClient } from '../qmp/client.ts';
 import type { RunStateName } from '../qmp/commands.ts';
-import type { VmConfig } from './config.ts';
+import type { VmConfig, VmSource } from './config.ts';
 import type { Role } from './vm-option.ts';
 
 /** It runs, or its guest sleeps: a primary's. */
@@ -21,9 +22,12 @@ export class RoleError extends Error {
 }
 
 /** `before`: the role that this VM's agent had last, where there was one: its VM may stand as it left it. Throws RoleError. */
-export async function roleOf(config: VmConfig, before: Role | null): Promise<Role> {
+export async function roleOf(
+  config: Pick<VmConfig, 'role' | 'source' | 'args' | 'place'>,
+  before: Role | null,
+): Promise<Role> {
   // Also of a VM whose role is given: without its QEMU there is nothing to start an agent for.
-  const status = await runStateOf(config.qmp);
+  const status = await runStateOf(config.source);
   if (config.role !== 'auto') return config.role;
   const role = roleIn(status) ?? before;
   if (role === null) {
@@ -46,7 +50,8 @@ function roleIn(status: RunStateName): Role | null {
   return STANDBY_STATES.has(status) ? 'standby' : null;
 }
 
-async function runStateOf(qmpPath: string): Promise<RunStateName> {
+async function runStateOf(source: VmSource): Promise<RunStateName> {
+  const qmpPath = 'qmp' in source ? source.qmp : await monitorOf(source.libvirt);
   try {
     const qmp = await QmpClient.connect(qmpPath);
     try {
@@ -56,5 +61,13 @@ async function runStateOf(qmpPath: string): Promise<RunStateName> {
     }
   } catch (error) {
     throw new RoleError(`no answer at \`qmp\` ${qmpPath}: ${(error as Error).message}`, false);
+  }
+}
+
+async function monitorOf(domain: string): Promise<string> {
+  try {
+    return await findQmpSocket(domain);
+  } catch (error) {
+    throw new RoleError(`\`libvirt\` ${domain}: ${(error as Error).message}`, false);
   }
 }

@@ -5,6 +5,7 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import type { Log } from '../agent/log.ts';
 import type { AgentMessage, EndMessage, StateMessage } from '../agent/supervisor-channel.ts';
+import type { TakeOverRecord } from '../agent/take-over-record.ts';
 import type { VmWord } from '../metrics/readings.ts';
 import type { VmConfig } from './config.ts';
 import {
@@ -35,6 +36,7 @@ export interface VmProcessOptions {
   controlPath: string;
   log: Log;
   onChange(summary: VmSummary, epoch: number | null): void;
+  onTakeOver(record: TakeOverRecord): void;
 }
 
 /** By phase, while there is no process. */
@@ -84,6 +86,12 @@ export class VmProcess {
   start(evenStopped: boolean): void {
     if (evenStopped && this.#leaves) this.#startOnceEnded = true;
     this.#dispatch({ type: 'start', nowMs: performance.now(), evenStopped });
+  }
+
+  /** A person wants it stopped, and it doesn't run: it isn't started again by itself. False when there is a process to be asked. */
+  rest(): boolean {
+    this.#dispatch({ type: 'rest' });
+    return this.#machine.phase === 'stopped';
   }
 
   /** It has said that it ends, and hasn't yet. */
@@ -216,6 +224,10 @@ export class VmProcess {
   }
 
   #hear(message: AgentMessage): void {
+    if (message.type === 'take-over') {
+      this.#options.onTakeOver(message.record);
+      return;
+    }
     if (message.type === 'end') this.#end = message;
     else {
       this.#state = message;
@@ -263,6 +275,6 @@ export class VmProcess {
   }
 }
 
-function identity({ role, qmp, args }: VmConfig): string {
-  return JSON.stringify([role, qmp, args]);
+function identity({ role, source, args }: VmConfig): string {
+  return JSON.stringify([role, source, args]);
 }

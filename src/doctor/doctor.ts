@@ -2,6 +2,7 @@
 import * as disk from './checks/disks.ts';
 import { kernel } from './checks/host.ts';
 import { keys } from './checks/keys.ts';
+import { libvirt } from './checks/libvirt.ts';
 import { listen } from './checks/listen.ts';
 import { memory } from './checks/memory.ts';
 import * as other from './checks/peer.ts';
@@ -18,6 +19,7 @@ import type { Patient } from './patient.ts';
 export const CHECKS: readonly Check[] = [
   kernel,
   machine.agent,
+  libvirt,
   machine.qmp,
   machine.qemu,
   machine.runState,

@@ -27,6 +27,7 @@ export interface Check {
 export const CHECK_NAMES = [
   'kernel',
   'agent',
+  'libvirt',
   'qmp',
   'qemu',
   'run-state',

@@ -7,6 +7,8 @@ const BY_NAME: ReadonlyMap<string, CheckName> = new Map([
   ['GenerationFileError', 'state-dir'],
   ['WitnessAccessError', 'witness'],
   ['DiskRecordError', 'replication'],
+  ['LibvirtError', 'libvirt'],
+  ['DomainUnavailableError', 'libvirt'],
   ['RamBlocksError', 'ptrace'],
 ]);
 
@@ -33,7 +35,10 @@ const BY_OUTCOME: ReadonlyMap<string, CheckName> = new Map([
 
 /** Of an error that ended an agent, or kept it from beginning, or of its outcome. None: the doctor has no line for it. */
 export function checksOf(failure: unknown): CheckName[] {
-  if (failure instanceof PreflightError) return [...new Set(failure.problems.map(({ check }) => check))];
+  if (failure instanceof PreflightError) {
+    const checks = failure.problems.flatMap(({ check }) => (check === null ? [] : [check]));
+    return [...new Set(checks)];
+  }
   const { name, code, check, outcome, path, ...rest } = partsOf(failure);
   if (name === 'QmpError') return [rest['class'] === 'ConnectFailed' ? 'qmp' : 'qemu'];
   const ofOtherProcess = (code === 'EACCES' || code === 'EPERM') && String(path).startsWith('/proc/');

@@ -14,6 +14,8 @@ export interface DoctorOptions {
   /** Null: by what else is said, or by the VM's state. */
   role: Role | null;
   qmpPath: string | null;
+  /** The VM's, where it was named by one of libvirt's; `trouble`: why that has led to no QMP socket. */
+  domain: { name: string; trouble: string | null } | null;
   /** Where the other host's agent, or its doctor, listens. */
   peer: HostPort | null;
   /** Where this doctor is to answer the other host's, or its VM's agent to listen. */

@@ -47,6 +47,7 @@ export class Patient {
   connectQmp(): Promise<QmpClient> {
     return this.#once('qmp', async () => {
       const { qmpPath } = this.options;
+      if (qmpPath === null && this.options.domain !== null) throw new NotAsked(needs('libvirt'));
       if (qmpPath === null) throw new NotAsked('no VM was named (--qmp)');
       this.#qmp = await QmpClient.connect(qmpPath);
       return this.#qmp;

@@ -12,6 +12,12 @@ export function hasOption(commandLine: readonly string[], option: string): boole
   return commandLine.some((word) => word === `-${option}` || word === `--${option}`);
 }
 
+/** As -name has it; null: it has none. */
+export function guestName(commandLine: readonly string[]): string | null {
+  const [value] = optionValues(commandLine, 'name').slice(-1);
+  return value === undefined ? null : (parseKeyValues(value, 'guest').get('guest') ?? null);
+}
+
 /**
  * An option's value as keys and values: JSON, which libvirt writes, or QEMU's `type,key=value,...` in which `,,` is a comma. The word in front
  * that has no key gets `firstKey`; any other word without `=` is a switch that is on.

@@ -12,7 +12,8 @@ import { findNics, isUngated } from './nics.ts';
 export type PreflightCheck = 'qemu' | 'run-state' | 'devices' | 'nics' | 'disks' | 'replication';
 
 export interface Problem {
-  check: PreflightCheck;
+  /** Null: of what the doctor doesn't look at. */
+  check: PreflightCheck | null;
   what: string;
   /** The part of the VM: `NIC net0`, `disk vda`, `QEMU`. */
   where: string;

@@ -44,7 +44,7 @@ describe('a good configuration', () => {
     expect({ stateFolder, controlGroup }).toEqual({ stateFolder: '/var/lib/x', controlGroup: 'wheel' });
     expect(metrics).toEqual({ path: '/run/m.sock' });
     expect([...vms.keys()]).toEqual(['web', 'db']);
-    expect(vms.get('web')).toMatchObject({ role: 'auto', qmp: '/run/web.qmp' });
+    expect(vms.get('web')).toMatchObject({ role: 'auto', source: { qmp: '/run/web.qmp' } });
     const common = [
       '--state-dir=/var/lib/x',
       '--interval=40',
@@ -64,6 +64,12 @@ describe('a good configuration', () => {
     const { vms } = read(`${WEB}listen = "10.0.0.1:7000"\noverwrite-disk = ["disk0"]\n`);
     expect(vms.get('web')?.args.standby).toContain('--overwrite-disk=disk0');
     expect(vms.get('web')?.args.primary).not.toContain('--overwrite-disk=disk0');
+  });
+
+  test('a VM of libvirt has its domain instead of a socket', () => {
+    const web = read('[vm.web]\nlibvirt = "web-1"\npeer = "10.0.0.2:7000"\n').vms.get('web');
+    expect(web?.source).toEqual({ libvirt: 'web-1' });
+    expect(web?.args.primary).toEqual(['--vm=web', '--libvirt=web-1', '--peer=10.0.0.2:7000']);
   });
 
   test('port 0 is nobody’s own, and an empty configuration has no VMs', () => {
@@ -104,7 +110,11 @@ describe('a bad configuration says where, what, and what to do', () => {
     ],
     [
       '[vm.web]\npeer = "a:1"\n',
-      "agent.toml:1:2: VM `web` has no `qmp`: give the path of its QEMU's QMP socket",
+      "agent.toml:1:2: VM `web` has no `qmp`: give the path of its QEMU's QMP socket, or `libvirt` with the name of its domain",
+    ],
+    [
+      `${WEB}libvirt = "web"\n`,
+      'agent.toml:1:2: VM `web` has `qmp` and `libvirt`: one of them says which VM it is, leave the other out',
     ],
     [
       '[vm.web]\nqmp = "/q"\n',

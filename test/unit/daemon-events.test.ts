@@ -10,6 +10,7 @@ import {
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
+import type { TakeOverRecord } from '../../src/agent/take-over-record.ts';
 import { EventStore } from '../../src/daemon/event-store.ts';
 import { ConfigError } from '../../src/daemon/toml.ts';
 
@@ -67,6 +68,37 @@ test('where they can’t be kept is said at once', () => {
   );
   mkdirSync(path.join(folder, 'events.jsonl'));
   expect(() => new EventStore(folder)).toThrow(ConfigError);
+});
+
+test('take-overs outlive the daemon as events do', () => {
+  const record = (vm: string, id: string): TakeOverRecord => ({
+    id,
+    vm,
+    outcome: 'took-over',
+    reason: 'took over',
+    cause: 'silence',
+    generation: 2,
+    epoch: 7,
+    beganAt: '2026-11-27T16:03:12.480Z',
+    tookMs: 61.5,
+    decidedBy: 'witness',
+    steps: [],
+  });
+  const store = new EventStore(folder);
+  for (const [vm, id] of [
+    ['web', '1'],
+    ['db', '2'],
+    ['web', '3'],
+  ] as const) {
+    store.add(EVENT);
+    store.add({ ...EVENT, vm, takeOver: record(vm, id) });
+  }
+  const ids = (vm: string | null, max: number) =>
+    new EventStore(folder).takeOvers(vm, max).map(({ id }) => id);
+  expect(ids(null, 10)).toEqual(['1', '2', '3']);
+  expect(ids('web', 10)).toEqual(['1', '3']);
+  expect(ids(null, 2)).toEqual(['2', '3']);
+  expect(new EventStore(folder).takeOvers('db', 1)).toEqual([record('db', '2')]);
 });
 
 test('what is kept is bounded, in memory and on disk', () => {

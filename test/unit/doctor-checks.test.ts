@@ -5,6 +5,7 @@ import path from 'node:path';
 import { describe, expect, onTestFinished, test, vi } from 'vitest';
 import { disks, replication } from '../../src/doctor/checks/disks.ts';
 import { availableMemory, judgeKernel } from '../../src/doctor/checks/host.ts';
+import { judgeCustoms } from '../../src/doctor/checks/libvirt.ts';
 import { judgeClock } from '../../src/doctor/checks/peer.ts';
 import { devices, nics, runState } from '../../src/doctor/checks/vm.ts';
 import { judgeWatchdog } from '../../src/doctor/checks/watchdog.ts';
@@ -39,6 +40,18 @@ test.each([
   expect(finding.verdict).toBe(verdict);
   expect(finding.remedy === '').toBe(verdict === 'ok');
 });
+
+test.each([
+  [false, 'destroy', 'restart', 'ok', ''],
+  [true, 'destroy', 'restart', 'warn', 'virsh autostart --disable web1'],
+  [false, 'restart', 'restart', 'warn', 'let them be destroy and restart (virsh edit web1)'],
+  [false, 'destroy', 'destroy', 'warn', 'let them be destroy and restart (virsh edit web1)'],
+])(
+  'libvirt: autostart %s, on_poweroff %s, on_reboot %s: %s',
+  (autostart, onPoweroff, onReboot, verdict, remedy) => {
+    expect(judgeCustoms('web1', { autostart, onPoweroff, onReboot })).toMatchObject({ verdict, remedy });
+  },
+);
 
 describe('memory that is left', () => {
   const meminfo = 'MemTotal:       16000 kB\nMemAvailable:    8000 kB\n';

@@ -19,3 +19,14 @@ export function colo(...args: string[]): Promise<Ended> {
     });
   });
 }
+
+/** As colo(), behind a command that sets the scene (see Child), and with something on its standard input. */
+export function coloWithin(prefix: readonly string[], input: string, ...args: string[]): Promise<Ended> {
+  const [file = '', ...rest] = [...prefix, process.execPath, MAIN, ...args];
+  return new Promise((resolve) => {
+    const child = execFile(file, rest, { timeout: 60_000 }, (error, stdout, stderr) => {
+      resolve({ code: error ? Number(error.code ?? -1) : 0, stdout, stderr });
+    });
+    child.stdin?.end(input);
+  });
+}

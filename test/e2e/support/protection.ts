@@ -41,7 +41,7 @@ export function waitBooted(vm: TestVm, options: GuestOptions): Promise<string> {
 
 export async function startSecondary(
   cleanup: Cleanup,
-  vm: TestVm,
+  vm: Pick<TestVm, 'qmpPath'>,
   args: string[] = [],
   listen = '127.0.0.1:0',
 ): Promise<{ agent: TestAgent; listen: string }> {
@@ -63,7 +63,7 @@ export async function startSecondary(
 
 export async function startPrimary(
   cleanup: Cleanup,
-  vm: TestVm,
+  vm: Pick<TestVm, 'qmpPath'>,
   peer: string,
   args: string[] = [],
 ): Promise<TestAgent> {
