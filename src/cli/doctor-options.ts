@@ -77,6 +77,7 @@ export async function doctorOptions(
     peer,
     listen,
     answers: daemon === null,
+    agentHasMonitor: daemon !== null,
     tls: options.insecure ? null : { folder: options.tls, peerName: options.peerName },
     exceptions,
     shadow,

@@ -66,8 +66,11 @@ export function putVmFile(file: string, text: string | null): void {
     writeSync(descriptor, text);
     fchmodSync(descriptor, 0o644);
     fsyncSync(descriptor);
+    renameSync(beside, file);
+  } catch (error) {
+    rmSync(beside, { force: true });
+    throw error;
   } finally {
     closeSync(descriptor);
   }
-  renameSync(beside, file);
 }

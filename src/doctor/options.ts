@@ -35,6 +35,8 @@ export interface DoctorOptions {
   stateFolder: string;
   /** The device, or null. */
   watchdog: string | null;
+  /** Whether the monitor is the one that the VM's agent has while it runs: nobody else is answered there then. */
+  agentHasMonitor: boolean;
   /** Where an agent of that role would answer; null: nobody knows. */
   controlPath: (role: Role) => string | null;
 }
