@@ -10,6 +10,8 @@ const POLL_MS = 300;
 /** A standby that is still busy with the session before is there a moment later. */
 const ALONE_MS = 10_000;
 
+/** It runs, and no standby follows. */
+const ALONE: readonly string[] = ['EXPOSED', 'BLOCKED'];
 /** Its agent has ended, or there is none: it won't be protected before somebody has done something. While one is ENDING another follows. */
 const ENDED: readonly string[] = ['WAITING', 'REFUSED', 'STOPPED', 'FENCED'];
 
@@ -22,7 +24,7 @@ export async function awaitProtection(daemon: string, vm: string, json: boolean)
     for (;;) {
       const summary = await summaryOf(daemon, vm);
       shown = { ...summary, ...(await copyOf(daemon, summary)) };
-      aloneSinceMs = summary.state === 'EXPOSED' ? (aloneSinceMs ?? performance.now()) : null;
+      aloneSinceMs = ALONE.includes(summary.state) ? (aloneSinceMs ?? performance.now()) : null;
       const aloneMs = aloneSinceMs === null ? 0 : performance.now() - aloneSinceMs;
       if (isSettled(summary, aloneMs)) return summary;
       await sleep(POLL_MS);
@@ -34,7 +36,7 @@ export async function awaitProtection(daemon: string, vm: string, json: boolean)
 
 function isSettled({ role, state, reason }: VmSummary, aloneMs: number): boolean {
   if (state === 'PROTECTED' || ENDED.includes(state) || role === 'secondary') return true;
-  return state === 'EXPOSED' && (aloneMs > ALONE_MS || checksOfReason(reason).includes('match'));
+  return aloneMs > ALONE_MS || (state === 'EXPOSED' && checksOfReason(reason).includes('match'));
 }
 
 async function summaryOf(daemon: string, vm: string): Promise<VmSummary> {
