@@ -8,6 +8,7 @@ import { metricsAddress } from './option-parsers.ts';
 import { onTerminationSignal } from './signals.ts';
 import { version } from './version.ts';
 import { vmOptions } from './vm-options.ts';
+import { STATE_FOLDER } from './witness-options.ts';
 
 export const CONFIG_FILE = '/etc/colo-agent/agent.toml';
 
@@ -44,6 +45,7 @@ async function runServe({ config, control, metrics, logLevel }: ServeOptions): P
     controlPath: control,
     command: [process.execPath, ...process.execArgv, process.argv[1] as string],
     vmOptions: vmOptions(),
+    stateFolder: STATE_FOLDER,
     metrics: metrics ?? null,
     version,
     log,

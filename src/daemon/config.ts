@@ -43,7 +43,7 @@ export interface DaemonConfig {
   /** Who may command the daemon beside root: a group's name, or its number. */
   controlGroup: string | null;
   /** Where the daemon keeps what is to outlive it. */
-  stateFolder: string | null;
+  stateFolder: string | undefined;
   /** Where the metrics of all VMs are served; null: nowhere. */
   metrics: MetricsAddress | null;
   vms: ReadonlyMap<string, VmConfig>;
@@ -139,7 +139,7 @@ class ConfigReader {
     return {
       controlGroup: this.#controlGroup,
       metrics: this.#metrics,
-      stateFolder: typeof folder === 'string' ? folder : null,
+      stateFolder: typeof folder === 'string' ? folder : undefined,
       vms,
     };
   }

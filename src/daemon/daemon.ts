@@ -22,6 +22,8 @@ export interface DaemonOptions {
   /** The program of the VMs' agents. */
   command: readonly string[];
   vmOptions: VmOptions;
+  /** For a configuration that names none. */
+  stateFolder: string;
   /** Where the metrics of all VMs are served, whatever the configuration says; null: as it says. */
   metrics: MetricsAddress | null;
   version: string;
@@ -40,7 +42,6 @@ export interface ReloadReport {
 
 /** So that an answer stays small; a client asks again for more. */
 const EVENTS_IN_ANSWER_MAX = 100;
-const TAKE_OVERS_IN_ANSWER_MAX = 32;
 
 export class Daemon {
   readonly #options: DaemonOptions;
@@ -70,7 +71,7 @@ export class Daemon {
     return daemon;
   }
 
-  private constructor(options: DaemonOptions, { stateFolder }: DaemonConfig) {
+  private constructor(options: DaemonOptions, { stateFolder = options.stateFolder }: DaemonConfig) {
     this.#options = options;
     this.#events = new EventStore(stateFolder);
     const readings = () => readingsOf(this.#vms);
@@ -173,6 +174,7 @@ export class Daemon {
       command,
       controlPath: agentSocket(controlPath, name),
       log,
+      roleBefore: this.#events.lastRole(name),
       onChange: (summary, epoch) => this.#record(summary, epoch),
       onTakeOver: (record) => this.#record(vm.summary(), record.epoch, record),
     });
@@ -217,7 +219,7 @@ export class Daemon {
       case 'events':
         return this.#eventsAfter(request.after, vm);
       case 'take-overs':
-        return this.#events.takeOvers(vm, TAKE_OVERS_IN_ANSWER_MAX);
+        return this.#events.takeOvers(vm);
       case 'status':
       case 'failover':
       case 'drill':

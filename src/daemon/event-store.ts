@@ -29,11 +29,15 @@ export interface DaemonEvent {
 }
 
 const EVENTS_MAX = 1000;
+const TAKE_OVERS_MAX = 32;
 const FILE_BYTES_MAX = 4 << 20;
 
 export class EventStore {
   readonly #file: string | null;
   #events: DaemonEvent[] = [];
+  /** Kept apart: an agent that fails again and again must not push another VM's out. */
+  #takeOvers: TakeOverRecord[] = [];
+  readonly #lastRoles = new Map<string, DaemonEvent['role']>();
   #lastId = 0;
 
   /** Null: in memory alone. Throws ConfigError when they can't be kept there. */
@@ -51,7 +55,7 @@ export class EventStore {
 
   #open(file: string): void {
     mkdirSync(path.dirname(file), { recursive: true, mode: 0o755 });
-    this.#events = [rotated(file), file].flatMap(eventsIn).slice(-EVENTS_MAX);
+    for (const event of [rotated(file), file].flatMap(eventsIn)) this.#keep(event);
     this.#lastId = this.#events.at(-1)?.id ?? 0;
     // Found out now, not by the first event.
     closeSync(openSync(file, 'a', 0o640));
@@ -62,11 +66,18 @@ export class EventStore {
   add(event: Omit<DaemonEvent, 'id' | 'time'>): void {
     this.#lastId++;
     const kept = { id: this.#lastId, time: new Date().toISOString(), ...event };
-    this.#events.push(kept);
-    if (this.#events.length > EVENTS_MAX) this.#events.shift();
+    this.#keep(kept);
     if (this.#file === null) return;
     appendFileSync(this.#file, `${JSON.stringify(kept)}\n`, { mode: 0o640 });
     if (statSync(this.#file).size > FILE_BYTES_MAX) renameSync(this.#file, rotated(this.#file));
+  }
+
+  #keep(event: DaemonEvent): void {
+    const { vm, role, takeOver } = event;
+    this.#events.push(event);
+    if (this.#events.length > EVENTS_MAX) this.#events.shift();
+    if (role !== null) this.#lastRoles.set(vm, role);
+    if (takeOver) this.#takeOvers = [...this.#takeOvers, takeOver].slice(-TAKE_OVERS_MAX);
   }
 
   /** The oldest first, at most `max` of them, which come after the one with that id. */
@@ -74,11 +85,14 @@ export class EventStore {
     return this.#events.filter((event) => event.id > id && (vm === null || event.vm === vm)).slice(0, max);
   }
 
-  /** The oldest first, as far as they are kept: the last `max` of them. */
-  takeOvers(vm: string | null, max: number): TakeOverRecord[] {
-    return this.#events
-      .flatMap(({ takeOver }) => (takeOver && (vm === null || takeOver.vm === vm) ? [takeOver] : []))
-      .slice(-max);
+  /** The oldest first, as far as they are kept. */
+  takeOvers(vm: string | null): TakeOverRecord[] {
+    return this.#takeOvers.filter((takeOver) => vm === null || takeOver.vm === vm);
+  }
+
+  /** What the VM was to this host when something was last told of it; null: nothing is known. */
+  lastRole(vm: string): DaemonEvent['role'] {
+    return this.#lastRoles.get(vm) ?? null;
   }
 
   get lastId(): number {

@@ -35,6 +35,8 @@ export interface VmProcessOptions {
   command: readonly string[];
   controlPath: string;
   log: Log;
+  /** What its agent was the last time, as far as anybody knows: its VM may stand as it left it. */
+  roleBefore: VmSummary['role'];
   onChange(summary: VmSummary, epoch: number | null): void;
   onTakeOver(record: TakeOverRecord): void;
 }
@@ -65,12 +67,14 @@ export class VmProcess {
   #end: EndMessage | null = null;
   #ended: () => void = () => {};
   #told = '';
+  #runs = 0;
   /** Somebody wants it to be there, though it has said that it ends. */
   #startOnceEnded = false;
 
   constructor(config: VmConfig, options: VmProcessOptions) {
     this.#config = config;
     this.#options = options;
+    this.#role = options.roleBefore === 'secondary' ? 'standby' : options.roleBefore;
   }
 
   get controlPath(): string {
@@ -127,7 +131,7 @@ export class VmProcess {
   }
 
   summary(): VmSummary {
-    const { phase, reason, restarts } = this.#machine;
+    const { phase, reason } = this.#machine;
     // Each look at a QEMU that isn't there is no news; the first one is.
     const runs = phase === 'running' && (this.#child !== null || !this.#machine.falters);
     const state = this.#state;
@@ -139,7 +143,7 @@ export class VmProcess {
       reason: runs ? (state?.reason ?? 'its agent begins') : reason,
       generation: state?.generation ?? null,
       agentPid: this.#child?.pid ?? null,
-      restarts,
+      restarts: Math.max(0, this.#runs - 1),
     };
   }
 
@@ -209,11 +213,10 @@ export class VmProcess {
     const own = [...(this.#config.args[role] ?? []), `--control=${this.controlPath}`];
     const child = spawn(file, [...args, command, ...own], { stdio: ['ignore', 'ignore', 'inherit', 'ipc'] });
     this.#child = child;
+    this.#runs++;
     this.#tell();
-    let failure = '';
     child.on('error', (error) => {
-      failure = error.message;
-      if (child.pid === undefined) this.#exited(null, failure);
+      if (child.pid === undefined) this.#exited(null, error.message);
     });
     child.on('message', (message) => this.#hear(message as AgentMessage));
     // `close` comes after everything that it had to say.
@@ -237,21 +240,23 @@ export class VmProcess {
   }
 
   #exited(code: number | null, reason: string): void {
+    const ran = this.#child !== null;
     this.#child = null;
     const exit: ProcessExit = {
       code,
       outcome: this.#end?.outcome ?? null,
       reason: this.#end?.reason ?? reason,
     };
-    const { name } = this.#config;
-    this.#options.log.info('an agent has ended', {
-      vm: name,
-      code,
-      outcome: exit.outcome,
-      reason: exit.reason,
-    });
+    this.#log(exit, ran);
     this.#dispatch({ type: 'ended', nowMs: performance.now(), exit });
     this.#followUp();
+  }
+
+  /** Each look at a QEMU that isn't there yet is no news. */
+  #log({ code, outcome, reason }: ProcessExit, ran: boolean): void {
+    const vm = this.#config.name;
+    if (ran) this.#options.log.info('an agent has ended', { vm, code, outcome, reason });
+    else if (reason !== this.#machine.reason) this.#options.log.info('no agent is started', { vm, reason });
   }
 
   /** What was wanted while it left by itself. */

@@ -55,6 +55,12 @@ async function isRunning(vm: TestVm): Promise<boolean> {
   return status === 'running';
 }
 
+async function order(vm: TestVm, command: 'stop' | 'cont'): Promise<void> {
+  const monitor = await QmpClient.connect(vm.testQmpPath);
+  await monitor.execute(command);
+  monitor.close();
+}
+
 async function epochOf(name: Name): Promise<number> {
   return (await primary.status(name)).epoch;
 }
@@ -91,6 +97,7 @@ describe('one daemon a host', () => {
 
   test('the commands reach each VM, and say which there are', async () => {
     const at = ['--control', primary.controlPath];
+    await primary.waitState('a', 'PROTECTED');
     expect(JSON.parse((await colo('status', 'b', '--json', ...at)).stdout)).toMatchObject({
       vm: 'b',
       role: 'primary',
@@ -229,7 +236,11 @@ describe('one daemon a host', () => {
     await primary.end('SIGKILL');
     await waitFor('end of the agent', 60_000, () => !runs(agentPid));
     expect(await isRunning(vms.b)).toBe(true);
+    // A VM that stands could be anybody's; what it was here is remembered.
+    await order(vms.b, 'stop');
     await primary.start();
+    await primary.waitVm('b', 'its role', ({ role, agentPid }) => role === 'primary' && agentPid !== null);
+    await order(vms.b, 'cont');
     await primary.waitState('b', 'PROTECTED');
   });
 
