@@ -34,8 +34,10 @@ export async function awaitProtection(daemon: string, vm: string, json: boolean)
   }
 }
 
-function isSettled({ role, state, reason }: VmSummary, aloneMs: number): boolean {
-  if (state === 'PROTECTED' || ENDED.includes(state) || role === 'secondary') return true;
+function isSettled({ role, state, reason, agentPid }: VmSummary, aloneMs: number): boolean {
+  // Without an agent the role is the one that it had the last time.
+  const standsBy = role === 'secondary' && agentPid !== null;
+  if (state === 'PROTECTED' || ENDED.includes(state) || standsBy) return true;
   return aloneMs > ALONE_MS || (state === 'EXPOSED' && checksOfReason(reason).includes('match'));
 }
 

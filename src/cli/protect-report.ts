@@ -52,9 +52,9 @@ export function refusal(plan: Plan, lacking: readonly Examined[]): Told {
   return { report, text: `${head}\n${findingsText(lacking)}${wants}` };
 }
 
-export function failure(plan: Plan, { state, reason, role }: VmSummary): Told {
+export function failure(plan: Plan, { state, reason, role, agentPid }: VmSummary): Told {
   const report = reportOf(plan, 'failed', state, reason);
-  const why = role === 'secondary' ? 'here it is the standby; ' : '';
+  const why = role === 'secondary' && agentPid !== null ? 'here it is the standby; ' : '';
   const told = `${why}${state}: ${reason}${hint(checksOfReason(reason))}`;
   return { report, text: `${report.vm} isn't protected: ${told}${leftText(plan)}` };
 }
