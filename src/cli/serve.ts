@@ -2,8 +2,11 @@ import { Command, Option } from 'commander';
 import { LOG_LEVELS, Log, type LogLevel } from '../agent/log.ts';
 import { ServiceManager } from '../agent/systemd.ts';
 import { Daemon } from '../daemon/daemon.ts';
+import type { MetricsAddress } from '../metrics/address.ts';
 import { DAEMON_SOCKET } from './control-path.ts';
+import { metricsAddress } from './option-parsers.ts';
 import { onTerminationSignal } from './signals.ts';
+import { version } from './version.ts';
 import { vmOptions } from './vm-options.ts';
 
 export const CONFIG_FILE = '/etc/colo-agent/agent.toml';
@@ -11,6 +14,7 @@ export const CONFIG_FILE = '/etc/colo-agent/agent.toml';
 interface ServeOptions {
   config: string;
   control: string;
+  metrics?: MetricsAddress;
   logLevel: LogLevel;
 }
 
@@ -19,6 +23,11 @@ export function serveCommand(): Command {
     .description('Protect all VMs of the configuration, each with an agent of its own (docs/daemon.md)')
     .option('--config <file>', 'what to protect; conf.d/*.toml beside it is read, too', CONFIG_FILE)
     .option('--control <socket>', 'where the other commands reach the daemon', DAEMON_SOCKET)
+    .option(
+      '--metrics <address>',
+      'serve the metrics and the health of all VMs there: PORT of 127.0.0.1, HOST:PORT, or unix:PATH (default: `metrics` of the file)',
+      metricsAddress,
+    )
     .addOption(
       new Option('--log-level <level>', 'what goes to stderr of the daemon itself')
         .choices(LOG_LEVELS)
@@ -27,7 +36,7 @@ export function serveCommand(): Command {
     .action(runServe);
 }
 
-async function runServe({ config, control, logLevel }: ServeOptions): Promise<void> {
+async function runServe({ config, control, metrics, logLevel }: ServeOptions): Promise<void> {
   const log = new Log(logLevel, () => ({}));
   const service = ServiceManager.find(log);
   const daemon = await Daemon.start({
@@ -35,15 +44,13 @@ async function runServe({ config, control, logLevel }: ServeOptions): Promise<vo
     controlPath: control,
     command: [process.execPath, ...process.execArgv, process.argv[1] as string],
     vmOptions: vmOptions(),
+    metrics: metrics ?? null,
+    version,
     log,
   });
   service?.ready(`protects what ${config} names`);
   process.on('SIGHUP', () => {
-    try {
-      daemon.reload(null);
-    } catch {
-      // the log says why; all goes on as it was
-    }
+    daemon.reload(null).catch(() => {}); // the log says why; all goes on as it was
   });
   onTerminationSignal(() => {
     service?.stopping('ends protection; the VMs run on');

@@ -9,6 +9,7 @@
  */
 import { readdirSync, readFileSync } from 'node:fs';
 import path from 'node:path';
+import { formatMetricsAddress, type MetricsAddress, parseMetricsAddress } from '../metrics/address.ts';
 import { suggestion } from './spelling.ts';
 import { ConfigError, type Entry, readToml } from './toml.ts';
 import { argumentsOf, type Role, type VmOption, type VmOptions } from './vm-option.ts';
@@ -32,18 +33,23 @@ export interface DaemonConfig {
   controlGroup: string | null;
   /** Where the daemon keeps what is to outlive it. */
   stateFolder: string | null;
+  /** Where the metrics of all VMs are served; null: nowhere. */
+  metrics: MetricsAddress | null;
   vms: ReadonlyMap<string, VmConfig>;
 }
 
 /** Options that are the host's: they stand above all tables. */
 const HOST_KEYS = ['node', 'state-dir', 'log-level'];
-const DAEMON_KEYS = ['control-group'];
+const DAEMON_KEYS = ['control-group', 'metrics'];
 const TABLES = ['defaults', 'vm'];
 const ROLES = ['auto', 'primary', 'standby'] as const;
 /** The daemon says what these are. */
 const DAEMON_OPTIONS = ['vm', 'control', 'json'];
 /** What two VMs of one host can't share. */
-const EXCLUSIVE = ['qmp', 'libvirt', 'listen', 'trace', 'watchdog'];
+const EXCLUSIVE = ['qmp', 'libvirt', 'listen', 'trace', 'watchdog', 'metrics'];
+
+/** Who has the host's own keys. */
+const DAEMON = 'the daemon';
 
 /** Throws ConfigError with everything that is wrong. */
 export function readConfig(file: string, options: VmOptions): DaemonConfig {
@@ -80,6 +86,7 @@ class ConfigReader {
   readonly #defaults = new Map<string, Entry>();
   readonly #tables = new Map<string, VmTable & { file: string }>();
   #controlGroup: string | null = null;
+  #metrics: MetricsAddress | null = null;
 
   constructor(options: VmOptions) {
     this.#options = options;
@@ -114,6 +121,7 @@ class ConfigReader {
     const folder = this.#defaults.get('state-dir')?.value;
     return {
       controlGroup: this.#controlGroup,
+      metrics: this.#metrics,
       stateFolder: typeof folder === 'string' ? folder : null,
       vms,
     };
@@ -135,6 +143,7 @@ class ConfigReader {
     }
     if (HOST_KEYS.includes(table)) return this.#option(table, entry, this.#defaults);
     if (table === 'control-group') return this.#group(entry);
+    if (table === 'metrics') return this.#metricsAddress(entry);
     const known = [...HOST_KEYS, ...DAEMON_KEYS, ...TABLES];
     const remedy = this.#byKey.has(table)
       ? '; it belongs below [defaults] or [vm.NAME]'
@@ -185,6 +194,17 @@ class ConfigReader {
     return null;
   }
 
+  #metricsAddress({ value }: Entry): string | null {
+    if (typeof value !== 'string' && typeof value !== 'number')
+      return '`metrics` is an address: PORT, "HOST:PORT" or "unix:PATH"';
+    try {
+      this.#metrics = parseMetricsAddress(String(value));
+      return null;
+    } catch (error) {
+      return `\`metrics = ${JSON.stringify(value)}\`: ${(error as Error).message}`;
+    }
+  }
+
   #vm(name: string, { place, entries }: VmTable): VmConfig | null {
     const all = new Map([...this.#defaults, ...entries]);
     const role = (entries.get('role')?.value ?? 'auto') as VmConfig['role'];
@@ -230,16 +250,17 @@ class ConfigReader {
   #findShared(): void {
     for (const key of EXCLUSIVE) {
       const users = new Map<string, string>();
+      if (key === 'metrics' && this.#metrics !== null) users.set(formatMetricsAddress(this.#metrics), DAEMON);
       for (const [name, { place, entries }] of this.#tables) {
         const entry = entries.get(key) ?? this.#defaults.get(key);
-        const value = String(entry?.value);
+        const value = key === 'metrics' && entry ? metricsText(entry) : String(entry?.value);
         if (entry === undefined || value.endsWith(':0')) continue; // port 0: any free one
         const other = users.get(value);
         if (other !== undefined)
           this.#problems.push(
-            `${entries.get(key)?.place ?? place}: VM \`${name}\` has the same \`${key}\`, ${value}, as VM \`${other}\`: each needs its own`,
+            `${entries.get(key)?.place ?? place}: VM \`${name}\` has the same \`${key}\`, ${value}, as ${other}: each needs its own`,
           );
-        users.set(value, name);
+        users.set(value, `VM \`${name}\``);
       }
     }
   }
@@ -253,6 +274,11 @@ function sourceOf(entries: ReadonlyMap<string, Entry>): VmSource | string {
   if (qmp !== undefined) return { qmp: String(qmp) };
   if (libvirt !== undefined) return { libvirt: String(libvirt) };
   return "no `qmp`: give the path of its QEMU's QMP socket, or `libvirt` with the name of its domain";
+}
+
+/** Of an option that was found right: an address may be written in several ways. */
+function metricsText({ value }: Entry): string {
+  return formatMetricsAddress(parseMetricsAddress(String(value)));
 }
 
 function whereTable({ path: keys, value }: Entry): string | null {

@@ -4,8 +4,12 @@ import path from 'node:path';
 import { sendCommand } from '../agent/control-client.ts';
 import { ControlError, type ControlRequest, ControlServer } from '../agent/control-server.ts';
 import type { Log } from '../agent/log.ts';
+import { SerialQueue } from '../agent/serial-queue.ts';
+import type { MetricsAddress } from '../metrics/address.ts';
 import { type DaemonConfig, readConfig, type VmConfig } from './config.ts';
 import { type DaemonEvent, EventStore } from './event-store.ts';
+import { MetricsEndpoint } from './metrics-endpoint.ts';
+import { readingsOf } from './readings.ts';
 import { ConfigError } from './toml.ts';
 import type { VmOptions } from './vm-option.ts';
 import { VmProcess, type VmSummary } from './vm-process.ts';
@@ -16,6 +20,9 @@ export interface DaemonOptions {
   /** The program of the VMs' agents. */
   command: readonly string[];
   vmOptions: VmOptions;
+  /** Where the metrics of all VMs are served, whatever the configuration says; null: as it says. */
+  metrics: MetricsAddress | null;
+  version: string;
   log: Log;
 }
 
@@ -36,25 +43,32 @@ export class Daemon {
   /** Out of the configuration, and not at their end yet. */
   readonly #leaving = new Map<string, Promise<void>>();
   readonly #events: EventStore;
+  readonly #metrics: MetricsEndpoint;
+  /** One after the other: a SIGHUP may come while the last one is followed. */
+  readonly #reloads = new SerialQueue();
   #control: ControlServer | null = null;
   #ending = false;
 
-  /** Throws ConfigError and leaves nothing behind; ControlError `in-use` when another daemon runs. */
+  /** Throws ConfigError, MetricsListenError, or ControlError `in-use` when another daemon runs, and leaves nothing behind. */
   static async start(options: DaemonOptions): Promise<Daemon> {
     const config = readConfig(options.configFile, options.vmOptions);
-    const group = config.controlGroup === null ? null : groupId(config.controlGroup);
     const daemon = new Daemon(options, config);
-    daemon.#control = await ControlServer.answering(options.controlPath, (request) =>
-      daemon.#answer(request),
-    );
-    if (group !== null) chownSync(options.controlPath, -1, group);
-    daemon.#apply(config);
+    const control = await ControlServer.answering(options.controlPath, (request) => daemon.#answer(request));
+    daemon.#control = control;
+    try {
+      await daemon.#follow(config);
+    } catch (error) {
+      control.close();
+      throw error;
+    }
     return daemon;
   }
 
   private constructor(options: DaemonOptions, { stateFolder }: DaemonConfig) {
     this.#options = options;
     this.#events = new EventStore(stateFolder);
+    const readings = () => readingsOf(this.#vms);
+    this.#metrics = new MetricsEndpoint({ version: options.version, readings });
   }
 
   list(): VmSummary[] {
@@ -63,29 +77,34 @@ export class Daemon {
 
   /**
    * Does what the configuration says now, and leaves alone what it doesn't change. Of the VMs whose agents rest those that were refused are tried again, and
-   * `vm`, also when a person has stopped it. Throws ControlError `configuration`, and nothing has changed then.
+   * `vm`, also when a person has stopped it. Rejects with ControlError `configuration`, or `unknown-vm`, and nothing has changed then.
    */
-  reload(vm: string | null): ReloadReport {
-    const { configFile, vmOptions, log } = this.#options;
-    let config: DaemonConfig;
-    try {
-      config = readConfig(configFile, vmOptions);
-    } catch (error) {
-      log.error('the configuration was not loaded', { reason: (error as Error).message });
-      const left =
-        error instanceof ConfigError
-          ? 'nothing was changed'
-          : 'it could not be read, and nothing was changed';
-      throw new ControlError('configuration', `${left}:\n${(error as Error).message}`);
-    }
-    if (vm !== null && !config.vms.has(vm)) throw this.#unknown(vm, [...config.vms.keys()]);
-    const report = this.#apply(config);
-    if (vm !== null) this.#vms.get(vm)?.start(true);
-    log.info('the configuration was loaded', {
-      added: report.added.join(' '),
-      changed: report.changed.join(' '),
-      removed: report.removed.join(' '),
+  reload(vm: string | null): Promise<ReloadReport> {
+    return this.#reloads.run(async () => {
+      const { log } = this.#options;
+      try {
+        const report = await this.#load(vm);
+        const { added, changed, removed } = report;
+        log.info('the configuration was loaded', {
+          added: added.join(' '),
+          changed: changed.join(' '),
+          removed: removed.join(' '),
+        });
+        return report;
+      } catch (error) {
+        const { message } = error as Error;
+        log.error('the configuration was not loaded', { reason: message });
+        if (error instanceof ControlError) throw error;
+        throw new ControlError('configuration', `nothing was changed:\n${message}`);
+      }
     });
+  }
+
+  async #load(vm: string | null): Promise<ReloadReport> {
+    const config = readConfig(this.#options.configFile, this.#options.vmOptions);
+    if (vm !== null && !config.vms.has(vm)) throw this.#unknown(vm, [...config.vms.keys()]);
+    const report = await this.#follow(config);
+    if (vm !== null) this.#vms.get(vm)?.start(true);
     return report;
   }
 
@@ -93,10 +112,19 @@ export class Daemon {
   async end(): Promise<void> {
     this.#ending = true;
     await Promise.all([...this.#leaving.values(), ...[...this.#vms.values()].map((vm) => vm.end())]);
+    this.#metrics.close();
     this.#control?.close();
   }
 
-  #apply({ vms }: DaemonConfig): ReloadReport {
+  /** The host's part first, of which something may fail: no VM has been touched then. */
+  async #follow({ vms, controlGroup, metrics }: DaemonConfig): Promise<ReloadReport> {
+    const group = controlGroup === null ? null : groupId(controlGroup);
+    await this.#metrics.moveTo(this.#options.metrics ?? metrics);
+    if (group !== null) chownSync(this.#options.controlPath, -1, group);
+    return this.#apply(vms);
+  }
+
+  #apply(vms: DaemonConfig['vms']): ReloadReport {
     const report: ReloadReport = { added: [], changed: [], removed: [], unchanged: [] };
     if (this.#ending) return report;
     for (const [name, vm] of this.#vms) {
@@ -104,11 +132,11 @@ export class Daemon {
       report.removed.push(name);
       this.#remove(name, vm);
     }
-    for (const [name, config] of vms) report[this.#follow(name, config)].push(name);
+    for (const [name, config] of vms) report[this.#adopt(name, config)].push(name);
     return report;
   }
 
-  #follow(name: string, config: VmConfig): 'added' | 'changed' | 'unchanged' {
+  #adopt(name: string, config: VmConfig): 'added' | 'changed' | 'unchanged' {
     const known = this.#vms.get(name);
     if (known === undefined) {
       this.#add(name, config);
@@ -216,9 +244,8 @@ function groupId(group: string): number {
     .find((each) => each.startsWith(`${group}:`));
   const id = line?.split(':')[2];
   if (id === undefined)
-    throw new ControlError(
-      'configuration',
+    throw new ConfigError([
       `\`control-group\`: /etc/group has no group \`${group}\`: make it (groupadd), or give its number`,
-    );
+    ]);
   return Number(id);
 }

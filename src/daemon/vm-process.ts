@@ -5,8 +5,15 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import type { Log } from '../agent/log.ts';
 import type { AgentMessage, EndMessage, StateMessage } from '../agent/supervisor-channel.ts';
+import type { VmWord } from '../metrics/readings.ts';
 import type { VmConfig } from './config.ts';
-import { type ProcessEffect, type ProcessEvent, type ProcessExit, ProcessMachine } from './restart.ts';
+import {
+  type ProcessEffect,
+  type ProcessEvent,
+  type ProcessExit,
+  ProcessMachine,
+  type ProcessPhase,
+} from './restart.ts';
 import { RoleError, roleOf } from './role.ts';
 import type { Role } from './vm-option.ts';
 
@@ -15,7 +22,7 @@ export interface VmSummary {
   vm: string;
   role: 'primary' | 'secondary' | null;
   /** The agent's own word while it runs; else STARTING, WAITING (for its next start, or for its QEMU), REFUSED, STOPPED or ENDING. */
-  state: string;
+  state: VmWord;
   reason: string;
   generation: number | null;
   agentPid: number | null;
@@ -29,6 +36,16 @@ export interface VmProcessOptions {
   log: Log;
   onChange(summary: VmSummary, epoch: number | null): void;
 }
+
+/** Each look at a QEMU that isn't there (`running`, without a process) is no news. */
+const RESTING_WORDS: Record<ProcessPhase, VmWord> = {
+  running: 'WAITING',
+  waiting: 'WAITING',
+  refused: 'REFUSED',
+  stopped: 'STOPPED',
+  ending: 'ENDING',
+  ended: 'WAITING',
+};
 
 const EX_UNAVAILABLE = 69;
 const EX_CONFIG = 78;
@@ -91,13 +108,11 @@ export class VmProcess {
   summary(): VmSummary {
     const { phase, reason, restarts } = this.#machine;
     const runs = this.#child !== null && phase === 'running';
-    // Each look at a QEMU that isn't there is no news.
-    const rests = phase === 'running' ? 'WAITING' : phase.toUpperCase();
     const state = this.#state;
     return {
       vm: this.#config.name,
       role: state?.role ?? (this.#role === 'standby' ? 'secondary' : this.#role),
-      state: runs ? (state?.state ?? 'STARTING') : rests,
+      state: runs ? (state?.state ?? 'STARTING') : RESTING_WORDS[phase],
       reason: runs ? (state?.reason ?? 'its agent begins') : reason,
       generation: state?.generation ?? null,
       agentPid: this.#child?.pid ?? null,

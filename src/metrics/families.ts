@@ -5,9 +5,8 @@
 import type { Histogram } from '../agent/durations.ts';
 import type { PrimaryStatus, SecondaryStatus, Status } from '../agent/status.ts';
 import type { HeartbeatQuantiles } from '../native/binding.ts';
-import { STATE_WORDS } from '../protocol/machine.ts';
 import type { Buckets, Family, Kind, Quantiles, Sample } from './exposition.ts';
-import type { Reading, Readings } from './readings.ts';
+import { type Reading, type Readings, VM_WORDS } from './readings.ts';
 
 /** `one of`: a series for each possible word, 1 for the one that it is. */
 type Value =
@@ -33,19 +32,27 @@ const METRICS: readonly Metric[] = [
   {
     name: 'colo_agent_up',
     kind: 'gauge',
-    help: "1 while the VM's agent answers; without it nothing else is known of the VM.",
+    help: "1 while the VM's agent answers; without it nothing else is known of the VM, but for what the daemon says.",
     read: (reading) => 'status' in reading,
   },
-  gauge('role', 'What the agent is to the VM, one of the roles being 1.', ({ role }) => ({
-    label: 'role',
-    of: ROLES,
-    is: role,
-  })),
-  gauge('state', 'The state that `colo-agent status` shows, one of them being 1.', ({ state }) => ({
-    label: 'state',
-    of: STATE_WORDS,
-    is: state,
-  })),
+  {
+    name: 'colo_agent_role',
+    kind: 'gauge',
+    help: 'What the agent is to the VM, one of the roles being 1.',
+    read: (reading) => oneOf('role', ROLES, wordsOf(reading)?.role ?? null),
+  },
+  {
+    name: 'colo_agent_state',
+    kind: 'gauge',
+    help: 'The state that `colo-agent status` shows, or `list` of an agent that does not run, one of them being 1.',
+    read: (reading) => oneOf('state', VM_WORDS, wordsOf(reading)?.state ?? null),
+  },
+  {
+    name: 'colo_agent_restarts',
+    kind: 'counter',
+    help: "How often the daemon has started the VM's agent again; none without a daemon.",
+    read: ({ restarts }) => restarts ?? null,
+  },
   gauge(
     'generation',
     'Grows by at least one whenever it is decided anew who runs the VM.',
@@ -222,6 +229,15 @@ function samplesOf(vm: string, value: Value): Sample[] {
   if (typeof value === 'number' || !('is' in value)) return [{ labels: { vm }, value }];
   const { label, of, is } = value;
   return of.map((word) => ({ labels: { vm, [label]: word }, value: Number(word === is) }));
+}
+
+function wordsOf(reading: Reading): { role: string | null; state: string } | undefined {
+  return 'status' in reading ? reading.status : reading.resting;
+}
+
+/** Nothing where the word isn't known. */
+function oneOf(label: string, of: readonly string[], is: string | null): Value {
+  return is === null ? null : { label, of, is };
 }
 
 function metric(kind: Kind, name: string, help: string, read: (status: Status) => Value): Metric {

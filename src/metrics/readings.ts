@@ -1,8 +1,20 @@
 /** What is known of each VM: its agent's status, or why there is none. */
 import { sendCommand } from '../agent/control-client.ts';
 import type { Status } from '../agent/status.ts';
+import { STATE_WORDS } from '../protocol/machine.ts';
 
-export type Reading = { status: Status } | { failure: string };
+/** What is to be said of a VM on this host: its agent's own word, or, of one whose agent doesn't run, that of the daemon which starts it. */
+export const VM_WORDS = [...STATE_WORDS, 'WAITING', 'REFUSED', 'ENDING'] as const;
+export type VmWord = (typeof VM_WORDS)[number];
+
+/** `restarts`: how often the daemon has started the agent again; without a daemon nobody counts. */
+export type Reading = ({ status: Status } | { failure: string; resting?: Resting }) & { restarts?: number };
+
+/** Of a VM whose agent doesn't run, by who would start it. */
+export interface Resting {
+  role: Status['role'] | null;
+  state: VmWord;
+}
 
 /** By the VM's name; whatever is told of them keeps this order. */
 export type Readings = ReadonlyMap<string, Reading>;

@@ -1,6 +1,5 @@
 /** `--metrics` of two real agents: what is scraped is what `status --json` says, before a failover and after it. */
 import { mkdtempSync, rmSync } from 'node:fs';
-import { request } from 'node:http';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
@@ -21,28 +20,12 @@ import {
   protect,
   VM_NAME,
 } from './support/protection.ts';
+import { get, type Where } from './support/scrape.ts';
 
 const cleanup = new Cleanup();
 const folder = mkdtempSync(path.join(tmpdir(), 'colo-metrics-'));
 cleanup.add(() => rmSync(folder, { recursive: true }));
 afterAll(() => cleanup.run());
-
-type Where = { socketPath: string } | { host: string; port: number };
-
-function get(where: Where, url: string, accept = 'text/plain'): Promise<{ code: number; body: string }> {
-  return new Promise((resolve, reject) => {
-    const asked = request({ ...where, path: url, headers: { accept } }, (response) => {
-      let body = '';
-      response.setEncoding('utf8');
-      response.on('data', (text) => {
-        body += text;
-      });
-      response.on('end', () => resolve({ code: response.statusCode ?? 0, body }));
-    });
-    asked.on('error', reject);
-    asked.end();
-  });
-}
 
 /** The series of the one VM. */
 class Scrape {

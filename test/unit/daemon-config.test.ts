@@ -37,11 +37,12 @@ const DB = '[vm.db]\nqmp = "/run/db.qmp"\nlisten = "10.0.0.1:7001"\n';
 
 describe('a good configuration', () => {
   test('a VM has what the host, the defaults and its own table say, in this order', () => {
-    const { vms, stateFolder, controlGroup } = read(
-      `state-dir = "/var/lib/x"\ncontrol-group = "wheel"\n[defaults]\ninterval = 50\nshadow = false\nungated = ["net1", "-x"]\n${WEB}interval = 40\n`,
+    const { vms, stateFolder, controlGroup, metrics } = read(
+      `metrics = "unix:/run/m.sock"\nstate-dir = "/var/lib/x"\ncontrol-group = "wheel"\n[defaults]\ninterval = 50\nshadow = false\nungated = ["net1", "-x"]\n${WEB}interval = 40\n`,
       { 'db.toml': DB, 'notes.txt': 'not TOML' },
     );
     expect({ stateFolder, controlGroup }).toEqual({ stateFolder: '/var/lib/x', controlGroup: 'wheel' });
+    expect(metrics).toEqual({ path: '/run/m.sock' });
     expect([...vms.keys()]).toEqual(['web', 'db']);
     expect(vms.get('web')).toMatchObject({ role: 'auto', source: { qmp: '/run/web.qmp' } });
     const common = [
@@ -128,6 +129,8 @@ describe('a bad configuration says where, what, and what to do', () => {
     ['interval = 50\n', 'agent.toml:1:1: unknown key `interval`; it belongs below [defaults] or [vm.NAME]'],
     ['[default]\n', 'agent.toml:1:2: unknown key `default`; did you mean `defaults`?'],
     ['[defaults]\nnode = "a"\n', "agent.toml:2:1: `node` is the host's: write it above all tables"],
+    ['metrics = "x"\n', 'agent.toml:1:1: `metrics = "x"`: '],
+    ['metrics = true\n', 'agent.toml:1:1: `metrics` is an address: PORT, "HOST:PORT" or "unix:PATH"'],
     ['[vm.web\n', 'agent.toml:2:1: this is no TOML: Unterminated table-key'],
   ])('%s', (text, problem) => {
     expect(problems(text)[0]).toContain(problem);
@@ -147,6 +150,17 @@ describe('a bad configuration says where, what, and what to do', () => {
     const line = other.split('\n').findIndex((each) => each.startsWith(key)) + 1;
     expect(problems('', { 'db.toml': DB, 'other.toml': other })).toEqual([
       `conf.d/other.toml:${line}:1: VM \`other\` has the same \`${key}\`, ${value}, as VM \`db\`: each needs its own`,
+    ]);
+  });
+
+  test('two that serve their metrics at one address, however it is written', () => {
+    const db = `${DB}metrics = "127.0.0.1:9464"\n`;
+    const other = 'has the same `metrics`, 127.0.0.1:9464, as';
+    expect(problems(`${WEB}metrics = 9464\n`, { 'db.toml': db })).toEqual([
+      `conf.d/db.toml:4:1: VM \`db\` ${other} VM \`web\`: each needs its own`,
+    ]);
+    expect(problems('metrics = 9464\n', { 'db.toml': db })).toEqual([
+      `conf.d/db.toml:4:1: VM \`db\` ${other} the daemon: each needs its own`,
     ]);
   });
 

@@ -15,7 +15,7 @@ const ALLOWED: Record<string, string[]> = {
   witness: [],
   agent: ['protocol', 'qmp', 'vm', 'witness', 'native'],
   doctor: ['agent', 'libvirt', 'protocol', 'qmp', 'vm', 'native'],
-  daemon: ['agent', 'libvirt', 'qmp'],
+  daemon: ['agent', 'libvirt', 'metrics', 'qmp'],
   testbed: ['agent', 'qmp', 'native'],
   metrics: ['agent', 'protocol', 'native'],
   demo: ['testbed', 'agent'],

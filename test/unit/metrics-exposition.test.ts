@@ -135,6 +135,22 @@ describe('the exposition of statuses', () => {
     expect(value('up', { vm: 'web1' })).toBe(1);
   });
 
+  test('of one whose agent does not run there is what the daemon says, too', () => {
+    const resting = { role: null, state: 'REFUSED' } as const;
+    const readings = new Map([
+      ['resting', { failure: 'no key', resting, restarts: 3 }],
+      ['web1', { status: primaryStatus(), restarts: 0 }],
+    ]);
+    const told = exposition(familiesOf(readings, '1.2.3'), 'text').split('\n');
+    const lines = told.filter((line) => line.includes('vm="resting"') && !/state=.* 0$/.test(line));
+    expect(lines).toEqual([
+      'colo_agent_up{vm="resting"} 0',
+      'colo_agent_state{vm="resting",state="REFUSED"} 1',
+      'colo_agent_restarts_total{vm="resting"} 3',
+    ]);
+    expect(told).toContain('colo_agent_restarts_total{vm="web1"} 0');
+  });
+
   test('what there is nothing to tell of has no series', () => {
     const bare = exposition(FAMILIES, 'text')
       .split('\n')

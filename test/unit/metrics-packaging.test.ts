@@ -17,8 +17,8 @@ const read = (name: string) => readFileSync(path.join(root, name), 'utf8');
 
 const FAMILIES = familiesOf(
   new Map([
-    ['web1', { status: primaryStatus({ syncPercent: 1, syncSecondsLeft: 1 }) }],
-    ['db', { status: secondaryStatus({ vm: 'db' }) }],
+    ['web1', { status: primaryStatus({ syncPercent: 1, syncSecondsLeft: 1 }), restarts: 1 }],
+    ['db', { status: secondaryStatus({ vm: 'db' }), restarts: 1 }],
   ]),
   '1.2.3',
 );

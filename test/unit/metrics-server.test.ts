@@ -197,6 +197,14 @@ describe('GET /health', () => {
     });
   });
 
+  test('503 for one whose agent does not run, with what the daemon says of it', async () => {
+    const resting = { role: 'primary', state: 'WAITING' } as const;
+    expect(await health(new Map([['rests', { failure: 'no QEMU', resting }]]))).toMatchObject({
+      code: 503,
+      vms: [{ vm: 'rests', healthy: false, role: 'primary', state: 'WAITING', reason: 'no QEMU' }],
+    });
+  });
+
   test('503 for one whose agent does not answer', async () => {
     expect(await health(new Map([['gone', { failure: 'nobody there' }]]))).toEqual({
       code: 503,

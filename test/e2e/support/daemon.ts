@@ -13,18 +13,25 @@ import { MAIN } from './cli.ts';
 
 export class TestDaemon {
   readonly #side: 'primary' | 'secondary';
+  readonly #defaults: readonly string[];
   readonly #folder: string;
   #child: Child | null = null;
 
-  /** `side`: whose certificates it has. */
-  constructor(side: 'primary' | 'secondary') {
+  /** `side`: whose certificates it has; `defaults`: what stands in [defaults] beside them. */
+  constructor(side: 'primary' | 'secondary', defaults: readonly string[] = []) {
     this.#side = side;
+    this.#defaults = defaults;
     this.#folder = mkdtempSync(path.join(tmpdir(), 'colo-serve-'));
     mkdirSync(path.join(this.#folder, 'conf.d'));
   }
 
   get configFile(): string {
     return path.join(this.#folder, 'agent.toml');
+  }
+
+  /** A socket that serves the metrics of all VMs. */
+  get metricsPath(): string {
+    return path.join(this.#folder, 'metrics.sock');
   }
 
   get controlPath(): string {
@@ -39,8 +46,12 @@ export class TestDaemon {
   }
 
   async start(): Promise<void> {
-    const host = [`state-dir = "${path.join(this.#folder, 'state')}"`, 'log-level = "info"'];
-    const defaults = ['[defaults]', `tls = "${pairedFolders()[this.#side]}"`];
+    const host = [
+      `state-dir = "${path.join(this.#folder, 'state')}"`,
+      'log-level = "info"',
+      `metrics = "unix:${this.metricsPath}"`,
+    ];
+    const defaults = ['[defaults]', `tls = "${pairedFolders()[this.#side]}"`, ...this.#defaults];
     writeFileSync(this.configFile, [...host, ...defaults, ''].join('\n'));
     const command = [
       process.execPath,
