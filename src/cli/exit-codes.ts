@@ -50,7 +50,7 @@ const CONFIGURATION_ERRORS = new Set([
   'PlanError',
 ]);
 
-const UNAVAILABLE_ERRORS = new Set(['QmpError', 'PairingError', 'MetricsListenError', 'StartError']);
+const UNAVAILABLE_ERRORS = new Set(['QmpError', 'PairingError', 'HttpListenError', 'StartError']);
 
 /** The exit code for whatever went wrong. */
 export function exitCodeOf(error: unknown): number {

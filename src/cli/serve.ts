@@ -2,9 +2,9 @@ import { Command, Option } from 'commander';
 import { LOG_LEVELS, Log, type LogLevel } from '../agent/log.ts';
 import { ServiceManager } from '../agent/systemd.ts';
 import { Daemon } from '../daemon/daemon.ts';
-import type { MetricsAddress } from '../metrics/address.ts';
+import type { HttpAddress } from '../http/address.ts';
 import { DAEMON_SOCKET } from './control-path.ts';
-import { metricsAddress } from './option-parsers.ts';
+import { httpAddress } from './option-parsers.ts';
 import { onTerminationSignal } from './signals.ts';
 import { version } from './version.ts';
 import { vmOptions } from './vm-options.ts';
@@ -14,7 +14,7 @@ export const CONFIG_FILE = '/etc/colo-agent/agent.toml';
 interface ServeOptions {
   config: string;
   control: string;
-  metrics?: MetricsAddress;
+  metrics?: HttpAddress;
   logLevel: LogLevel;
 }
 
@@ -26,7 +26,7 @@ export function serveCommand(): Command {
     .option(
       '--metrics <address>',
       'serve the metrics and the health of all VMs there: PORT of 127.0.0.1, HOST:PORT, or unix:PATH (default: `metrics` of the file)',
-      metricsAddress,
+      httpAddress,
     )
     .addOption(
       new Option('--log-level <level>', 'what goes to stderr of the daemon itself')

@@ -9,7 +9,7 @@
  */
 import { readdirSync, readFileSync } from 'node:fs';
 import path from 'node:path';
-import { formatMetricsAddress, type MetricsAddress, parseMetricsAddress } from '../metrics/address.ts';
+import { formatHttpAddress, type HttpAddress, parseHttpAddress } from '../http/address.ts';
 import { suggestion } from './spelling.ts';
 import { ConfigError, type Entry, readToml } from './toml.ts';
 import { argumentsOf, type Role, type VmOption, type VmOptions } from './vm-option.ts';
@@ -34,7 +34,7 @@ export interface DaemonConfig {
   /** Where the daemon keeps what is to outlive it. */
   stateFolder: string | null;
   /** Where the metrics of all VMs are served; null: nowhere. */
-  metrics: MetricsAddress | null;
+  metrics: HttpAddress | null;
   vms: ReadonlyMap<string, VmConfig>;
 }
 
@@ -86,7 +86,7 @@ class ConfigReader {
   readonly #defaults = new Map<string, Entry>();
   readonly #tables = new Map<string, VmTable & { file: string }>();
   #controlGroup: string | null = null;
-  #metrics: MetricsAddress | null = null;
+  #metrics: HttpAddress | null = null;
 
   constructor(options: VmOptions) {
     this.#options = options;
@@ -143,7 +143,7 @@ class ConfigReader {
     }
     if (HOST_KEYS.includes(table)) return this.#option(table, entry, this.#defaults);
     if (table === 'control-group') return this.#group(entry);
-    if (table === 'metrics') return this.#metricsAddress(entry);
+    if (table === 'metrics') return this.#httpAddress(entry);
     const known = [...HOST_KEYS, ...DAEMON_KEYS, ...TABLES];
     const remedy = this.#byKey.has(table)
       ? '; it belongs below [defaults] or [vm.NAME]'
@@ -194,11 +194,11 @@ class ConfigReader {
     return null;
   }
 
-  #metricsAddress({ value }: Entry): string | null {
+  #httpAddress({ value }: Entry): string | null {
     if (typeof value !== 'string' && typeof value !== 'number')
       return '`metrics` is an address: PORT, "HOST:PORT" or "unix:PATH"';
     try {
-      this.#metrics = parseMetricsAddress(String(value));
+      this.#metrics = parseHttpAddress(String(value));
       return null;
     } catch (error) {
       return `\`metrics = ${JSON.stringify(value)}\`: ${(error as Error).message}`;
@@ -250,7 +250,7 @@ class ConfigReader {
   #findShared(): void {
     for (const key of EXCLUSIVE) {
       const users = new Map<string, string>();
-      if (key === 'metrics' && this.#metrics !== null) users.set(formatMetricsAddress(this.#metrics), DAEMON);
+      if (key === 'metrics' && this.#metrics !== null) users.set(formatHttpAddress(this.#metrics), DAEMON);
       for (const [name, { place, entries }] of this.#tables) {
         const entry = entries.get(key) ?? this.#defaults.get(key);
         const value = key === 'metrics' && entry ? metricsText(entry) : String(entry?.value);
@@ -278,7 +278,7 @@ function sourceOf(entries: ReadonlyMap<string, Entry>): VmSource | string {
 
 /** Of an option that was found right: an address may be written in several ways. */
 function metricsText({ value }: Entry): string {
-  return formatMetricsAddress(parseMetricsAddress(String(value)));
+  return formatHttpAddress(parseHttpAddress(String(value)));
 }
 
 function whereTable({ path: keys, value }: Entry): string | null {

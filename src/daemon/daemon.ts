@@ -5,10 +5,11 @@ import { sendCommand } from '../agent/control-client.ts';
 import { ControlError, type ControlRequest, ControlServer } from '../agent/control-server.ts';
 import type { Log } from '../agent/log.ts';
 import { SerialQueue } from '../agent/serial-queue.ts';
-import type { MetricsAddress } from '../metrics/address.ts';
+import type { HttpAddress } from '../http/address.ts';
+import { Endpoint } from '../http/endpoint.ts';
+import { MetricsServer } from '../metrics/server.ts';
 import { type DaemonConfig, readConfig, type VmConfig } from './config.ts';
 import { type DaemonEvent, EventStore } from './event-store.ts';
-import { MetricsEndpoint } from './metrics-endpoint.ts';
 import { readingsOf } from './readings.ts';
 import { ConfigError } from './toml.ts';
 import type { VmOptions } from './vm-option.ts';
@@ -21,7 +22,7 @@ export interface DaemonOptions {
   command: readonly string[];
   vmOptions: VmOptions;
   /** Where the metrics of all VMs are served, whatever the configuration says; null: as it says. */
-  metrics: MetricsAddress | null;
+  metrics: HttpAddress | null;
   version: string;
   log: Log;
 }
@@ -43,13 +44,13 @@ export class Daemon {
   /** Out of the configuration, and not at their end yet. */
   readonly #leaving = new Map<string, Promise<void>>();
   readonly #events: EventStore;
-  readonly #metrics: MetricsEndpoint;
+  readonly #metrics: Endpoint<MetricsServer>;
   /** One after the other: a SIGHUP may come while the last one is followed. */
   readonly #reloads = new SerialQueue();
   #control: ControlServer | null = null;
   #ending = false;
 
-  /** Throws ConfigError, MetricsListenError, or ControlError `in-use` when another daemon runs, and leaves nothing behind. */
+  /** Throws ConfigError, HttpListenError, or ControlError `in-use` when another daemon runs, and leaves nothing behind. */
   static async start(options: DaemonOptions): Promise<Daemon> {
     const config = readConfig(options.configFile, options.vmOptions);
     const daemon = new Daemon(options, config);
@@ -68,7 +69,8 @@ export class Daemon {
     this.#options = options;
     this.#events = new EventStore(stateFolder);
     const readings = () => readingsOf(this.#vms);
-    this.#metrics = new MetricsEndpoint({ version: options.version, readings });
+    const { version } = options;
+    this.#metrics = new Endpoint((address) => MetricsServer.listen({ address, version, readings }));
   }
 
   list(): VmSummary[] {
