@@ -78,6 +78,8 @@ find_missing() {
   has rpmlint || needed rpmlint rpmlint
   has systemd-analyze && has systemd-sysusers || needed systemd systemd
   [ -f /usr/include/seccomp.h ] || needed libseccomp-dev libseccomp-devel
+  # The web page's tests.
+  has chromium || has chromium-browser || needed chromium chromium
   has socat || needed socat socat
   has man || needed man-db man-db
   has mandoc || needed mandoc mandoc

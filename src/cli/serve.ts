@@ -2,7 +2,8 @@ import { Command, Option } from 'commander';
 import { LOG_LEVELS, Log, type LogLevel } from '../agent/log.ts';
 import { ServiceManager } from '../agent/systemd.ts';
 import { Daemon } from '../daemon/daemon.ts';
-import type { HttpAddress } from '../http/address.ts';
+import { formatHttpAddress, type HttpAddress } from '../http/address.ts';
+import { WEB_ADDRESS } from '../web/address.ts';
 import { DAEMON_SOCKET } from './control-path.ts';
 import { httpAddress } from './option-parsers.ts';
 import { onTerminationSignal } from './signals.ts';
@@ -15,6 +16,7 @@ interface ServeOptions {
   config: string;
   control: string;
   metrics?: HttpAddress;
+  web?: HttpAddress;
   logLevel: LogLevel;
 }
 
@@ -29,6 +31,14 @@ export function serveCommand(): Command {
       httpAddress,
     )
     .addOption(
+      new Option(
+        '--web [address]',
+        'serve a page of all VMs there, for whoever `colo-agent web` gives a link to: as --metrics; without an address 127.0.0.1:7780 (docs/web.md; default: `web` of the file)',
+      )
+        .argParser(httpAddress)
+        .preset(formatHttpAddress(WEB_ADDRESS)),
+    )
+    .addOption(
       new Option('--log-level <level>', 'what goes to stderr of the daemon itself')
         .choices(LOG_LEVELS)
         .default('info'),
@@ -36,7 +46,7 @@ export function serveCommand(): Command {
     .action(runServe);
 }
 
-async function runServe({ config, control, metrics, logLevel }: ServeOptions): Promise<void> {
+async function runServe({ config, control, metrics, web, logLevel }: ServeOptions): Promise<void> {
   const log = new Log(logLevel, () => ({}));
   const service = ServiceManager.find(log);
   const daemon = await Daemon.start({
@@ -45,6 +55,7 @@ async function runServe({ config, control, metrics, logLevel }: ServeOptions): P
     command: [process.execPath, ...process.execArgv, process.argv[1] as string],
     vmOptions: vmOptions(),
     metrics: metrics ?? null,
+    web: web ?? null,
     version,
     log,
   });

@@ -5,9 +5,11 @@ import { sendCommand } from '../agent/control-client.ts';
 import { ControlError, type ControlRequest, ControlServer } from '../agent/control-server.ts';
 import type { Log } from '../agent/log.ts';
 import { SerialQueue } from '../agent/serial-queue.ts';
-import type { HttpAddress } from '../http/address.ts';
+import { formatHttpAddress, type HttpAddress } from '../http/address.ts';
 import { Endpoint } from '../http/endpoint.ts';
 import { MetricsServer } from '../metrics/server.ts';
+import { isForOthers } from '../web/address.ts';
+import { WebServer } from '../web/server.ts';
 import { type DaemonConfig, readConfig, type VmConfig } from './config.ts';
 import { type DaemonEvent, EventStore } from './event-store.ts';
 import { readingsOf } from './readings.ts';
@@ -23,6 +25,8 @@ export interface DaemonOptions {
   vmOptions: VmOptions;
   /** Where the metrics of all VMs are served, whatever the configuration says; null: as it says. */
   metrics: HttpAddress | null;
+  /** The same of the page of all VMs. */
+  web: HttpAddress | null;
   version: string;
   log: Log;
 }
@@ -45,6 +49,7 @@ export class Daemon {
   readonly #leaving = new Map<string, Promise<void>>();
   readonly #events: EventStore;
   readonly #metrics: Endpoint<MetricsServer>;
+  readonly #web: Endpoint<WebServer>;
   /** One after the other: a SIGHUP may come while the last one is followed. */
   readonly #reloads = new SerialQueue();
   #control: ControlServer | null = null;
@@ -71,6 +76,7 @@ export class Daemon {
     const readings = () => readingsOf(this.#vms);
     const { version } = options;
     this.#metrics = new Endpoint((address) => MetricsServer.listen({ address, version, readings }));
+    this.#web = new Endpoint((address) => this.#serveWeb(address));
   }
 
   list(): VmSummary[] {
@@ -115,15 +121,59 @@ export class Daemon {
     this.#ending = true;
     await Promise.all([...this.#leaving.values(), ...[...this.#vms.values()].map((vm) => vm.end())]);
     this.#metrics.close();
+    this.#web.close();
     this.#control?.close();
   }
 
   /** The host's part first, of which something may fail: no VM has been touched then. */
-  async #follow({ vms, controlGroup, metrics }: DaemonConfig): Promise<ReloadReport> {
+  async #follow({ vms, controlGroup, metrics, web }: DaemonConfig): Promise<ReloadReport> {
     const group = controlGroup === null ? null : groupId(controlGroup);
-    await this.#metrics.moveTo(this.#options.metrics ?? metrics);
+    await this.#serve(this.#options.metrics ?? metrics, this.#options.web ?? web);
     if (group !== null) chownSync(this.#options.controlPath, -1, group);
     return this.#apply(vms);
+  }
+
+  /** Both, or none of it. */
+  async #serve(metrics: HttpAddress | null, web: HttpAddress | null): Promise<void> {
+    const before = this.#metrics.address;
+    await this.#metrics.moveTo(metrics);
+    try {
+      await this.#web.moveTo(web);
+    } catch (error) {
+      await this.#metrics.moveTo(before);
+      throw error;
+    }
+  }
+
+  #serveWeb(address: HttpAddress): Promise<WebServer> {
+    const { version, log } = this.#options;
+    if (isForOthers(address))
+      log.warn(
+        'the web page goes over the network as plain text: put a proxy with TLS before it (docs/web.md)',
+        {
+          web: formatHttpAddress(address),
+        },
+      );
+    return WebServer.listen({
+      address,
+      version,
+      readings: (answerMs) => readingsOf(this.#vms, answerMs),
+      vms: () => this.list(),
+      events: (after) => ({
+        events: this.#events.latest(after, EVENTS_IN_ANSWER_MAX),
+        lastId: this.#events.lastId,
+      }),
+      onFailure: (reason) => log.error('the agents could not be looked at for the web page', { reason }),
+    });
+  }
+
+  #webLink(): { link: string } {
+    if (this.#web.server === null)
+      throw new ControlError(
+        'not-running',
+        'this daemon serves no web page: write `web = true` above all tables of agent.toml and `colo-agent reload`, or start it with `serve --web`',
+      );
+    return { link: this.#web.server.link() };
   }
 
   #apply(vms: DaemonConfig['vms']): ReloadReport {
@@ -188,6 +238,8 @@ export class Daemon {
         return this.list();
       case 'reload':
         return this.reload(vm);
+      case 'web':
+        return this.#webLink();
       case 'events':
         return this.#eventsAfter(request.after, vm);
       case 'status':
@@ -198,7 +250,7 @@ export class Daemon {
       default:
         throw new ControlError(
           'unknown-command',
-          `unknown command ${JSON.stringify(command)}; known are list, reload, events, status, failover, drill and stop`,
+          `unknown command ${JSON.stringify(command)}; known are list, reload, events, web, status, failover, drill and stop`,
         );
     }
   }

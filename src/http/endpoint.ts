@@ -16,6 +16,10 @@ export class Endpoint<Server extends Served> {
   }
 
   /** Null: it is served nowhere. */
+  get address(): HttpAddress | null {
+    return this.#address;
+  }
+
   get server(): Server | null {
     return this.#server;
   }
