@@ -65,7 +65,10 @@ export class Browser {
   }
 
   async page(): Promise<Page> {
-    const { targetId } = await this.send('Target.createTarget', { url: 'about:blank' });
+    const { targetId } = await this.send('Target.createTarget', {
+      url: 'about:blank',
+      newWindow: true, // nobody is hidden behind another, and slow for that
+    });
     const { sessionId } = await this.send('Target.attachToTarget', { targetId, flatten: true });
     const page = new Page((method, params) => this.send(method, params, String(sessionId)));
     this.#pages.set(String(sessionId), page);
