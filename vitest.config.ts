@@ -19,6 +19,14 @@ export default defineConfig({
           bail: 0,
         },
       },
+      {
+        test: {
+          name: 'pacemaker',
+          include: ['test/pacemaker/**/*.test.ts'],
+          testTimeout: 300_000,
+          hookTimeout: 300_000,
+        },
+      },
       { test: { name: 'chaos', include: ['test/chaos/**/*.test.ts'], fileParallelism: false } },
     ],
   },

@@ -113,11 +113,13 @@ function rpmbuild() {
 
 function collect() {
   mkdirSync(options.out, { recursive: true });
-  const built = path.join(work, 'RPMS', run('rpm', ['--eval', '%{_arch}']).trim());
-  return readdirSync(built)
-    .sort()
+  const built = path.join(work, 'RPMS');
+  return readdirSync(built, { recursive: true }) // a folder for each architecture, and one for none
+    .filter((name) => name.endsWith('.rpm'))
+    .sort((a, b) => (path.basename(a) < path.basename(b) ? -1 : 1))
     .map((name) => {
-      cpSync(path.join(built, name), path.join(options.out, name));
-      return path.join(options.out, name);
+      const file = path.join(options.out, path.basename(name));
+      cpSync(path.join(built, name), file);
+      return file;
     });
 }

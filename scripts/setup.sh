@@ -1,5 +1,5 @@
 #!/bin/sh
-# setup.sh [fuzz]: makes a fresh checkout ready to run: what is missing from the distribution, the Node packages, the native addon, the compiled TypeScript.
+# setup.sh [fuzz|pacemaker]: makes a fresh checkout ready to run: what is missing from the distribution, the Node packages, the native addon, the compiled TypeScript.
 # `npm run demo` and `npm test` call it; it is done at once when there is nothing to do. Everything it prints goes to standard error, so that
 # what comes after it may print JSON.
 set -eu
@@ -32,6 +32,8 @@ has() { command -v "$1" >/dev/null; }
 
 # clang with libFuzzer.
 has_fuzzer() { has clang++ && ls "$(clang++ --print-runtime-dir)"/libclang_rt.fuzzer*.a >/dev/null 2>&1; }
+
+has_pacemaker() { has pacemakerd && has corosync && has crm_attribute && has crm_mon; }
 
 has_promtool() { has promtool || [ -x .cache/promtool ]; }
 
@@ -71,6 +73,7 @@ find_missing() {
     needed libvirt-daemon-driver-qemu libvirt-daemon-driver-qemu
   has_promtool || has apt-get || needed prometheus /usr/bin/promtool
   [ "$purpose" != fuzz ] || has_fuzzer || needed 'clang libclang-rt-dev' 'clang compiler-rt'
+  [ "$purpose" != pacemaker ] || has_pacemaker || needed 'pacemaker corosync pacemaker-cli-utils' 'pacemaker corosync pacemaker-cli'
   [ -f /usr/include/openssl/ssl.h ] || needed libssl-dev openssl-devel
   has openssl || needed openssl openssl
   # The packages, their unit, manual pages and completions.
@@ -80,6 +83,9 @@ find_missing() {
   [ -f /usr/include/seccomp.h ] || needed libseccomp-dev libseccomp-devel
   # The web page's tests.
   has chromium || has chromium-browser || needed chromium chromium
+  [ -f /usr/lib/ocf/lib/heartbeat/ocf-shellfuncs ] || needed resource-agents resource-agents
+  has shellcheck || needed shellcheck ShellCheck
+  has xmllint || needed libxml2-utils libxml2
   has socat || needed socat socat
   has man || needed man-db man-db
   has mandoc || needed mandoc mandoc
@@ -91,6 +97,10 @@ find_missing() {
 install_missing() {
   find_missing
   [ -n "$debian" ] || return 0
+  # Debian starts what it installs: a cluster of this machine alone, which nobody asked for.
+  case $debian in
+    *pacemaker*) [ ! -d /run/systemd/system ] || step 'masking corosync and pacemaker' systemctl mask corosync.service pacemaker.service ;;
+  esac
   if has apt-get; then
     step 'reading the package lists' apt-get update
     # shellcheck disable=SC2086 # The packages are words.

@@ -12,13 +12,22 @@ import { native } from '../native/binding.ts';
 import type { DrillReport } from './drill-report.ts';
 import { answersAt, listenAtPath } from './socket-path.ts';
 import type { Status } from './status.ts';
+import type { TakeOverRecord } from './take-over-record.ts';
 
-export type ControlCommand = 'status' | 'failover' | 'drill' | 'stop';
-export const CONTROL_COMMANDS: readonly ControlCommand[] = ['status', 'failover', 'drill', 'stop'];
+export type ControlCommand = 'status' | 'take-overs' | 'failover' | 'drill' | 'stop';
+export const CONTROL_COMMANDS: readonly ControlCommand[] = [
+  'status',
+  'take-overs',
+  'failover',
+  'drill',
+  'stop',
+];
 
 /** Carries a command out; a thrown ControlError becomes the reply's error. */
 export interface ControlHandler {
   status(): Status;
+  /** Those of this process, the oldest first. */
+  takeOvers(): readonly TakeOverRecord[];
   /** `force`: the VM's name, typed by a person who knows that the other side doesn't run. */
   failover(force: string | null): Promise<string>;
   /** Hands the VM over to the standby; resolves when it runs there. */
@@ -174,6 +183,8 @@ function runOn(handler: ControlHandler, { command, vm, force }: ControlRequest):
   switch (known) {
     case 'status':
       return handler.status();
+    case 'take-overs':
+      return handler.takeOvers();
     case 'failover':
       return handler.failover(force);
     case 'drill':

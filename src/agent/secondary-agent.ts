@@ -29,7 +29,7 @@ import { attachStandby } from './standby-attach.ts';
 import type { StandbyVm } from './standby-vm.ts';
 import type { SecondaryStatus } from './status.ts';
 import { tellSupervisor } from './supervisor-channel.ts';
-import { TakeOverMeter } from './take-over-meter.ts';
+import { TakeOvers } from './take-overs.ts';
 import { assertWitnessAccess } from './witness-access.ts';
 
 export interface SecondaryAgentOptions {
@@ -74,6 +74,7 @@ export class SecondaryAgent {
   readonly #options: SecondaryAgentOptions;
   readonly #vm: StandbyVm;
   readonly #trace: SecondaryTrace | null;
+  readonly #takeOvers: TakeOvers;
   readonly #acceptor: Acceptor;
   readonly #machine: SecondaryMachine;
   readonly #driver: Driver<SecondaryEvent, SecondaryEffect>;
@@ -98,19 +99,19 @@ export class SecondaryAgent {
   /** Attaches to a VM started with -S and listens. Throws NotAStandbyError, PreflightError, QmpError, NativeError, GenerationFileError or WitnessAccessError, with the connection to the witness closed. */
   static attach(
     options: SecondaryAgentOptions,
-    takeOvers: TakeOverMeter = new TakeOverMeter(),
+    takeOvers: TakeOvers = new TakeOvers(options.vm),
   ): Promise<SecondaryAgent> {
     return closingOnFailure(options.witness, () => SecondaryAgent.#attach(options, takeOvers));
   }
 
-  static async #attach(options: SecondaryAgentOptions, takeOvers: TakeOverMeter): Promise<SecondaryAgent> {
+  static async #attach(options: SecondaryAgentOptions, takeOvers: TakeOvers): Promise<SecondaryAgent> {
     const { traceFile, vm: name, stateFolder, node, log } = options;
     const generations = new GenerationFile(stateFolder, name, node);
     await assertWitnessAccess(options.witness, log);
     const trace = traceFile === null ? null : await SecondaryTrace.open(traceFile, name, log);
     let vm: StandbyVm | null = null;
     try {
-      vm = await attachStandby(options, trace);
+      vm = await attachStandby(options, trace, takeOvers);
       return new SecondaryAgent(options, vm, generations, trace, takeOvers);
     } catch (error) {
       await vm?.detach();
@@ -124,13 +125,14 @@ export class SecondaryAgent {
     vm: StandbyVm,
     generations: GenerationFile,
     trace: SecondaryTrace | null,
-    takeOvers: TakeOverMeter,
+    takeOvers: TakeOvers,
   ) {
     const { witness, node, log } = options;
     this.#options = options;
     this.#vm = vm;
     this.#generations = generations;
     this.#trace = trace;
+    this.#takeOvers = takeOvers;
     this.#heartbeat = new PeerHeartbeat({
       peer: 'primary',
       timings: options.timings,
@@ -169,7 +171,7 @@ export class SecondaryAgent {
       this.#machine,
       (effect) => {
         trace?.effect(effect);
-        takeOvers.effect(effect);
+        takeOvers.effect(effect, this.epoch);
         this.#perform(effect);
       },
       (event) => {
@@ -391,11 +393,12 @@ export class SecondaryAgent {
   /** INVARIANT 4: where a fence is asked for, the VM runs only once the other host is known to be unable to; one that has handed it over has said so itself. */
   async #mayRun({ generation, handedOver }: SecondaryEffect & { type: 'promote' }): Promise<void> {
     const { fence: options, vm, log } = this.#options;
-    await this.#generations.win(generation);
+    await this.#takeOvers.timed('record generation', () => this.#generations.win(generation));
     const { signal } = this.#fenceSkipped;
     if (options === null || handedOver === true || signal.aborted) return;
     const target = { vm, host: options.host ?? this.#primaryHost, generation };
-    await fence(options, target, log, signal).catch((error: Error) => {
+    const fenced = () => fence(options, target, log, signal);
+    await this.#takeOvers.timed('fence', fenced).catch((error: Error) => {
       if (!signal.aborted) throw error;
     });
   }

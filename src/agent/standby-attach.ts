@@ -10,6 +10,7 @@ import { VmstateFile } from '../vm/vmstate.ts';
 import type { SecondaryAgentOptions } from './secondary-agent.ts';
 import type { SecondaryTrace } from './secondary-trace.ts';
 import { StandbyVm } from './standby-vm.ts';
+import type { TakeOvers } from './take-overs.ts';
 
 export interface StandbyParts {
   vm: string;
@@ -31,6 +32,7 @@ export class NotAStandbyError extends Error {
 export async function attachStandby(
   { vm, qmpPath, overwriteDisks, succeed, witness, log }: SecondaryAgentOptions,
   trace: SecondaryTrace | null,
+  takeOvers: TakeOvers,
 ): Promise<StandbyVm> {
   const qmp = await QmpClient.connect(qmpPath);
   try {
@@ -46,7 +48,7 @@ export async function attachStandby(
     const disks = new StandbyDisks(qmp, overwriteDisks);
     const claims = witness.kind === 'etcd';
     const parts = { vm, claims, qmp, disks, mailbox, blocks, overwritten, description };
-    return new StandbyVm(parts, log, trace);
+    return new StandbyVm(parts, log, trace, takeOvers);
   } catch (error) {
     qmp.close();
     throw error;

@@ -15,6 +15,7 @@ import { Samples } from './samples.ts';
 import type { PromotionStep, SecondaryTrace } from './secondary-trace.ts';
 import { SerialQueue } from './serial-queue.ts';
 import type { StandbyParts } from './standby-attach.ts';
+import type { TakeOvers } from './take-overs.ts';
 import { wakeInterrupts } from './wake-interrupts.ts';
 
 type EventBody = SecondaryEvent extends infer E
@@ -39,6 +40,7 @@ export class StandbyVm {
   readonly #parts: StandbyParts;
   readonly #log: Log;
   readonly #trace: SecondaryTrace | null;
+  readonly #takeOvers: TakeOvers;
   readonly #process: QemuProcess;
   readonly #queue = new SerialQueue();
   #engine: StandbyEngine | null = null;
@@ -63,10 +65,11 @@ export class StandbyVm {
   /** The monitor is another's. */
   #handedOn = false;
 
-  constructor(parts: StandbyParts, log: Log, trace: SecondaryTrace | null) {
+  constructor(parts: StandbyParts, log: Log, trace: SecondaryTrace | null, takeOvers: TakeOvers) {
     this.#parts = parts;
     this.#log = log;
     this.#trace = trace;
+    this.#takeOvers = takeOvers;
     this.#blockNames = parts.blocks.map((block) => block.name);
     this.#process = new QemuProcess(parts.qmp, log, (reason) => this.#onEvent({ type: 'vm-lost', reason }));
   }
@@ -363,7 +366,7 @@ export class StandbyVm {
 
   async #timed(step: PromotionStep, work: () => Promise<unknown>): Promise<void> {
     const beganMs = monotonicMs();
-    await work();
+    await this.#takeOvers.timed(step, work);
     this.#trace?.promoting(step, beganMs);
   }
 

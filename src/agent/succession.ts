@@ -8,7 +8,9 @@ import type { Log } from './log.ts';
 import { type AgentOutcome, PrimaryAgent, type PrimaryAgentOptions } from './primary-agent.ts';
 import { SecondaryAgent, type SecondaryAgentOptions, type SecondaryOutcome } from './secondary-agent.ts';
 import type { Status } from './status.ts';
-import { TakeOverMeter } from './take-over-meter.ts';
+import { tellSupervisor } from './supervisor-channel.ts';
+import { summaryOf, type TakeOverRecord } from './take-over-record.ts';
+import { TakeOvers } from './take-overs.ts';
 
 /** Between attempts to attach to a VM that can't be protected: somebody must change something first. */
 const RETRY_MS = 30_000;
@@ -30,7 +32,7 @@ export interface SuccessionOptions {
 
 export class Succession implements ControlHandler {
   readonly #options: SuccessionOptions;
-  readonly #takeOvers = new TakeOverMeter();
+  readonly #takeOvers: TakeOvers;
   #secondary: SecondaryAgent | null = null;
   #primary: PrimaryAgent | null = null;
   /** Why the VM that was taken over isn't protected. */
@@ -58,6 +60,7 @@ export class Succession implements ControlHandler {
 
   private constructor(options: SuccessionOptions) {
     this.#options = options;
+    this.#takeOvers = new TakeOvers(options.vm, (record) => tell(record, options.log));
   }
 
   /** Runs until neither a standby nor a primary has anything left to do. */
@@ -86,6 +89,10 @@ export class Succession implements ControlHandler {
     const status = { ...(this.#secondary as SecondaryAgent).status(), takeOvers };
     if (this.#trouble === null) return status;
     return { ...status, reason: `${status.reason}; it can't be protected again: ${this.#trouble}` };
+  }
+
+  takeOvers(): readonly TakeOverRecord[] {
+    return this.#takeOvers.records;
   }
 
   async failover(force: string | null): Promise<string> {
@@ -190,6 +197,12 @@ export class Succession implements ControlHandler {
     this.#options.log.error("the VM that was taken over can't be protected again", { reason });
     this.#trouble = reason;
   }
+}
+
+function tell(record: TakeOverRecord, log: Log): void {
+  const { id, decidedBy } = record;
+  log.info(summaryOf(record), { id, decidedBy, steps: JSON.stringify(record.steps) });
+  tellSupervisor({ type: 'take-over', record });
 }
 
 async function passed(ms: number): Promise<null> {

@@ -3,6 +3,7 @@
  * Where there is no daemon nothing is told.
  */
 import type { StateWord } from '../protocol/machine.ts';
+import type { TakeOverRecord } from './take-over-record.ts';
 
 /** A change of state, or of its reason. */
 export interface StateMessage {
@@ -22,7 +23,13 @@ export interface EndMessage {
   reason: string;
 }
 
-export type AgentMessage = StateMessage | EndMessage;
+/** A take-over has come to its end. */
+export interface TakeOverMessage {
+  type: 'take-over';
+  record: TakeOverRecord;
+}
+
+export type AgentMessage = StateMessage | TakeOverMessage | EndMessage;
 
 export function tellSupervisor(message: AgentMessage): void {
   // The daemon may be gone at any time; an agent that ends because of that has nobody to tell.

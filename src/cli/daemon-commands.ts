@@ -1,14 +1,17 @@
 /** What the daemon is asked beside what each VM's agent is. */
 import { setTimeout as sleep } from 'node:timers/promises';
-import { Command } from 'commander';
+import { Command, InvalidArgumentError } from 'commander';
 import { sendCommand } from '../agent/control-client.ts';
+import type { TakeOverRecord } from '../agent/take-over-record.ts';
 import { readConfig } from '../daemon/config.ts';
 import type { ReloadReport } from '../daemon/daemon.ts';
 import type { DaemonEvent } from '../daemon/event-store.ts';
 import type { VmSummary } from '../daemon/vm-process.ts';
 import { DAEMON_SOCKET } from './control-path.ts';
+import { CliError, EXIT } from './exit-codes.ts';
 import { vmName } from './option-parsers.ts';
 import { CONFIG_FILE } from './serve.ts';
+import { takeOverText } from './take-over-text.ts';
 import { vmOptions } from './vm-options.ts';
 
 interface DaemonCliOptions {
@@ -16,15 +19,25 @@ interface DaemonCliOptions {
   json?: boolean;
 }
 
+interface EventsCliOptions extends DaemonCliOptions {
+  follow?: boolean;
+  vm?: string;
+  failover?: string;
+}
+
 const FOLLOW_MS = 500;
+const SUMMARY_FIELDS = ['vm', 'role', 'state', 'generation', 'agentPid', 'restarts', 'reason'] as const;
+type SummaryField = (typeof SUMMARY_FIELDS)[number];
 
 export function listCommand(): Command {
-  return daemonCommand('list', 'Show all VMs of the daemon: role, state, and why').action(
-    async ({ control, json }: DaemonCliOptions) => {
-      const vms = (await sendCommand(control, 'list')) as VmSummary[];
-      print(json ? JSON.stringify(vms) : listText(vms));
-    },
-  );
+  return daemonCommand('list', 'Show all VMs of the daemon: role, state, and why')
+    .argument('[vm]', 'this one alone', vmName)
+    .option(
+      '--fields <names>',
+      `these alone (${SUMMARY_FIELDS.join(', ')}), for scripts: a line for each VM, tabs between them, - for what there is none of`,
+      summaryFields,
+    )
+    .action(runList);
 }
 
 export function reloadCommand(): Command {
@@ -40,7 +53,13 @@ export function eventsCommand(): Command {
   return daemonCommand('events', 'Show what has happened to the VMs of the daemon')
     .option('--follow', 'and what happens from now on, until it is interrupted')
     .option('--vm <name>', 'this one alone', vmName)
-    .action(runEvents);
+    .option(
+      '--failover <id>',
+      'the timeline of a take-over instead: what was seen when, who decided, what took how long; `last` for the newest. Agents tell it, too',
+    )
+    .action((options: EventsCliOptions) =>
+      options.failover === undefined ? runEvents(options) : showTakeOver(options, options.failover),
+    );
 }
 
 export function webCommand(): Command {
@@ -64,12 +83,28 @@ export function configCommand(): Command {
   );
 }
 
-async function runEvents({
-  control,
-  json,
-  follow,
-  vm,
-}: DaemonCliOptions & { follow?: boolean; vm?: string }): Promise<void> {
+async function runList(
+  vm: string | undefined,
+  { control, json, fields }: DaemonCliOptions & { fields?: SummaryField[] },
+): Promise<void> {
+  const vms = (await sendCommand(control, 'list', { vm: vm ?? null })) as VmSummary[];
+  if (json) print(JSON.stringify(vms));
+  else if (fields === undefined) print(listText(vms));
+  else for (const each of vms) print(fields.map((field) => fieldText(each[field])).join('\t'));
+}
+
+async function showTakeOver({ control, json, vm }: EventsCliOptions, id: string): Promise<void> {
+  const known = (await sendCommand(control, 'take-overs', { vm: vm ?? null })) as TakeOverRecord[];
+  const record = id === 'last' ? known.at(-1) : known.find((each) => each.id === id);
+  if (record === undefined) {
+    const ids = known.map((each) => each.id).join(', ');
+    const told = ids === '' ? 'none is known here' : `known are ${ids}`;
+    throw new CliError(EXIT.usage, `there is no take-over \`${id}\`: ${told}`);
+  }
+  print(json ? JSON.stringify(record) : takeOverText(record));
+}
+
+async function runEvents({ control, json, follow, vm }: EventsCliOptions): Promise<void> {
   let after = 0;
   for (;;) {
     const answer = await sendCommand(control, 'events', { after, vm: vm ?? null });
@@ -88,6 +123,19 @@ function daemonCommand(name: string, description: string): Command {
     .description(description)
     .option('--control <socket>', "the daemon's control socket", DAEMON_SOCKET)
     .option('--json', 'print JSON for scripts');
+}
+
+function summaryFields(text: string): SummaryField[] {
+  return text.split(',').map((name) => {
+    const field = SUMMARY_FIELDS.find((each) => each === name);
+    if (field !== undefined) return field;
+    throw new InvalidArgumentError(`there is no '${name}'; known are ${SUMMARY_FIELDS.join(', ')}`);
+  });
+}
+
+/** One word or one line, whatever an error's text has in it. */
+function fieldText(value: string | number | null): string {
+  return value === null ? '-' : String(value).replace(/\s+/g, ' ');
 }
 
 function listText(vms: readonly VmSummary[]): string {
@@ -113,8 +161,9 @@ function reloadText({ added, changed, removed, unchanged }: ReloadReport): strin
   return [...told, `unchanged: ${unchanged.length}`].join('; ');
 }
 
-function eventText({ time, vm, role, state, reason }: DaemonEvent): string {
-  return `${time}  ${vm} (${role ?? '-'})  ${state}: ${reason}`;
+function eventText({ time, vm, role, state, reason, takeOver }: DaemonEvent): string {
+  const more = takeOver === undefined ? '' : ` (--failover ${takeOver.id})`;
+  return `${time}  ${vm} (${role ?? '-'})  ${state}: ${reason}${more}`;
 }
 
 function print(text: string): void {

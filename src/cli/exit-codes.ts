@@ -50,7 +50,13 @@ const CONFIGURATION_ERRORS = new Set([
   'PlanError',
 ]);
 
-const UNAVAILABLE_ERRORS = new Set(['QmpError', 'PairingError', 'HttpListenError', 'StartError']);
+const UNAVAILABLE_ERRORS = new Set([
+  'QmpError',
+  'PairingError',
+  'HttpListenError',
+  'StartError',
+  'DomainUnavailableError',
+]);
 
 /** The exit code for whatever went wrong. */
 export function exitCodeOf(error: unknown): number {

@@ -9,6 +9,7 @@ import { primaryCommand } from './primary.ts';
 import { secondaryCommand } from './secondary.ts';
 import { serveCommand } from './serve.ts';
 import { standbyCommand } from './standby.ts';
+import { topCommand } from './top.ts';
 import { version } from './version.ts';
 
 /** All commands with their options: what runs, and what the man page and the shells' completions are written from (scripts/reference.mjs). */
@@ -23,6 +24,7 @@ export function programTree(): Command {
     .addCommand(configCommand())
     .addCommand(reloadCommand())
     .addCommand(listCommand())
+    .addCommand(topCommand())
     .addCommand(eventsCommand())
     .addCommand(webCommand())
     .addCommand(statusCommand())

@@ -5,6 +5,7 @@ import { sendCommand } from '../agent/control-client.ts';
 import { ControlError, type ControlRequest, ControlServer } from '../agent/control-server.ts';
 import type { Log } from '../agent/log.ts';
 import { SerialQueue } from '../agent/serial-queue.ts';
+import { summaryOf, type TakeOverRecord } from '../agent/take-over-record.ts';
 import { formatHttpAddress, type HttpAddress } from '../http/address.ts';
 import { Endpoint } from '../http/endpoint.ts';
 import { MetricsServer } from '../metrics/server.ts';
@@ -41,6 +42,7 @@ export interface ReloadReport {
 
 /** So that an answer stays small; a client asks again for more. */
 const EVENTS_IN_ANSWER_MAX = 100;
+const TAKE_OVERS_IN_ANSWER_MAX = 32;
 
 export class Daemon {
   readonly #options: DaemonOptions;
@@ -209,6 +211,7 @@ export class Daemon {
       controlPath: path.join(path.dirname(controlPath), 'vm', `${name}.sock`),
       log,
       onChange: (summary, epoch) => this.#record(summary, epoch),
+      onTakeOver: (record) => this.#record(vm.summary(), record.epoch, record),
     });
     this.#vms.set(name, vm);
     // Its predecessor of the same name may still hold its QEMU.
@@ -223,9 +226,11 @@ export class Daemon {
     this.#leaving.set(name, left);
   }
 
-  #record({ vm, role, state, reason, generation }: VmSummary, epoch: number | null): void {
+  #record(summary: VmSummary, epoch: number | null, takeOver?: TakeOverRecord): void {
+    const { vm, role, state, generation } = summary;
+    const reason = takeOver ? summaryOf(takeOver) : summary.reason;
     try {
-      this.#events.add({ vm, role, state, reason, generation, epoch });
+      this.#events.add({ vm, role, state, reason, generation, epoch, ...(takeOver && { takeOver }) });
     } catch (error) {
       this.#options.log.error('an event could not be written', { reason: (error as Error).message });
     }
@@ -235,13 +240,15 @@ export class Daemon {
     const { command, vm, force } = request;
     switch (command) {
       case 'list':
-        return this.list();
+        return vm === null ? this.list() : [this.#chosen(vm).summary()];
       case 'reload':
         return this.reload(vm);
       case 'web':
         return this.#webLink();
       case 'events':
         return this.#eventsAfter(request.after, vm);
+      case 'take-overs':
+        return this.#events.takeOvers(vm, TAKE_OVERS_IN_ANSWER_MAX);
       case 'status':
       case 'failover':
       case 'drill':
@@ -250,7 +257,7 @@ export class Daemon {
       default:
         throw new ControlError(
           'unknown-command',
-          `unknown command ${JSON.stringify(command)}; known are list, reload, events, web, status, failover, drill and stop`,
+          `unknown command ${JSON.stringify(command)}; known are list, reload, events, take-overs, web, status, failover, drill and stop`,
         );
     }
   }
@@ -267,6 +274,7 @@ export class Daemon {
     force: string | null,
   ): Promise<unknown> {
     const vm = this.#chosen(name);
+    if (command === 'stop' && vm.rest()) return "its agent doesn't run, and isn't started again";
     if (!vm.running) {
       const { vm: known, state, reason } = vm.summary();
       throw new ControlError('not-running', `the agent of VM ${known} doesn't run: ${state}: ${reason}`);

@@ -1,6 +1,7 @@
 /** What happened to the VMs of this host, as far back as it is kept: in memory, and in a file that outlives the daemon. */
 import { appendFileSync, existsSync, mkdirSync, readFileSync, renameSync, statSync } from 'node:fs';
 import path from 'node:path';
+import type { TakeOverRecord } from '../agent/take-over-record.ts';
 
 /** A line of `colo-agent events --json`. Scripts rely on these names. */
 export interface DaemonEvent {
@@ -13,6 +14,8 @@ export interface DaemonEvent {
   reason: string;
   generation: number | null;
   epoch: number | null;
+  /** Of a take-over that has come to its end. */
+  takeOver?: TakeOverRecord;
 }
 
 const EVENTS_MAX = 1000;
@@ -52,6 +55,13 @@ export class EventStore {
   /** As after(), but the latest ones, when there are more than `max`. */
   latest(id: number, max: number): DaemonEvent[] {
     return this.#events.filter((event) => event.id > id).slice(-max);
+  }
+
+  /** The oldest first, as far as they are kept: the last `max` of them. */
+  takeOvers(vm: string | null, max: number): TakeOverRecord[] {
+    return this.#events
+      .flatMap(({ takeOver }) => (takeOver && (vm === null || takeOver.vm === vm) ? [takeOver] : []))
+      .slice(-max);
   }
 
   get lastId(): number {

@@ -5,6 +5,8 @@ export type ProcessEvent =
   | { type: 'start'; nowMs: number; evenStopped: boolean }
   | { type: 'ended'; nowMs: number; exit: ProcessExit }
   | { type: 'due'; nowMs: number }
+  /** A person wants it stopped. What runs is asked itself, and says so at its end. */
+  | { type: 'rest' }
   /** In good order, and not again. */
   | { type: 'end' };
 
@@ -67,6 +69,8 @@ export class ProcessMachine {
         return this.#ended(event.nowMs, event.exit);
       case 'due':
         return this.#phase === 'waiting' ? this.#spawn(event.nowMs) : [];
+      case 'rest':
+        return this.#rest();
       case 'end':
         return this.#end();
     }
@@ -107,6 +111,13 @@ export class ProcessMachine {
     const delayMs = Math.min(FIRST_DELAY_MS * 2 ** this.#failures, DELAY_MS_MAX);
     this.#failures++;
     return [{ type: 'wake', delayMs }];
+  }
+
+  #rest(): ProcessEffect[] {
+    if (this.#phase !== 'waiting' && this.#phase !== 'refused') return [];
+    this.#phase = 'stopped';
+    this.#reason = `stopped by command; before that: ${this.#reason}`;
+    return [];
   }
 
   #end(): ProcessEffect[] {

@@ -5,6 +5,7 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import type { Log } from '../agent/log.ts';
 import type { AgentMessage, EndMessage, StateMessage } from '../agent/supervisor-channel.ts';
+import type { TakeOverRecord } from '../agent/take-over-record.ts';
 import type { VmWord } from '../metrics/readings.ts';
 import type { VmConfig } from './config.ts';
 import {
@@ -35,6 +36,7 @@ export interface VmProcessOptions {
   controlPath: string;
   log: Log;
   onChange(summary: VmSummary, epoch: number | null): void;
+  onTakeOver(record: TakeOverRecord): void;
 }
 
 /** Each look at a QEMU that isn't there (`running`, without a process) is no news. */
@@ -81,6 +83,12 @@ export class VmProcess {
   /** Unless it runs. `evenStopped`: also when a person has stopped it. */
   start(evenStopped: boolean): void {
     this.#dispatch({ type: 'start', nowMs: performance.now(), evenStopped });
+  }
+
+  /** A person wants it stopped, and it doesn't run: it isn't started again by itself. False when there is a process to be asked. */
+  rest(): boolean {
+    this.#dispatch({ type: 'rest' });
+    return this.#machine.phase === 'stopped';
   }
 
   /** Ends the process that there is, and starts another by `config`. */
@@ -197,6 +205,10 @@ export class VmProcess {
   }
 
   #hear(message: AgentMessage): void {
+    if (message.type === 'take-over') {
+      this.#options.onTakeOver(message.record);
+      return;
+    }
     if (message.type === 'end') this.#end = message;
     else {
       this.#state = message;

@@ -8,6 +8,7 @@ const BY_NAME: ReadonlyMap<string, CheckName> = new Map([
   ['WitnessAccessError', 'witness'],
   ['DiskRecordError', 'replication'],
   ['LibvirtError', 'libvirt'],
+  ['DomainUnavailableError', 'libvirt'],
   ['RamBlocksError', 'ptrace'],
 ]);
 

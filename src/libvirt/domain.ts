@@ -9,7 +9,7 @@ import { readdir } from 'node:fs/promises';
 import { optionValues } from '../vm/command-line.ts';
 import { HostProcess } from '../vm/host-process.ts';
 import { isLibvirts, monitorSockets } from '../vm/monitors.ts';
-import { LibvirtError } from './libvirt-error.ts';
+import { DomainUnavailableError, LibvirtError } from './libvirt-error.ts';
 import { virsh } from './virsh.ts';
 import { childrenOf, encoded, parseXml } from './xml.ts';
 
@@ -65,7 +65,7 @@ export async function findQmpSocket(name: string): Promise<string> {
     throw new LibvirtError(`domain ${name} is of type ${domain.type}, not qemu or kvm`);
   const state = (await virsh('domstate', name)).trim();
   if (state === 'shut off' || state === 'crashed') {
-    throw new LibvirtError(
+    throw new DomainUnavailableError(
       `domain ${name} is ${state}: start it (virsh start ${name}; a standby with --paused), then try again`,
     );
   }

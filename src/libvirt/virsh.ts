@@ -1,6 +1,6 @@
 /** virsh as a child process: whatever libvirt the host has, and whichever LIBVIRT_DEFAULT_URI says. */
 import { execFile } from 'node:child_process';
-import { LibvirtError } from './libvirt-error.ts';
+import { DomainUnavailableError, LibvirtError } from './libvirt-error.ts';
 
 /** libvirtd answers such questions from memory; one that doesn't answer hangs. */
 const ANSWER_MS_MAX = 30_000;
@@ -35,7 +35,7 @@ function failure(
     .filter((line) => line !== '')
     .join('; ');
   const what = error.killed ? `libvirt didn't answer within ${ANSWER_MS_MAX / 1000} s` : words;
-  return new LibvirtError(
+  return new DomainUnavailableError(
     `virsh ${command} ${domain}: ${what}. 'virsh list --all' shows the domains; LIBVIRT_DEFAULT_URI says which libvirt is asked`,
   );
 }

@@ -157,7 +157,7 @@ describe('two hosts that fit', () => {
     const { at, child } = await listening(host({ vm: standbyVm, tls: pairedFolders().secondary }));
     const examined = await doctor(...host(), '--peer', at);
     expect(examined.named('fail')).toEqual([]);
-    expect(examined.named('not asked')).toEqual(['listen']);
+    expect(examined.named('not asked')).toEqual(['libvirt', 'listen']);
     expect(examined.code).toBe(0);
     expect(examined.of('match').found).toMatch(/both are pc-q35/);
     expect(examined.of('peer').found).toMatch(/TLSv1\.3.*its doctor answers/);

@@ -135,6 +135,18 @@ describe('with a witness', () => {
     await goesOn(client);
     await waitSteps(southVm, 5);
 
+    const shown = await colo('events', '--failover', 'last', '--control', south.controlPath);
+    expect(shown.stdout).toMatch(/: e2e took over at checkpoint \d+, in generation 3\n/);
+    expect(shown.stdout).toMatch(/decided {2}the primary, which handed it over\n/);
+    for (const step of [
+      'the primary hands the VM over',
+      'ask the witness',
+      'record generation',
+      'cont',
+      'the guest runs here',
+    ])
+      expect(shown.stdout).toContain(`  ${step} `);
+
     const text = await colo('drill', '--control', south.controlPath);
     expect(text.stderr).toBe('');
     expect(text.stdout).toMatch(/ms {2}the guest's outage\ne2e runs on north, in generation 4/);

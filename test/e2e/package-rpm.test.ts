@@ -88,6 +88,7 @@ test('installed into a root of its own it starts there, makes its group and fold
   expect(run(agent, ['--version'])).toBe(`${version}\n`);
   expect(run(agent, ['estimate', '--help'])).toContain('--qmp');
   expect(statSync(path.join(root, 'etc/colo-agent/tls')).mode & 0o777).toBe(0o700);
+  expect(run(path.join(root, 'usr/lib/ocf/resource.d/colo/vm'), ['meta-data'])).toContain('name="promote"');
   run('systemd-sysusers', [`--root=${root}`, 'colo-agent.conf']);
   expect(readFileSync(path.join(root, 'etc', 'group'), 'utf8')).toMatch(/^colo-agent:/m);
   run('systemd-tmpfiles', [`--root=${root}`, '--create', 'colo-agent.conf']);

@@ -4,6 +4,7 @@ import { once } from 'node:events';
 import {
   chmodSync,
   chownSync,
+  mkdirSync,
   mkdtempSync,
   readdirSync,
   readFileSync,
@@ -170,6 +171,15 @@ test('the token of a session stands in no log, status or trace', async () => {
 /** Files in /proc of a process that may be dumped are its user's; of one that may not, root's (proc(5)). */
 const ownerOf = (pid: number | undefined): number => statSync(`/proc/${pid}/environ`).uid;
 
+/** For unshare(1): colo-agent as nobody, who may not be allowed to see where the checkout lies (/root has mode 0700). */
+function asNobody(checkout: string): string[] {
+  mkdirSync(checkout);
+  const scene = `mount --bind "$0" "$1"; shift; exec setpriv --reuid=${NOBODY_UID} --regid=${NOBODY_UID} --clear-groups "$@"`;
+  const main = path.join(checkout, path.relative(packageRoot, MAIN));
+  const shell = ['--mount', '--propagation', 'private', 'sh', '-ec', scene];
+  return [...shell, packageRoot, checkout, process.execPath, main];
+}
+
 test.each(['primary', 'secondary'])('%s may not be dumped from before it attaches', async (role) => {
   const tls = path.join(folder, 'tls');
   hostCredentials(tls, null);
@@ -187,11 +197,7 @@ test.each(['primary', 'secondary'])('%s may not be dumped from before it attache
   const where = role === 'primary' ? ['--peer', '127.0.0.1:1'] : ['--listen', '127.0.0.1:0'];
   const state = path.join(folder, 'state');
   const args = [role, '--vm', VM_NAME, '--qmp', qmp, ...where, '--tls', tls, '--state-dir', state];
-  const agent = spawn(process.execPath, [MAIN, ...args], {
-    uid: NOBODY_UID,
-    gid: NOBODY_UID,
-    stdio: 'ignore',
-  });
+  const agent = spawn('unshare', [...asNobody(path.join(folder, 'checkout')), ...args], { stdio: 'ignore' });
   cleanup.add(() => void agent.kill('SIGKILL'));
   const connected = once(monitor, 'connection').then(([socket]) => cleanup.add(() => void socket.destroy()));
   await Promise.race([connected, once(agent, 'exit').then(() => expect.unreachable('the agent has ended'))]);

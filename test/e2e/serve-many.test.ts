@@ -6,6 +6,7 @@ import { Cleanup } from '../../src/testbed/cleanup.ts';
 import type { TestVm } from '../../src/testbed/vm.ts';
 import { waitFor } from '../../src/testbed/wait.ts';
 import { parseOpenMetrics } from '../support/openmetrics.ts';
+import { colo } from './support/cli.ts';
 import { TestDaemon } from './support/daemon.ts';
 import { freePort, type GuestOptions, startVm, waitBooted } from './support/protection.ts';
 import { get } from './support/scrape.ts';
@@ -28,8 +29,8 @@ const lines = new Map<string, string[]>();
 beforeAll(async () => {
   cleanup = new Cleanup();
   const ports = await freePorts(NAMES.length);
-  primary = new TestDaemon('primary', DEFAULTS);
-  standby = new TestDaemon('secondary', DEFAULTS);
+  primary = new TestDaemon('primary', { defaults: DEFAULTS });
+  standby = new TestDaemon('secondary', { defaults: DEFAULTS });
   await Promise.all(NAMES.map((name, index) => startPair(name, `127.0.0.1:${ports[index]}`)));
   // Agents end before their VMs do: nothing is left then that could say something of a VM's end.
   cleanup.own(standby);
@@ -142,6 +143,21 @@ describe('sixteen VMs on one daemon', () => {
       { vm: LOST, state: 'WAITING', reason: expect.stringContaining((vms.get(LOST) as TestVm).qmpPath) },
       { vm: MISCONFIGURED, state: 'REFUSED', reason: expect.stringContaining('/nowhere') },
     ]);
+  });
+
+  test('so does top', async () => {
+    const { stdout } = await colo('top', '--once', '--control', primary.controlPath);
+    const words = stdout
+      .split('\n')
+      .slice(1)
+      .map((line) => /^(\S+) +\S+ +(NO ANSWER|\S+)/.exec(line)?.slice(1).join(' '));
+    expect(words.slice(0, 4)).toEqual([
+      `${KILLED} PROTECTED`,
+      `${HUNG} NO ANSWER`,
+      `${LOST} WAITING`,
+      `${MISCONFIGURED} REFUSED`,
+    ]);
+    expect(words.slice(4, NAMES.length)).toEqual(OTHERS.map((name) => `${name} PROTECTED`));
   });
 
   test('what is mended is protected again', async () => {

@@ -1,6 +1,7 @@
 /** Two hosts' daemons on this one, two VMs: each fails alone, and what isn't changed isn't touched. */
 import { writeFileSync } from 'node:fs';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import type { TakeOverRecord } from '../../src/agent/take-over-record.ts';
 import { QmpClient } from '../../src/qmp/client.ts';
 import { Cleanup } from '../../src/testbed/cleanup.ts';
 import type { TestVm } from '../../src/testbed/vm.ts';
@@ -8,6 +9,7 @@ import { waitFor } from '../../src/testbed/wait.ts';
 import { colo } from './support/cli.ts';
 import { runs, TestDaemon } from './support/daemon.ts';
 import { freePort, type GuestOptions, startVm, waitBooted } from './support/protection.ts';
+import { TestTerminal } from './support/terminal.ts';
 
 const GUEST: GuestOptions = { guest: 'baremetal' };
 const NAMES = ['a', 'b'] as const;
@@ -97,6 +99,32 @@ describe('one daemon a host', () => {
     expect(states.at(-1)).toBe('b PROTECTED');
   });
 
+  test('top shows them on a terminal, and gives it back', async () => {
+    const terminal = cleanup.own(
+      new TestTerminal(['top', '--interval', '200', '--control', primary.controlPath]),
+    );
+    await terminal.waitFor(/\nb +primary PROTECTED +\d\.\ds +\S+ms +\S*\d/); // with a rate
+    terminal.type('s');
+    await terminal.waitFor(/s sort: name \[pause\] dirty/);
+    terminal.type('q');
+    expect(await terminal.ended).toBe(0);
+    expect(terminal.output.startsWith('\x1b[?1049h\x1b[?25l')).toBe(true);
+    expect(terminal.output.endsWith('\x1b[?25h\x1b[?1049l')).toBe(true);
+
+    const interrupted = cleanup.own(new TestTerminal(['top', '--control', primary.controlPath]));
+    await interrupted.waitFor(/\nb +primary/);
+    interrupted.type('\x03');
+    expect(await interrupted.ended).toBe(0);
+    expect(interrupted.output.endsWith('\x1b[?25h\x1b[?1049l')).toBe(true);
+
+    const once = await colo('top', '--once', '--interval', '300', '--control', primary.controlPath);
+    expect(once.stdout).toMatch(/^VM +ROLE .*\na +primary PROTECTED .*\nb +primary PROTECTED /);
+    expect(await colo('top', '--control', primary.controlPath)).toMatchObject({
+      code: 64,
+      stderr: 'colo-agent: `top` needs a terminal: use `top --once`, `status --watch` or `list`\n',
+    });
+  });
+
   test('an agent that is killed comes back and protects again; the other VM’s checkpoints go on', async () => {
     const [a, b] = [await primary.vm('a'), await primary.waitState('b', 'PROTECTED')];
     const epoch = await epochOf('b');
@@ -126,6 +154,31 @@ describe('one daemon a host', () => {
     );
     expect(await primary.vm('b')).toMatchObject({ agentPid: b.agentPid, state: 'PROTECTED' });
     expect((await standby.vm('b')).state).not.toBe('RUNNING');
+  });
+
+  test('the take-over has a timeline', async () => {
+    const at = ['--control', standby.controlPath];
+    const listed = (await colo('events', '--vm', 'a', ...at)).stdout;
+    const [, id = ''] = /took over at checkpoint .* \(--failover (a-\w+)\)/.exec(listed) ?? [];
+    const record = JSON.parse(
+      (await colo('events', '--failover', id, '--json', ...at)).stdout,
+    ) as TakeOverRecord;
+    expect(record).toMatchObject({
+      vm: 'a',
+      outcome: 'took-over',
+      decidedBy: 'person',
+      cause: 'ordered by a person',
+    });
+    const steps = record.steps.map(({ what }) => what);
+    expect(steps).toEqual(expect.arrayContaining(['a person orders it by force', 'settle disks', 'cont']));
+    expect(steps.at(-1)).toBe('the guest runs here');
+
+    const last = await colo('events', '--failover', 'last', ...at);
+    expect(last.stdout).toContain(`${id}: a took over at checkpoint ${record.epoch}`);
+    expect(await colo('events', '--failover', 'x', ...at)).toMatchObject({
+      code: 64,
+      stderr: `colo-agent: there is no take-over \`x\`: known are ${id}\n`,
+    });
   });
 
   test('a daemon that is killed takes its agents with it, and its VMs go on; the next one protects them again', async () => {

@@ -6,6 +6,7 @@ import { afterEach, expect, it, vi } from 'vitest';
 import { Log } from '../../src/agent/log.ts';
 import { attachStandby } from '../../src/agent/standby-attach.ts';
 import type { StandbyVm } from '../../src/agent/standby-vm.ts';
+import { TakeOvers } from '../../src/agent/take-overs.ts';
 import { native } from '../../src/native/binding.ts';
 import { DEFAULT_TIMINGS, type SecondaryEvent } from '../../src/protocol/machine.ts';
 import { describeVm, type VmDescription } from '../../src/vm/description.ts';
@@ -91,7 +92,7 @@ function attach(qemu: QemuProcess): Promise<StandbyVm> {
       () => {},
     ),
   };
-  return attachStandby(options, null);
+  return attachStandby(options, null, new TakeOvers(options.vm));
 }
 
 /** The medium fails a write: the one thing here that isn't real. */

@@ -7,6 +7,7 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import type { TakeOverRecord } from '../../src/agent/take-over-record.ts';
 import { type AgentStatus, TestAgent } from '../../src/testbed/agents.ts';
 import { Cleanup } from '../../src/testbed/cleanup.ts';
 import { StreamClient } from '../../src/testbed/client.ts';
@@ -193,6 +194,20 @@ describe('deaths', () => {
     const { generation } = await pair.secondary.waitState('RUNNING', 60_000);
     expect(generation).toBe(3);
     await goesOn(pair.client);
+    const [record] = (await pair.secondary.command('take-overs')) as TakeOverRecord[];
+    expect(record).toMatchObject({ outcome: 'took-over', decidedBy: 'witness', generation: 3 });
+    // What lies before depends on what the primary was doing.
+    const steps = record?.steps.map(({ what }) => what) ?? [];
+    expect(steps.slice(steps.indexOf('settle disks'))).toEqual([
+      'settle disks',
+      'sync disks',
+      'ask the witness',
+      'let it run',
+      'record generation',
+      'record disks',
+      'cont',
+      'the guest runs here',
+    ]);
 
     // Its host comes back with a VM that was never protected there: it is refused, and left as it is.
     const returned = await startVm(cleanup, 'returned', guest, false);

@@ -16,6 +16,7 @@ let server: ControlServer | null = null;
 
 const handler = {
   status: () => ({ vm: 'test', state: 'PROTECTED' }) as Status,
+  takeOvers: () => [],
   failover: async (): Promise<string> => {
     throw new ControlError('refused', 'the primary lives');
   },

@@ -2,6 +2,7 @@ import { appendFileSync, mkdtempSync, readdirSync, rmSync, statSync } from 'node
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
+import type { TakeOverRecord } from '../../src/agent/take-over-record.ts';
 import { EventStore } from '../../src/daemon/event-store.ts';
 
 let folder: string;
@@ -41,6 +42,37 @@ test('they outlive the daemon, also one that died in the middle of a line', () =
   next.add({ ...EVENT, state: 'SYNCING' });
   const third = new EventStore(path.join(folder, 'state'));
   expect(third.after(2, null, 10)).toMatchObject([{ id: 3, state: 'SYNCING' }]);
+});
+
+test('take-overs outlive the daemon as events do', () => {
+  const record = (vm: string, id: string): TakeOverRecord => ({
+    id,
+    vm,
+    outcome: 'took-over',
+    reason: 'took over',
+    cause: 'silence',
+    generation: 2,
+    epoch: 7,
+    beganAt: '2026-11-27T16:03:12.480Z',
+    tookMs: 61.5,
+    decidedBy: 'witness',
+    steps: [],
+  });
+  const store = new EventStore(folder);
+  for (const [vm, id] of [
+    ['web', '1'],
+    ['db', '2'],
+    ['web', '3'],
+  ] as const) {
+    store.add(EVENT);
+    store.add({ ...EVENT, vm, takeOver: record(vm, id) });
+  }
+  const ids = (vm: string | null, max: number) =>
+    new EventStore(folder).takeOvers(vm, max).map(({ id }) => id);
+  expect(ids(null, 10)).toEqual(['1', '2', '3']);
+  expect(ids('web', 10)).toEqual(['1', '3']);
+  expect(ids(null, 2)).toEqual(['2', '3']);
+  expect(new EventStore(folder).takeOvers('db', 1)).toEqual([record('db', '2')]);
 });
 
 test('what is kept is bounded, in memory and on disk', () => {

@@ -77,6 +77,23 @@ describe('when a VM’s process is started', () => {
     }
   });
 
+  test('one that waits or was refused rests when a person wants that, and one that runs is asked itself', () => {
+    for (const code of [1, 78]) {
+      const machine = started();
+      expect(machine.step({ type: 'rest' })).toEqual([]);
+      expect(machine.phase).toBe('running');
+      end(machine, { code, reason: 'no QEMU' });
+      machine.step({ type: 'rest' });
+      expect(machine).toMatchObject({
+        phase: 'stopped',
+        reason: 'stopped by command; before that: no QEMU',
+      });
+      expect(machine.step({ type: 'due', nowMs: 0 })).toEqual([]);
+      expect(machine.step(START)).toEqual([]);
+      expect(machine.step({ ...START, evenStopped: true })).toEqual([{ type: 'spawn' }]);
+    }
+  });
+
   test('an end that nobody started is a mistake of ours', () => {
     expect(() => end(new ProcessMachine(), {})).toThrow('invalid transition [ended -> ended by itself]');
   });

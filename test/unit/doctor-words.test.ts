@@ -39,6 +39,8 @@ describe('the line that would have told of an error', () => {
     ['no rights at the witness', named('WitnessAccessError'), ['witness']],
     ['a record that is none', named('DiskRecordError'), ['replication']],
     ["RAM that can't be found", named('RamBlocksError'), ['ptrace']],
+    ['a domain that has no monitor', named('LibvirtError'), ['libvirt']],
+    ['a domain that does not run', named('DomainUnavailableError'), ['libvirt']],
     ['keys', coded('ERR_COLO_CREDENTIALS'), ['keys']],
     ['a port that is taken', coded('ERR_COLO_LISTEN'), ['listen']],
     ['no tracing', coded('ERR_COLO_UFFD_DENIED'), ['ptrace']],

@@ -20,6 +20,7 @@ const ALLOWED: Record<string, string[]> = {
   daemon: ['agent', 'http', 'libvirt', 'metrics', 'qmp', 'web'],
   testbed: ['agent', 'qmp', 'native'],
   metrics: ['agent', 'http', 'protocol', 'native'],
+  top: ['agent', 'daemon'],
   demo: ['testbed', 'agent'],
   cli: [
     'daemon',
@@ -33,6 +34,7 @@ const ALLOWED: Record<string, string[]> = {
     'protocol',
     'witness',
     'standby',
+    'top',
     'libvirt',
     'vm',
   ],

@@ -283,7 +283,13 @@ describe('askAgents', () => {
     const refuse = async (): Promise<never> => {
       throw new Error('no');
     };
-    const handler = { status: () => status, failover: refuse, drill: refuse, stop: refuse };
+    const handler = {
+      status: () => status,
+      takeOvers: () => [],
+      failover: refuse,
+      drill: refuse,
+      stop: refuse,
+    };
     const control = await ControlServer.listen(socketPath, handler);
     cleanups.push(() => control.close());
     return socketPath;

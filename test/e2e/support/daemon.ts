@@ -15,12 +15,17 @@ export class TestDaemon {
   readonly #side: 'primary' | 'secondary';
   readonly #defaults: readonly string[];
   readonly #folder: string;
+  readonly #prefix: readonly string[];
   #child: Child | null = null;
 
-  /** `side`: whose certificates it has; `defaults`: what stands in [defaults] beside them. */
-  constructor(side: 'primary' | 'secondary', defaults: readonly string[] = []) {
+  /** `side`: whose certificates it has; `defaults`: what stands in [defaults] beside them; `prefix`: runs it on one of hosts.ts. */
+  constructor(
+    side: 'primary' | 'secondary',
+    { defaults = [], prefix = [] }: { defaults?: readonly string[]; prefix?: readonly string[] } = {},
+  ) {
     this.#side = side;
     this.#defaults = defaults;
+    this.#prefix = prefix;
     this.#folder = mkdtempSync(path.join(tmpdir(), 'colo-serve-'));
     mkdirSync(path.join(this.#folder, 'conf.d'));
   }
@@ -63,7 +68,10 @@ export class TestDaemon {
       '--control',
       this.controlPath,
     ];
-    const child = await Child.start(command, { stderrPath: path.join(this.#folder, 'stderr') });
+    const child = await Child.start(command, {
+      stderrPath: path.join(this.#folder, 'stderr'),
+      prefix: this.#prefix,
+    });
     this.#child = child;
     await waitFor('answer of the daemon', 60_000, async () => {
       child.assertRunning();
@@ -93,6 +101,10 @@ export class TestDaemon {
     return sendCommand(this.controlPath, 'failover', { vm, force: vm });
   }
 
+  drill(vm: string): Promise<unknown> {
+    return sendCommand(this.controlPath, 'drill', { vm });
+  }
+
   async waitVm(name: string, what: string, accept: (vm: VmSummary) => boolean): Promise<VmSummary> {
     let last: VmSummary | undefined;
     return waitFor(
@@ -109,6 +121,11 @@ export class TestDaemon {
 
   waitState(name: string, state: string): Promise<VmSummary> {
     return this.waitVm(name, state, (vm) => vm.state === state);
+  }
+
+  /** SIGSTOP, SIGCONT: the daemon alone, not the agents. */
+  signal(signal: NodeJS.Signals): void {
+    (this.#child as Child).kill(signal);
   }
 
   /** Sends the signal and waits for the end of the daemon itself. */
