@@ -3,6 +3,7 @@ import { Charts } from './charts.js';
 import { EventTable } from './events.js';
 import { follow } from './feed.js';
 import { clock } from './format.js';
+import { TakeOvers } from './takeovers.js';
 import { Timeline } from './timeline.js';
 import { kindOf, VmTable, write } from './vms.js';
 
@@ -16,6 +17,7 @@ const EVENTS_MAX = 1000;
 const vmTable = new VmTable(/** @type {HTMLTableElement} */ (byId('vms')));
 const eventTable = new EventTable(/** @type {HTMLTableElement} */ (byId('events')));
 const timeline = new Timeline(byId('states'));
+const takeOvers = new TakeOvers(byId('take-overs'), byId('no-take-overs'));
 const charts = new Charts(byId('charts'));
 
 let run = '';
@@ -58,6 +60,7 @@ function onShown(shown) {
     events = [];
     history = { vm: '', next: 0, rows: [] };
     eventTable.clear();
+    takeOvers.clear();
   }
   awaySinceMs = null;
   connection('good', `Live, ${clock(shown.timeMs)}`);
@@ -66,6 +69,7 @@ function onShown(shown) {
   lastEvent = shown.lastEvent;
   events = [...events, ...shown.events].slice(-EVENTS_MAX);
   eventTable.add(shown.events, shown.timeMs);
+  takeOvers.add(shown.takeOvers, shown.timeMs);
   keep(shown);
   write(byId('node'), shown.node);
   write(byId('version'), shown.version);
@@ -100,7 +104,9 @@ function showTally({ vms: all, node }) {
   const good = all.filter(({ state }) => kindOf(state) === 'good').length;
   const others = all.length - good;
   const text =
-    others === 0 ? `all ${all.length} as they should be` : `${others} of ${all.length} not protected`;
+    others === 0
+      ? `${all.length} of ${all.length} in good order`
+      : `${others} of ${all.length} not protected`;
   write(byId('tally'), all.length === 0 ? '' : text);
   byId('tally').dataset['kind'] = others === 0 ? 'good' : 'warn';
   const title = `${others > 0 ? `(${others}) ` : ''}colo-agent ${node}`;
@@ -121,10 +127,7 @@ function announce(now) {
 /** @param {string} reason */
 function onAway(reason) {
   awaySinceMs ??= Date.now();
-  connection(
-    'bad',
-    `The daemon doesn’t answer since ${clock(awaySinceMs)}; what is shown is from before. It is asked again and again.`,
-  );
+  connection('bad', `No answer of the daemon since ${clock(awaySinceMs)}; it is asked again and again`);
   byId('connection').title = reason;
 }
 

@@ -60,6 +60,9 @@ export class Charts {
   /** @type {Chart[]} */
   #charts = [];
   #role = '';
+  /** @type {readonly HistoryRow[]} */
+  #rows = [];
+  #nowMs = 0;
 
   /** @param {HTMLElement} element */
   constructor(element) {
@@ -70,9 +73,12 @@ export class Charts {
 
   /** @param {'primary' | 'secondary' | null} role @param {readonly HistoryRow[]} rows @param {number} nowMs */
   show(role, rows, nowMs) {
+    this.#rows = rows;
+    this.#nowMs = nowMs;
     if (this.#role !== (role ?? 'primary')) {
       this.#role = role ?? 'primary';
       this.#build();
+      return;
     }
     for (const chart of this.#charts) chart.show(rows, nowMs);
   }
@@ -81,7 +87,10 @@ export class Charts {
     for (const chart of this.#charts) chart.destroy();
     this.#charts = SPECS[this.#role === 'secondary' ? 'secondary' : 'primary'].map((spec) => new Chart(spec));
     this.#element.replaceChildren(...this.#charts.map(({ element }) => element));
-    for (const chart of this.#charts) chart.begin();
+    for (const chart of this.#charts) {
+      chart.begin();
+      chart.show(this.#rows, this.#nowMs);
+    }
   }
 }
 

@@ -15,6 +15,7 @@ export function spansOf(events, startMs, endMs) {
   for (const { state, reason, time } of events) {
     const fromMs = Math.min(Date.parse(time), endMs);
     const last = spans.at(-1);
+    if (last?.state === state) continue;
     if (last) last.toMs = fromMs;
     spans.push({ state, reason, fromMs, toMs: endMs });
   }

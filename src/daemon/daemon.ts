@@ -163,6 +163,7 @@ export class Daemon {
       vms: () => this.list(),
       events: (after) => ({
         events: this.#events.latest(after, EVENTS_IN_ANSWER_MAX),
+        takeOvers: this.#events.takeOvers(null, TAKE_OVERS_IN_ANSWER_MAX, after),
         lastId: this.#events.lastId,
       }),
       onFailure: (reason) => log.error('the agents could not be looked at for the web page', { reason }),

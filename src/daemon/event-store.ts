@@ -57,10 +57,12 @@ export class EventStore {
     return this.#events.filter((event) => event.id > id).slice(-max);
   }
 
-  /** The oldest first, as far as they are kept: the last `max` of them. */
-  takeOvers(vm: string | null, max: number): TakeOverRecord[] {
+  /** The oldest first, as far as they are kept: the last `max` of those that the event with that id did not have. */
+  takeOvers(vm: string | null, max: number, after = 0): TakeOverRecord[] {
     return this.#events
-      .flatMap(({ takeOver }) => (takeOver && (vm === null || takeOver.vm === vm) ? [takeOver] : []))
+      .flatMap(({ id, takeOver }) =>
+        takeOver && id > after && (vm === null || takeOver.vm === vm) ? [takeOver] : [],
+      )
       .slice(-max);
   }
 

@@ -16,6 +16,7 @@ const PAGE_FILES = [
   'feed.js',
   'format.js',
   'spans.js',
+  'takeovers.js',
   'timeline.js',
   'vms.js',
 ];

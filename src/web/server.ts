@@ -2,6 +2,7 @@
 import { randomUUID } from 'node:crypto';
 import type { IncomingMessage } from 'node:http';
 import { hostname } from 'node:os';
+import type { TakeOverRecord } from '../agent/take-over-record.ts';
 import type { HttpAddress } from '../http/address.ts';
 import { type Answer, BoundedServer } from '../http/bounded-server.ts';
 import { Access, SESSION_MS } from './access.ts';
@@ -17,7 +18,7 @@ export interface WebServerOptions extends Pick<SamplerOptions, 'readings' | 'onF
   version: string;
   vms: () => KnownVm[];
   /** The latest ones of those that come after the one with that id, the oldest first, and the last id that there is. */
-  events: (after: number) => { events: ShownEvent[]; lastId: number };
+  events: (after: number) => { events: ShownEvent[]; takeOvers: TakeOverRecord[]; lastId: number };
 }
 
 const CONNECTIONS_MAX = 32;
@@ -117,7 +118,7 @@ export class WebServer {
     this.#sampler.watch();
     const known = asked.get('run') === this.#run;
     const after = known ? numberOf(asked.get('event')) : 0;
-    const { events, lastId } = this.#options.events(after);
+    const { events, takeOvers, lastId } = this.#options.events(after);
     return {
       run: this.#run,
       node: hostname(),
@@ -126,6 +127,7 @@ export class WebServer {
       vms: this.#options.vms().map((vm) => shownVm(vm, this.#sampler.sample(vm.vm))),
       events,
       lastEvent: lastId,
+      takeOvers,
       history: this.#history(asked.get('vm') ?? '', known ? numberOf(asked.get('row')) : 0),
     };
   }

@@ -1,5 +1,7 @@
 /** What the page is told, as JSON. The page of one version speaks to the server of the same version, so names may change. */
+
 import type { Status } from '../agent/status.ts';
+import type { TakeOverRecord } from '../agent/take-over-record.ts';
 import type { Row } from './history.ts';
 import type { Sample } from './sampler.ts';
 
@@ -56,6 +58,8 @@ export interface Shown {
   /** The latest ones after the one that was asked for, the oldest first. */
   events: ShownEvent[];
   lastEvent: number;
+  /** The latest ones of those that came to their end after that event. */
+  takeOvers: TakeOverRecord[];
   /** Of the VM that was asked for; `first`: the number of the first row. */
   history: { vm: string; first: number; rows: Row[] } | null;
 }

@@ -47,7 +47,13 @@ test('states follow each other; what was over before the window isn’t there, w
     state,
     reason: '',
   });
-  const events = [event(0, 'STARTING'), event(50, 'SYNCING'), event(150, 'PROTECTED'), event(180, 'EXPOSED')];
+  const events = [
+    event(0, 'STARTING'),
+    event(50, 'SYNCING'),
+    event(150, 'PROTECTED'),
+    event(160, 'PROTECTED'),
+    event(180, 'EXPOSED'),
+  ];
   expect(spansOf(events, 100, 200).map(({ state, fromMs, toMs }) => [state, fromMs, toMs])).toEqual([
     ['SYNCING', 100, 150],
     ['PROTECTED', 150, 180],

@@ -36,7 +36,7 @@ async function serve(over: Partial<WebServerOptions> = {}): Promise<WebServer> {
     readings: async () => new Map([['web1', { status: primaryStatus() }]]),
     onFailure: () => {},
     vms: () => [WEB1],
-    events: (after) => ({ events: EVENTS.filter(({ id }) => id > after), lastId: 3 }),
+    events: (after) => ({ events: EVENTS.filter(({ id }) => id > after), takeOvers: [], lastId: 3 }),
     ...over,
   });
   cleanups.push(() => server.close());
