@@ -1,5 +1,5 @@
 /** The web pages of two hosts' daemons in a browser: a VM is protected, its charts have figures, its host dies, and the standby's page shows the take-over. */
-import { mkdtempSync } from 'node:fs';
+import { mkdtempSync, readFileSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
@@ -45,7 +45,10 @@ beforeAll(async () => {
   await primary.start();
   page = await browser.page();
 });
-afterAll(() => cleanup.run());
+afterAll(async () => {
+  process.stdout.write(`pictures of the web page: ${pictures}\n`);
+  await cleanup.run();
+});
 
 async function link(daemon: TestDaemon): Promise<string> {
   const { stdout, stderr } = await colo('web', '--control', daemon.controlPath);
@@ -123,12 +126,43 @@ test('the primary’s death: the standby’s page shows that it has taken over',
   expect(page.complaints).toEqual([]);
 });
 
-test('a daemon that is away is told; the next one wants another link', async () => {
+test('where it is served is the configuration’s; one that can’t be is told, and nothing is changed', async () => {
+  const text = readFileSync(standby.configFile, 'utf8');
+  const say = (web: string) => writeFileSync(standby.configFile, text.replace('web = "127.0.0.1:0"\n', web));
+  const { port } = new URL(await link(primary));
+  const { origin } = new URL(await link(standby));
+  say(`web = ${port}\n`);
+  await expect(standby.reload()).rejects.toMatchObject({
+    message: expect.stringContaining(`web pages can't be served at 127.0.0.1:${port}`),
+  });
+  expect((await fetch(new URL('/', await link(standby)))).status).toBe(401);
+  say('');
+  await standby.reload();
+  await expect(fetch(origin)).rejects.toThrow();
+  expect(await colo('web', '--control', standby.controlPath)).toMatchObject({
+    code: 69,
+    stderr: expect.stringContaining('`web = true`'),
+  });
+});
+
+test('a daemon that is away is told, and what was there stays to be read', async () => {
   await primary.end('SIGKILL');
   await page.waitUntil(
     'its absence',
     'document.getElementById("connection").innerText.startsWith("No answer")',
   );
+  expect(await page.value(CELL('State'))).toMatch(/^WAITING/);
   await page.screenshot(path.join(pictures, 'away.png'));
-  process.stdout.write(`pictures of the web page: ${pictures}\n`);
+});
+
+test('the next daemon wants another link; a browser that has lost its session is told what to do', async () => {
+  await primary.start();
+  const stranger = await browser.page();
+  await stranger.open(await link(primary));
+  await stranger.waitUntil('the page', 'document.getElementById("connection")?.innerText.startsWith("Live")');
+  await stranger.forgetCookies();
+  await stranger.waitUntil(
+    'refusal',
+    'document.getElementById("connection").innerText.includes("colo-agent web")',
+  );
 });

@@ -27,6 +27,8 @@ test('events come in their order, by VM, and after the one that was seen last', 
   expect(store.after(0, null, 10).map(({ id }) => id)).toEqual([1, 2, 3]);
   expect(store.after(1, 'web', 10)).toMatchObject([{ id: 3, vm: 'web', state: 'PROTECTED', epoch: 7 }]);
   expect(store.after(0, null, 2).map(({ id }) => id)).toEqual([1, 2]);
+  expect(store.latest(0, 2).map(({ id }) => id)).toEqual([2, 3]);
+  expect(store.latest(2, 2).map(({ id }) => id)).toEqual([3]);
 });
 
 test('they outlive the daemon, also one that died in the middle of a line', () => {
@@ -72,6 +74,8 @@ test('take-overs outlive the daemon as events do', () => {
   expect(ids(null, 10)).toEqual(['1', '2', '3']);
   expect(ids('web', 10)).toEqual(['1', '3']);
   expect(ids(null, 2)).toEqual(['2', '3']);
+  // Each comes after an event of its own: the second is the fourth.
+  expect(new EventStore(folder).takeOvers(null, 10, 4).map(({ id }) => id)).toEqual(['3']);
   expect(new EventStore(folder).takeOvers('db', 1)).toEqual([record('db', '2')]);
 });
 

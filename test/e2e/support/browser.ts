@@ -176,6 +176,10 @@ export class Page {
     );
   }
 
+  async forgetCookies(): Promise<void> {
+    await this.#send('Network.clearBrowserCookies', {});
+  }
+
   async look({
     width,
     height,
