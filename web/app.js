@@ -28,29 +28,29 @@ let events = [];
 let lastEvent = 0;
 /** The one whose charts are shown, and what is known of it. @type {{ vm: string, next: number, rows: import('../src/web/history.ts').Row[] }} */
 let history = { vm: '', next: 0, rows: [] };
+/** Whose history the last question was for. */
+let asked = '';
 /** @type {number | null} */
 let awaySinceMs = null;
 
-const ask = follow(
-  () =>
-    `/vms?${new URLSearchParams({ run, event: `${lastEvent}`, vm: chosen() ?? '', row: `${rowWanted()}` })}`,
-  { onShown, onAway, onRefused },
-);
+const ask = follow(question, { onShown, onAway, onRefused });
 addEventListener('hashchange', () => {
   if (!location.hash.startsWith('#vm=')) return;
   if (vms !== null) vmTable.show(vms, chosen());
   void ask();
 });
 
+function question() {
+  asked = chosen() ?? '';
+  const row = history.vm === asked ? history.next : 0;
+  return `/vms?${new URLSearchParams({ run, event: `${lastEvent}`, vm: asked, row: `${row}` })}`;
+}
+
 /** The machine that the address names, or the first one. */
 function chosen() {
   const named = new URLSearchParams(location.hash.slice(1)).get('vm');
   const first = vms?.[0]?.vm ?? null;
   return vms?.some(({ vm }) => vm === named) || vms === null ? (named ?? first) : first;
-}
-
-function rowWanted() {
-  return history.vm === chosen() ? history.next : 0;
 }
 
 /** @param {Shown} shown */
@@ -84,7 +84,8 @@ function onShown(shown) {
   const { vm } = history;
   write(byId('chosen'), vm === '' ? '' : ` of ${vm}`);
   charts.show(vms.find((each) => each.vm === vm)?.role ?? null, history.rows, shown.timeMs);
-  if (chosen() !== vm && chosen() !== null) queueMicrotask(ask);
+  // Another was chosen since, or the first one wasn't known yet.
+  if ((chosen() ?? '') !== asked) queueMicrotask(ask);
 }
 
 /** @param {Shown} shown */
@@ -119,9 +120,7 @@ function announce(now) {
   const before = new Map(vms.map(({ vm, state }) => [vm, state]));
   const changed = now.filter(({ vm, state }) => before.get(vm) !== state);
   if (changed.length === 0) return;
-  byId('announcer').textContent = changed
-    .map(({ vm, state, reason }) => `${vm} is ${state}: ${reason}`)
-    .join('. ');
+  say(changed.map(({ vm, state, reason }) => `${vm} is ${state}: ${reason}`).join('. '));
 }
 
 /** @param {string} reason */
@@ -141,9 +140,16 @@ function onRefused() {
 /** @param {'good' | 'bad'} kind @param {string} text */
 function connection(kind, text) {
   const element = byId('connection');
+  // Not each time of day.
+  if (document.body.dataset['connection'] !== kind) say(text);
   element.dataset['kind'] = kind;
   document.body.dataset['connection'] = kind;
   write(element, text);
+}
+
+/** For who hears the page. @param {string} text */
+function say(text) {
+  byId('announcer').textContent = text;
 }
 
 /** @param {string} id */

@@ -141,7 +141,8 @@ class Chart {
     const item = document.createElement('p');
     const mark = document.createElement('span');
     mark.className = `mark series-${index + 1}`;
-    const value = document.createElement('output');
+    const value = document.createElement('span');
+    value.className = 'value';
     this.#values.push(value);
     item.append(mark, `${label}: `, value);
     return item;

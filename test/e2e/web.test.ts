@@ -75,7 +75,7 @@ test('by a link it sees the VM protected, with its figures, and charts that fill
   expect(await page.value(CELL('If the primary dies now'))).toContain('checkpoint');
   await page.waitUntil(
     'charts',
-    `[...document.querySelectorAll('figure output')].filter((each) => /^\\d/.test(each.textContent)).length >= 6`,
+    `[...document.querySelectorAll('figure .value')].filter((each) => /^\\d/.test(each.textContent)).length >= 6`,
   );
   expect(await page.value('location.pathname + location.search')).toBe('/');
   expect(await page.value('document.cookie')).toBe('');
@@ -104,7 +104,7 @@ test('the primary’s death: the standby’s page shows that it has taken over',
   await other.look({ width: 1280, height: 900 });
   await other.open(await link(standby));
   await other.waitUntil('standby', `${CELL('State')}.startsWith("STANDBY")`, 120_000);
-  await other.waitUntil('figures of it', `/^\\d/.test(document.querySelector('figure output').textContent)`);
+  await other.waitUntil('figures of it', `/^\\d/.test(document.querySelector('figure .value').textContent)`);
   vm.kill();
   await vm.exited;
   await waitFor('take-over', 60_000, async () => {

@@ -1,14 +1,17 @@
 /** The web page's parts on the agent's side, each alone. */
-import { describe, expect, test } from 'vitest';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { describe, expect, test, vi } from 'vitest';
 import { STEP_BOUNDS_MS } from '../../src/agent/durations.ts';
 import type { Status } from '../../src/agent/status.ts';
 import { parseHttpAddress } from '../../src/http/address.ts';
+import type { Reading, Readings } from '../../src/metrics/readings.ts';
 import { Access, SESSION_MS } from '../../src/web/access.ts';
 import { isForOthers } from '../../src/web/address.ts';
 import { figuresOf, noFigures } from '../../src/web/figures.ts';
 import { COLUMNS, History } from '../../src/web/history.ts';
 import { isOwnHost } from '../../src/web/host.ts';
 import { cookieName, cookieOf, linkTo } from '../../src/web/link.ts';
+import { Sampler } from '../../src/web/sampler.ts';
 import { counted, primaryStatus, secondaryStatus } from '../support/statuses.ts';
 
 describe('Access', () => {
@@ -201,5 +204,48 @@ describe('figuresOf', () => {
 
   test('there is one for each column', () => {
     expect(Object.keys(noFigures(0))).toEqual([...COLUMNS]);
+  });
+});
+
+describe('Sampler', () => {
+  const PATIENCE = { timeout: 30_000, interval: 5 };
+
+  test('looks seldom until somebody watches, and keeps what was before', async () => {
+    let looks = 0;
+    const readings = async (): Promise<Readings> => {
+      looks += 1;
+      return new Map([['web1', { status: primaryStatus() }]]);
+    };
+    const sampler = new Sampler({ readings, onFailure: () => {}, watchedMs: 10, unwatchedMs: 1e8 });
+    await vi.waitFor(() => expect(sampler.sample('web1')).not.toBe(null), PATIENCE);
+    await sleep(50);
+    expect(looks).toBe(1);
+    sampler.watch();
+    await vi.waitFor(() => expect(looks).toBeGreaterThan(4), PATIENCE);
+    expect(sampler.history('web1')?.from(0).length).toBeGreaterThan(2);
+    sampler.close();
+  });
+
+  test('an agent that says nothing leaves a gap, and a VM that has gone nothing', async () => {
+    const [web1, db] = [{ status: primaryStatus() }, { failure: 'it hangs' }];
+    const each: Readings[] = [
+      new Map<string, Reading>([
+        ['web1', web1],
+        ['db', db],
+      ]),
+      new Map([['web1', db]]),
+    ];
+    let looks = 0;
+    const readings = async () => each[Math.min(looks++, 1)] as Readings;
+    const sampler = new Sampler({ readings, onFailure: () => {}, watchedMs: 10, unwatchedMs: 1e8 });
+    await vi.waitFor(
+      () => expect(sampler.sample('db')).toMatchObject({ reading: db, figures: null }),
+      PATIENCE,
+    );
+    sampler.watch();
+    await vi.waitFor(() => expect(sampler.sample('db')).toBe(null), PATIENCE);
+    const rows = sampler.history('web1')?.from(0) ?? [];
+    expect(rows[1]?.slice(1).every((cell) => cell === null)).toBe(true);
+    sampler.close();
   });
 });

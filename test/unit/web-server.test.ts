@@ -1,4 +1,5 @@
 import { request } from 'node:http';
+import { connect, type Socket } from 'node:net';
 import { afterEach, describe, expect, test, vi } from 'vitest';
 import type { HttpAddress } from '../../src/http/address.ts';
 import type { Readings } from '../../src/metrics/readings.ts';
@@ -29,16 +30,19 @@ afterEach(() => {
   for (const cleanup of cleanups.splice(0)) cleanup();
 });
 
-async function serve(over: Partial<WebServerOptions> = {}): Promise<WebServer> {
-  const server = await WebServer.listen({
-    address: { host: '127.0.0.1', port: 0 },
-    version: '1.2.3',
-    readings: async () => new Map([['web1', { status: primaryStatus() }]]),
-    onFailure: () => {},
-    vms: () => [WEB1],
-    events: (after) => ({ events: EVENTS.filter(({ id }) => id > after), takeOvers: [], lastId: 3 }),
-    ...over,
-  });
+async function serve(over: Partial<WebServerOptions> = {}, connectionMs?: number): Promise<WebServer> {
+  const server = await WebServer.listen(
+    {
+      address: { host: '127.0.0.1', port: 0 },
+      version: '1.2.3',
+      readings: async () => new Map([['web1', { status: primaryStatus() }]]),
+      onFailure: () => {},
+      vms: () => [WEB1],
+      events: (after) => ({ events: EVENTS.filter(({ id }) => id > after), takeOvers: [], lastId: 3 }),
+      ...over,
+    },
+    connectionMs,
+  );
   cleanups.push(() => server.close());
   return server;
 }
@@ -153,6 +157,37 @@ describe('who may look', () => {
         'cache-control': 'no-store',
       });
     }
+  });
+});
+
+describe('the limits', () => {
+  function dial(server: WebServer, text: string): { socket: Socket; closed: Promise<string> } {
+    const socket = connect(server.address as Extract<HttpAddress, { host: string }>);
+    cleanups.push(() => socket.destroy());
+    let received = '';
+    socket.on('data', (chunk) => {
+      received += chunk;
+    });
+    socket.on('error', () => {});
+    socket.write(text);
+    return { socket, closed: new Promise((resolve) => socket.once('close', () => resolve(received))) };
+  }
+
+  test('who says nothing, or too much, is left', async () => {
+    const server = await serve({}, 200);
+    expect(await dial(server, '').closed).toBe('');
+    const long = `GET / HTTP/1.1\r\nHost: localhost\r\nX-Long: ${'x'.repeat(20_000)}\r\n\r\n`;
+    expect(await dial(server, long).closed).toContain('431');
+    expect((await ask(server, '/')).code).toBe(401);
+  });
+
+  test('so many at once, and no more; who comes when they have gone is answered', async () => {
+    const server = await serve({}, 120_000);
+    const idle = Array.from({ length: 32 }, () => dial(server, ''));
+    for (const { socket } of idle) await vi.waitFor(() => expect(socket.readyState).toBe('open'), PATIENCE);
+    expect(await dial(server, 'GET / HTTP/1.0\r\nHost: localhost\r\n\r\n').closed).toBe('');
+    for (const { socket } of idle) socket.destroy();
+    await vi.waitFor(async () => expect((await ask(server, '/')).code).toBe(401), PATIENCE);
   });
 });
 
