@@ -171,7 +171,7 @@ export class SecondaryAgent {
       this.#machine,
       (effect) => {
         trace?.effect(effect);
-        takeOvers.effect(effect, this.epoch);
+        takeOvers.effect(effect, this.epoch, this.#machine.takesOver);
         this.#perform(effect);
       },
       (event) => {

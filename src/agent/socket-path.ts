@@ -22,6 +22,18 @@ export function listening(server: Server, where: ListenOptions): Promise<void> {
   });
 }
 
+/** The kernel takes 107, and while the socket is made its name is longer by a process id (listenAtPath). */
+export const SOCKET_PATH_BYTES_MAX = 99;
+
+/** Throws Error for a path that can't be a socket's; `sun_path` of unix(7) has no room for more. */
+export function assertSocketPath(socketPath: string): void {
+  const bytes = Buffer.byteLength(socketPath);
+  if (bytes > SOCKET_PATH_BYTES_MAX)
+    throw new Error(
+      `${socketPath} has ${bytes} bytes, and a socket's path ${SOCKET_PATH_BYTES_MAX} at the most`,
+    );
+}
+
 /** Has `server` listen at `socketPath` (mode 0660), whose folder is made; what is there already is replaced. */
 export async function listenAtPath(server: Server, socketPath: string): Promise<void> {
   mkdirSync(path.dirname(socketPath), { recursive: true, mode: 0o755 });

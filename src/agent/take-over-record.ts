@@ -2,7 +2,7 @@
 
 /** Scripts rely on these names; fields are added, never renamed. */
 export interface TakeOverRecord {
-  /** VM and begin: web1-20261127T160312Z. */
+  /** VM and begin: web1-20261127T160312480Z. */
   id: string;
   vm: string;
   /** `given-up`: the VM goes on at the primary's, or nowhere. */

@@ -109,7 +109,7 @@ export class TakeOverWatch {
     const tookMs = nowMs - this.#beganMs;
     const beganAt = new Date(wallMs - tookMs).toISOString();
     return {
-      id: `${vm}-${beganAt.replace(/[-:]|\.\d+/g, '')}`,
+      id: `${vm}-${beganAt.replace(/[-:.]/g, '')}`,
       vm,
       outcome,
       reason,

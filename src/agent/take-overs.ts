@@ -31,9 +31,9 @@ export class TakeOvers {
     this.#watch?.event(event);
   }
 
-  /** `epoch`: the last that was committed. */
-  effect(effect: SecondaryEffect, epoch: number): void {
-    if (effect.type === 'state') this.#onState(effect, epoch);
+  /** `epoch`: the last that was committed. `takesOver`: whether a take-over is under way after this. */
+  effect(effect: SecondaryEffect, epoch: number, takesOver: boolean): void {
+    if (effect.type === 'state') this.#onState(effect, epoch, takesOver);
     else if (effect.type === 'finished') this.#giveUp(effect.reason);
     else if (this.#watch === null) this.#effects.push(effect);
     else this.#watch.effect(effect, this.#event.nowMs);
@@ -58,11 +58,11 @@ export class TakeOvers {
     return this.#records;
   }
 
-  #onState({ state, reason }: SecondaryEffect & { type: 'state' }, epoch: number): void {
+  #onState({ state, reason }: SecondaryEffect & { type: 'state' }, epoch: number, takesOver: boolean): void {
     if (state === 'TAKING-OVER') this.#begin(reason, epoch);
     else if (state === 'RUNNING') this.#succeed(reason);
-    // BLOCKED is one that waits for the witness.
-    else if (state !== 'BLOCKED') this.#giveUp(reason);
+    // BLOCKED is also one that waits, for the witness or for what a person may mend.
+    else if (state !== 'BLOCKED' || !takesOver) this.#giveUp(reason);
   }
 
   #begin(reason: string, epoch: number): void {

@@ -3,9 +3,12 @@ import { Command } from 'commander';
 import { sendCommand } from '../agent/control-client.ts';
 import type { DrillReport } from '../agent/drill-report.ts';
 import type { Status } from '../agent/status.ts';
+import type { VmOverview } from '../daemon/readings.ts';
 import { onlyControlPath } from './control-path.ts';
 import { drillText } from './drill-text.ts';
 import { vmName } from './option-parsers.ts';
+import { repaint } from './screen.ts';
+import { statusTable } from './status-table.ts';
 import { statusText } from './status-text.ts';
 
 interface ControlOptions {
@@ -16,23 +19,38 @@ interface ControlOptions {
 }
 
 const WATCH_MS = 1000;
-const CLEAR_SCREEN = '\x1b[H\x1b[2J';
 
 export function statusCommand(): Command {
   return controlCommand(
     'status',
-    'Show how well the VM is protected, and what would happen if its host died now',
+    'Show how well the VM is protected, and what would happen if its host died now; of a daemon with several a table of all',
   )
     .option('--watch', 'again every second, until it is interrupted')
     .action(async (vm: string | undefined, options: ControlOptions) => {
-      for (;;) {
-        const status = (await send('status', vm, options)) as Status;
-        const clear = options.watch && !options.json && process.stdout.isTTY ? CLEAR_SCREEN : '';
-        print(clear + (options.json ? JSON.stringify(status) : statusText(status)));
+      for (let first = true; ; first = false) {
+        show(await statusFor(vm, options), options, first);
         if (!options.watch) return;
         await sleep(WATCH_MS);
       }
     });
+}
+
+/** Of one VM, or of all where there are several and none was named. */
+async function statusFor(vm: string | undefined, options: ControlOptions): Promise<Status | VmOverview[]> {
+  try {
+    return (await send('status', vm, options)) as Status;
+  } catch (error) {
+    if (vm !== undefined || (error as { code?: unknown }).code !== 'which-vm') throw error;
+    return (await send('overview', vm, options)) as VmOverview[];
+  }
+}
+
+function show(status: Status | VmOverview[], { json, watch }: ControlOptions, first: boolean): void {
+  const text = Array.isArray(status) ? statusTable(status) : statusText(status);
+  const { isTTY, columns, rows } = process.stdout;
+  if (json) print(JSON.stringify(status));
+  else if (watch && isTTY) process.stdout.write(repaint(text, columns, rows, first));
+  else print(text);
 }
 
 export function failoverCommand(): Command {

@@ -11,6 +11,7 @@ import { DAEMON_SOCKET } from './control-path.ts';
 import { CliError, EXIT } from './exit-codes.ts';
 import { vmName } from './option-parsers.ts';
 import { CONFIG_FILE } from './serve.ts';
+import { table } from './table.ts';
 import { takeOverText } from './take-over-text.ts';
 import { vmOptions } from './vm-options.ts';
 
@@ -141,18 +142,6 @@ function fieldText(value: string | number | null): string {
 function listText(vms: readonly VmSummary[]): string {
   const rows = vms.map(({ vm, role, state, reason }) => [vm, role ?? '-', state, reason]);
   return table([['VM', 'ROLE', 'STATE', 'REASON'], ...rows]);
-}
-
-function table(rows: readonly string[][]): string {
-  const widths = rows[0]?.map((_, column) => Math.max(...rows.map((row) => row[column]?.length ?? 0))) ?? [];
-  return rows
-    .map((row) =>
-      row
-        .map((cell, column) => cell.padEnd(widths[column] ?? 0))
-        .join('  ')
-        .trimEnd(),
-    )
-    .join('\n');
 }
 
 function reloadText({ added, changed, removed, unchanged }: ReloadReport): string {

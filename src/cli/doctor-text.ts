@@ -22,6 +22,11 @@ export function doctorText(examined: readonly Examined[]): string {
   );
 }
 
+/** The blocks alone. */
+export function findingsText(examined: readonly Examined[]): string {
+  return examined.map(line).join('\n');
+}
+
 function line({ verdict, name, found, remedy }: Examined): string {
   const told = remedy === '' ? [] : wrap(`-> ${remedy}`, '   ');
   return block(WORDS[verdict], name, [...wrap(found), ...told]);

@@ -1,75 +1,114 @@
-import { Command, Option } from 'commander';
+import { Command } from 'commander';
 import { forbidCoreDumps } from '../agent/link-security.ts';
+import { readConfig, type VmConfig } from '../daemon/config.ts';
 import { type Examined, examine } from '../doctor/doctor.ts';
-import type { DoctorOptions, Role } from '../doctor/options.ts';
+import type { DoctorOptions } from '../doctor/options.ts';
 import { Patient } from '../doctor/patient.ts';
-import { LibvirtError } from '../libvirt/libvirt-error.ts';
-import { defaultControlPath } from './control-path.ts';
+import { DAEMON_SOCKET } from './control-path.ts';
+import {
+  configuredOptions,
+  type DoctorCliOptions,
+  doctorOptions,
+  withDoctorOptions,
+} from './doctor-options.ts';
 import { doctorText } from './doctor-text.ts';
-import { EXIT } from './exit-codes.ts';
-import { withFenceOptions } from './fence-options.ts';
-import { collect, listenAddress, peerAddress } from './option-parsers.ts';
-import { withPeerOptions } from './peer-options.ts';
-import { protectionOf, withProtectionOptions } from './protection-options.ts';
+import { CliError, EXIT } from './exit-codes.ts';
+import { vmName } from './option-parsers.ts';
 import { checkOptions, type RoleOptions } from './roles.ts';
-import { withSharedOptions } from './shared-options.ts';
+import { CONFIG_FILE } from './serve.ts';
 import { onTerminationSignal } from './signals.ts';
-import { type WatchdogOptions, withWatchdogOptions } from './watchdog-options.ts';
-import { qmpPathOf } from './which-vm.ts';
-import { nodeOf, witnessOf } from './witness-options.ts';
+import { vmOptions } from './vm-options.ts';
 
-type DoctorCliOptions = Omit<RoleOptions, 'vm'> & WatchdogOptions & { vm?: string; role?: Role };
-
-export function doctorCommand(version: string): Command {
-  const command = withFenceOptions(
-    withProtectionOptions(withWatchdogOptions(withPeerOptions(withSharedOptions(new Command('doctor'))))),
-  )
-    .description(
-      'Look at everything that a protection needs on this host and on its way to the other one, change nothing, and say what to do. ' +
-        'Takes the options of `primary` and `secondary`; what is not named is not asked',
-    )
-    .option('--peer <host:port>', "where the other host's agent, or its doctor, listens", peerAddress)
-    .option(
-      '--listen <host:port>',
-      "answer the other host's doctor there, until SIGTERM or Ctrl-C: versions, machine, processor, clock, latency, bandwidth",
-      listenAddress,
-    )
-    .addOption(
-      new Option(
-        '--role <role>',
-        "what the VM is, or is to be, on this host (default: by the VM's state)",
-      ).choices(['primary', 'secondary']),
-    )
-    .option('--overwrite-disk <id>', 'as for `secondary`', collect, []);
-  // Whoever has no VM yet still wants to know about the rest.
-  for (const option of command.options) option.mandatory = false;
-  return command.action((options: DoctorCliOptions) => runDoctor(options, version));
+interface Choice {
+  all?: boolean;
+  config: string;
 }
 
-async function runDoctor(options: DoctorCliOptions, version: string): Promise<void> {
-  checkOptions(options as RoleOptions);
+export function doctorCommand(): Command {
+  const command = new Command('doctor')
+    .description(
+      'Look at everything that a protection needs on this host and on its way to the other one, change nothing, and say what to do. ' +
+        "Takes a VM's options from the daemon's configuration, or those of `primary` and `secondary`; what is not named is not asked",
+    )
+    .argument('[vm]', "one of the daemon's configuration, with the options that it has there", vmName)
+    .option('--all', "every VM of the daemon's configuration, one after the other")
+    .option('--config <file>', 'the configuration; conf.d/*.toml beside it is read, too', CONFIG_FILE);
+  return withDoctorOptions(command).action(runDoctor);
+}
+
+async function runDoctor(
+  vm: string | undefined,
+  options: DoctorCliOptions & Choice,
+  command: Command,
+): Promise<void> {
   forbidCoreDumps();
-  const patient = new Patient(doctorOptions(options, version, await whereVm(options)));
-  const examined = await examine(patient);
+  if (options.all) {
+    if (vm !== undefined) throw new CliError(EXIT.usage, '--all is every VM: name none beside it');
+    return examineAll(options, command);
+  }
+  if (vm === undefined) return examineOne(options, await doctorOptions(checked(options), null));
+  const given = givenOptions(command);
+  const all = optionsOf(configured(options, vm), given);
+  const answers = given.listen !== undefined;
+  return examineOne(options, { ...(await doctorOptions(all, options.control ?? DAEMON_SOCKET)), answers });
+}
+
+/** A reception holds the process until a signal ends it. */
+async function examineOne({ json }: { json?: boolean }, options: DoctorOptions): Promise<void> {
+  const patient = new Patient(options);
+  const checks = await examine(patient);
   patient.close();
-  process.stdout.write(options.json ? `${JSON.stringify({ checks: examined })}\n` : doctorText(examined));
-  process.exitCode = exitCodeFor(examined);
-  // A reception holds the process until a signal ends it.
+  process.stdout.write(json ? `${JSON.stringify({ checks })}\n` : doctorText(checks));
+  process.exitCode = exitCodeFor(checks);
   onTerminationSignal(() => patient.reception?.close());
 }
 
-type WhereVm = Pick<DoctorOptions, 'qmpPath' | 'domain'>;
-
-async function whereVm(options: DoctorCliOptions): Promise<WhereVm> {
-  const { qmp, libvirt: name } = options;
-  if (qmp === undefined && name === undefined) return { qmpPath: null, domain: null };
-  if (name === undefined) return { qmpPath: await qmpPathOf(options), domain: null };
-  try {
-    return { qmpPath: await qmpPathOf(options), domain: { name, trouble: null } };
-  } catch (error) {
-    if (!(error instanceof LibvirtError)) throw error;
-    return { qmpPath: null, domain: { name, trouble: error.message } };
+async function examineAll(options: DoctorCliOptions & Choice, command: Command): Promise<void> {
+  const given = givenOptions(command);
+  const vms: { vm: string; checks: Examined[] }[] = [];
+  for (const vm of readConfig(options.config, vmOptions()).vms.values()) {
+    const all = optionsOf(vm, given);
+    const patient = new Patient(await doctorOptions(all, options.control ?? DAEMON_SOCKET));
+    const checks = await examine(patient);
+    patient.close();
+    const head = `${vms.length === 0 ? '' : '\n'}${vm.name}:\n`;
+    if (!options.json) process.stdout.write(head + doctorText(checks));
+    vms.push({ vm: vm.name, checks });
   }
+  if (options.json) process.stdout.write(`${JSON.stringify({ vms })}\n`);
+  process.exitCode = exitCodeFor(vms.flatMap(({ checks }) => checks));
+}
+
+function checked(options: DoctorCliOptions): DoctorCliOptions {
+  checkOptions(options as RoleOptions);
+  return options;
+}
+
+/** Throws ConfigError, and CliError for a VM that isn't there. */
+function configured({ config }: Choice, vm: string): VmConfig {
+  const { vms } = readConfig(config, vmOptions());
+  const found = vms.get(vm);
+  if (found !== undefined) return found;
+  const names = vms.size === 0 ? 'it has none' : `it has ${[...vms.keys()].join(', ')}`;
+  throw new CliError(
+    EXIT.usage,
+    `${config} has no VM \`${vm}\`: ${names}; name it with --vm, and give its options`,
+  );
+}
+
+/** What was typed goes before what stands in the configuration. */
+function optionsOf(vm: VmConfig, given: Partial<DoctorCliOptions>): DoctorCliOptions {
+  const { qmp, libvirt, ...others } = configuredOptions(vm);
+  const found = given.qmp ?? given.libvirt;
+  const named = found === undefined ? { ...(qmp && { qmp }), ...(libvirt && { libvirt }) } : {};
+  return checked({ ...others, ...named, ...given });
+}
+
+function givenOptions(command: Command): Partial<DoctorCliOptions> {
+  const given = Object.entries(command.opts()).filter(
+    ([name]) => command.getOptionValueSource(name) === 'cli' && name !== 'control',
+  );
+  return Object.fromEntries(given) as Partial<DoctorCliOptions>;
 }
 
 /** Something that a person has to set right comes before something that may be there later. */
@@ -77,42 +116,4 @@ export function exitCodeFor(examined: readonly Pick<Examined, 'verdict' | 'fault
   const faults = examined.filter(({ verdict }) => verdict === 'fail').map(({ fault }) => fault);
   if (faults.length === 0) return EXIT.ok;
   return faults.includes('configuration') ? EXIT.configuration : EXIT.unavailable;
-}
-
-function doctorOptions(options: DoctorCliOptions, version: string, where: WhereVm): DoctorOptions {
-  const { vm = null, role = null, peer = null, listen = null, control } = options;
-  const { exceptions, shadow, gateLimitBytes, diskBufferBytes } = protectionOf(options as RoleOptions);
-  return {
-    version,
-    vm,
-    role,
-    ...where,
-    peer,
-    listen,
-    tls: options.insecure ? null : { folder: options.tls, peerName: options.peerName },
-    exceptions,
-    shadow,
-    gateLimitBytes,
-    diskBufferBytes,
-    witness: {
-      endpoints: typeof options.witness === 'string' ? [] : options.witness,
-      open: (endpoints) =>
-        witnessOf(vm ?? '', {
-          ...options,
-          witness: typeof options.witness === 'string' ? options.witness : endpoints,
-        }).witness,
-    },
-    node: nodeName(options),
-    stateFolder: options.stateDir,
-    watchdog: options.watchdog ?? null,
-    controlPath: (of) => control ?? (vm === null ? null : defaultControlPath(vm, of)),
-  };
-}
-
-function nodeName(options: DoctorCliOptions): string | null {
-  try {
-    return nodeOf(options);
-  } catch {
-    return null;
-  }
 }

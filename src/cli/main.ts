@@ -16,9 +16,9 @@ try {
     // Commander has printed its message; --help and --version end with 0 too.
     process.exitCode = error.exitCode === 0 ? EXIT.ok : EXIT.usage;
   } else {
-    const message = error instanceof Error ? error.message : String(error);
-    tellSupervisor({ type: 'end', outcome: 'failed', reason: message });
-    process.stderr.write(`colo-agent: ${message}${hint(checksOf(error))}\n`);
+    const reason = (error instanceof Error ? error.message : String(error)) + hint(checksOf(error));
+    tellSupervisor({ type: 'end', outcome: 'failed', reason });
+    process.stderr.write(`colo-agent: ${reason}\n`);
     process.exitCode = exitCodeOf(error);
   }
 }

@@ -19,8 +19,9 @@ const OUTCOME_EXIT: Record<Outcome['outcome'], number> = {
 };
 
 export function report({ vm, json }: SharedOptions, { outcome, reason }: Outcome): void {
-  tellSupervisor({ type: 'end', outcome, reason });
+  const told = `${reason}${hint(checksOf({ outcome }))}`;
+  tellSupervisor({ type: 'end', outcome, reason: told });
   if (json) process.stdout.write(`${JSON.stringify({ outcome, reason })}\n`);
-  else process.stderr.write(`colo-agent: ${vm}: ${outcome}: ${reason}${hint(checksOf({ outcome }))}\n`);
+  else process.stderr.write(`colo-agent: ${vm}: ${outcome}: ${told}\n`);
   process.exitCode = OUTCOME_EXIT[outcome];
 }

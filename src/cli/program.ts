@@ -6,10 +6,12 @@ import { doctorCommand } from './doctor.ts';
 import { estimateCommand } from './estimate.ts';
 import { pairCommand } from './pair.ts';
 import { primaryCommand } from './primary.ts';
+import { protectCommand } from './protect.ts';
 import { secondaryCommand } from './secondary.ts';
 import { serveCommand } from './serve.ts';
 import { standbyCommand } from './standby.ts';
 import { topCommand } from './top.ts';
+import { unprotectCommand } from './unprotect.ts';
 import { version } from './version.ts';
 
 /** All commands with their options: what runs, and what the man page and the shells' completions are written from (scripts/reference.mjs). */
@@ -21,6 +23,8 @@ export function programTree(): Command {
     .addCommand(primaryCommand())
     .addCommand(secondaryCommand())
     .addCommand(serveCommand())
+    .addCommand(protectCommand())
+    .addCommand(unprotectCommand())
     .addCommand(configCommand())
     .addCommand(reloadCommand())
     .addCommand(listCommand())
@@ -34,6 +38,6 @@ export function programTree(): Command {
     .addCommand(pairCommand())
     .addCommand(estimateCommand())
     .addCommand(standbyCommand())
-    .addCommand(doctorCommand(version))
+    .addCommand(doctorCommand())
     .addCommand(demoCommand());
 }

@@ -1,11 +1,17 @@
-import type { Status } from '../agent/status.ts';
 import { checksOfReason, hint } from '../doctor/hints.ts';
 
+/** Of a status, or of what a daemon says; the copy's figures while there is one. */
+export interface Progress {
+  state: string;
+  reason: string;
+  syncPercent?: number | null;
+  syncSecondsLeft?: number | null;
+}
+
 const REFRESH_MS = 500;
-const NO_COPY = { syncPercent: null, syncSecondsLeft: null };
 
 /** Shows the state on a terminal while the first copy runs, and each change of state; JSON lines when asked for; nothing otherwise. */
-export function showProgress(status: () => Status, json: boolean): { end(): void } {
+export function showProgress(progress: () => Progress, json: boolean): { end(): void } {
   const terminal = process.stderr.isTTY && !json;
   if (!terminal && !json) return { end: () => {} };
   let lastState = '';
@@ -15,9 +21,7 @@ export function showProgress(status: () => Status, json: boolean): { end(): void
     lineOpen = false;
   };
   const timer = setInterval(() => {
-    const current = status();
-    const { state, reason } = current;
-    const { syncPercent, syncSecondsLeft } = 'syncPercent' in current ? current : NO_COPY;
+    const { state, reason, syncPercent = null, syncSecondsLeft = null } = progress();
     if (terminal && state === 'SYNCING' && syncPercent !== null) {
       process.stderr.write(
         `\r\x1b[Kfirst copy ${syncPercent} %${syncSecondsLeft === null ? '' : `, ${syncSecondsLeft} s left`}`,

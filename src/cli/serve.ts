@@ -9,6 +9,7 @@ import { httpAddress } from './option-parsers.ts';
 import { onTerminationSignal } from './signals.ts';
 import { version } from './version.ts';
 import { vmOptions } from './vm-options.ts';
+import { STATE_FOLDER } from './witness-options.ts';
 
 export const CONFIG_FILE = '/etc/colo-agent/agent.toml';
 
@@ -49,20 +50,21 @@ export function serveCommand(): Command {
 async function runServe({ config, control, metrics, web, logLevel }: ServeOptions): Promise<void> {
   const log = new Log(logLevel, () => ({}));
   const service = ServiceManager.find(log);
-  const daemon = await Daemon.start({
+  const starting = Daemon.start({
     configFile: config,
     controlPath: control,
     command: [process.execPath, ...process.execArgv, process.argv[1] as string],
     vmOptions: vmOptions(),
+    stateFolder: STATE_FOLDER,
     metrics: metrics ?? null,
     web: web ?? null,
     version,
     log,
   });
+  // One that comes while it begins ends nothing either. What goes wrong the log says; all goes on as it was.
+  process.on('SIGHUP', () => void starting.then((daemon) => daemon.reload(null)).catch(() => {}));
+  const daemon = await starting;
   service?.ready(`protects what ${config} names`);
-  process.on('SIGHUP', () => {
-    daemon.reload(null).catch(() => {}); // the log says why; all goes on as it was
-  });
   onTerminationSignal(() => {
     service?.stopping('ends protection; the VMs run on');
     void daemon.end();

@@ -20,9 +20,9 @@ export function takeOverText(record: TakeOverRecord): string {
       ? `${vm} took over at checkpoint ${epoch}, in generation ${generation}`
       : `${vm} gave its take-over at checkpoint ${epoch} up: ${reason}`;
   return [
-    `${id}: ${came}`,
+    ...wrapped(`${id}: ${came}`, WIDTH),
     `began    ${beganAt}`,
-    `cause    ${cause}`,
+    ...wrapped(`cause    ${cause}`, WIDTH, ' '.repeat(9)),
     `decided  ${decidedBy === null ? 'nothing was' : DECISIONS[decidedBy]}`,
     `took     ${tookMs.toFixed(1)} ms, from the first sign until ${outcome === 'took-over' ? 'the guest ran here' : 'it was given up'}`,
     '',
@@ -35,7 +35,7 @@ function stepLines({ what, atMs, tookMs, detail }: TakeOverStep, wholeMs: number
   const number = (ms: number | null) => (ms === null ? '' : ms.toFixed(1)).padStart(NUMBER);
   const line = `${number(atMs)}${number(tookMs)}  ${what.padEnd(WHAT)}  ${bar(atMs, tookMs ?? 0, wholeMs)}`;
   const indent = ' '.repeat(2 * NUMBER + 4);
-  return [line.trimEnd(), ...wrapped(detail, WIDTH - indent.length).map((text) => indent + text)];
+  return [line.trimEnd(), ...wrapped(detail === '' ? '' : indent + detail, WIDTH, indent)];
 }
 
 /** A moment is a `|`; what took its time, at least a `#`. */
@@ -46,13 +46,15 @@ function bar(atMs: number, tookMs: number, wholeMs: number): string {
   return ' '.repeat(from) + (tookMs === 0 ? '|' : '#'.repeat(to - from + 1));
 }
 
-function wrapped(text: string, width: number): string[] {
+/** Lines but the first one begin with `indent`. */
+function wrapped(text: string, width: number, indent = ''): string[] {
   const lines: string[] = [];
-  for (const word of text.split(/\s+/).filter((each) => each !== '')) {
+  // What stands before the first word, and between two words of it, stays: they may be columns.
+  for (const word of text.match(/^\s*\S+(\s{2,}\S+)*|\S+/g) ?? []) {
     const last = lines.at(-1);
-    if (last !== undefined && last.length + 1 + word.length <= width)
-      lines[lines.length - 1] = `${last} ${word}`;
-    else lines.push(word);
+    if (last === undefined) lines.push(word);
+    else if (last.length + 1 + word.length <= width) lines[lines.length - 1] = `${last} ${word}`;
+    else lines.push(indent + word);
   }
   return lines;
 }

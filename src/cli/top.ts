@@ -38,9 +38,9 @@ async function runTop({ control, interval, once }: TopCliOptions): Promise<void>
   if (once) {
     await watch.rows();
     await sleep(interval); // a rate needs two looks
-    process.stdout.write(
-      `${plainTable(await watch.rows(), process.stdout.columns ?? ONCE_COLUMNS).join('\n')}\n`,
-    );
+    const lines = plainTable(await watch.rows(), process.stdout.columns ?? ONCE_COLUMNS);
+    // As below.
+    process.stdout.write(`${lines.join('\n')}\n`, () => process.exit());
     return;
   }
   if (!process.stdin.isTTY || !process.stdout.isTTY)

@@ -8,6 +8,9 @@ import { EtcdClient } from '../witness/etcd.ts';
 import { CliError, EXIT } from './exit-codes.ts';
 import { integer } from './option-parsers.ts';
 
+/** Where agents and the daemon keep what is to outlive them, unless they are told another place. */
+export const STATE_FOLDER = '/var/lib/colo-agent';
+
 export interface WitnessCliOptions {
   witness: readonly URL[] | 'manual' | 'none';
   witnessPrefix: string;
@@ -47,7 +50,7 @@ export function withWitnessOptions(command: Command): Command {
       "what this host calls itself at the witness (default: the host's name)",
       nodeName,
     )
-    .option('--state-dir <folder>', 'where the newest generation is kept', '/var/lib/colo-agent');
+    .option('--state-dir <folder>', 'where the newest generation is kept', STATE_FOLDER);
 }
 
 export interface Witnessed {

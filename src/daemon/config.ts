@@ -25,15 +25,26 @@ export interface VmConfig {
   source: VmSource;
   /** The arguments of `colo-agent primary` and `secondary` but for --control; null: it can't be that. */
   args: Readonly<Record<Role, readonly string[] | null>>;
-  /** FILE:LINE:COLUMN of its table. */
+  /** Every value that it has, of its own or of the host's and the defaults, by key. */
+  values: ReadonlyMap<string, unknown>;
+  /** Those of its own table. */
+  own: ReadonlyMap<string, unknown>;
+  /** Where its table is, and FILE:LINE:COLUMN of it. */
+  file: string;
   place: string;
+}
+
+/** A file of conf.d as it is to be, before it is there. */
+export interface Draft {
+  file: string;
+  text: string;
 }
 
 export interface DaemonConfig {
   /** Who may command the daemon beside root: a group's name, or its number. */
   controlGroup: string | null;
   /** Where the daemon keeps what is to outlive it. */
-  stateFolder: string | null;
+  stateFolder: string | undefined;
   /** Where the metrics of all VMs are served; null: nowhere. */
   metrics: HttpAddress | null;
   /** Where the page of all VMs is served; null: nowhere. */
@@ -57,11 +68,12 @@ const EXCLUSIVE = ['qmp', 'libvirt', 'listen', 'trace', 'watchdog', 'metrics'];
 /** Who has the host's own keys. */
 const DAEMON = 'the daemon';
 
-/** Throws ConfigError with everything that is wrong. */
-export function readConfig(file: string, options: VmOptions): DaemonConfig {
-  const reader = new ConfigReader(options);
+/** `draft`: in place of what that file has now. Throws ConfigError with everything that is wrong. */
+export function readConfig(file: string, options: VmOptions, draft: Draft | null = null): DaemonConfig {
+  const reader = new ConfigReader(options, draft);
   reader.read(file, true);
-  for (const each of filesBeside(file)) reader.read(each, false);
+  const beside = new Set([...reader.filesBeside(file), ...(draft === null ? [] : [draft.file])]);
+  for (const each of [...beside].sort()) reader.read(each, false);
   return reader.config();
 }
 
@@ -69,42 +81,47 @@ export function dropInFolder(file: string): string {
   return path.join(path.dirname(file), 'conf.d');
 }
 
-function filesBeside(file: string): string[] {
-  const folder = dropInFolder(file);
-  try {
-    const names = readdirSync(folder).filter((name) => name.endsWith('.toml'));
-    return names.sort().map((name) => path.join(folder, name));
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return [];
-    throw error;
-  }
-}
-
 interface VmTable {
+  file: string;
   place: string;
   entries: Map<string, Entry>;
 }
 
 class ConfigReader {
   readonly #options: VmOptions;
+  readonly #draft: Draft | null;
   readonly #byKey: ReadonlyMap<string, VmOption>;
   readonly #problems: string[] = [];
   readonly #defaults = new Map<string, Entry>();
-  readonly #tables = new Map<string, VmTable & { file: string }>();
+  readonly #tables = new Map<string, VmTable>();
   #controlGroup: string | null = null;
   readonly #served: Record<ServedKey, HttpAddress | null> = { metrics: null, web: null };
 
-  constructor(options: VmOptions) {
+  constructor(options: VmOptions, draft: Draft | null) {
     this.#options = options;
+    this.#draft = draft;
     const own = options.all.filter(({ key }) => !DAEMON_OPTIONS.includes(key));
     this.#byKey = new Map(own.map((option) => [option.key, option]));
+  }
+
+  /** Those of conf.d; without that folder, none. */
+  filesBeside(file: string): string[] {
+    const folder = dropInFolder(file);
+    try {
+      const names = readdirSync(folder).filter((name) => name.endsWith('.toml'));
+      return names.map((name) => path.join(folder, name));
+    } catch (error) {
+      const { code, message } = error as NodeJS.ErrnoException;
+      if (code !== 'ENOENT') this.#problems.push(`${folder}: it can't be read: ${message}`);
+      return [];
+    }
   }
 
   /** `main`: agent.toml, where the host's keys and the defaults may stand. */
   read(file: string, main: boolean): void {
     let entries: Entry[];
     try {
-      entries = readToml(file, readFileSync(file, 'utf8'));
+      entries = readToml(file, this.#draft?.file === file ? this.#draft.text : readFileSync(file, 'utf8'));
     } catch (error) {
       if (error instanceof ConfigError) this.#problems.push(...error.problems);
       else this.#problems.push(`${file}: it can't be read: ${(error as Error).message}`);
@@ -128,7 +145,7 @@ class ConfigReader {
     return {
       controlGroup: this.#controlGroup,
       ...this.#served,
-      stateFolder: typeof folder === 'string' ? folder : null,
+      stateFolder: typeof folder === 'string' ? folder : undefined,
       vms,
     };
   }
@@ -216,13 +233,18 @@ class ConfigReader {
     }
   }
 
-  #vm(name: string, { place, entries }: VmTable): VmConfig | null {
+  #vm(name: string, { file, place, entries }: VmTable): VmConfig | null {
     const all = new Map([...this.#defaults, ...entries]);
     const role = (entries.get('role')?.value ?? 'auto') as VmConfig['role'];
     const source = sourceOf(all);
     if (typeof source === 'string') {
       this.#problems.push(`${place}: VM \`${name}\` has ${source}`);
       return null;
+    }
+    try {
+      if ('qmp' in source) assertConnectable(source.qmp);
+    } catch (error) {
+      this.#problems.push(`${entries.get('qmp')?.place ?? place}: \`qmp\`: ${(error as Error).message}`);
     }
     const may = {
       primary: all.has('peer') && role !== 'standby',
@@ -241,7 +263,7 @@ class ConfigReader {
       primary: may.primary ? this.#args('primary', name, place, all) : null,
       standby: may.standby ? this.#args('standby', name, place, all) : null,
     };
-    return { name, role, source, args, place };
+    return { name, role, source, args, values: valuesOf(all), own: valuesOf(entries), file, place };
   }
 
   #args(role: Role, name: string, place: string, entries: ReadonlyMap<string, Entry>): string[] {
@@ -276,6 +298,22 @@ class ConfigReader {
       }
     }
   }
+}
+
+function valuesOf(entries: ReadonlyMap<string, Entry>): Map<string, unknown> {
+  return new Map([...entries].map(([key, { value }]) => [key, value]));
+}
+
+/** `sun_path` of unix(7). */
+const SOCKET_BYTES_MAX = 107;
+
+/** Throws Error for a path that no socket can have. */
+function assertConnectable(socketPath: string): void {
+  const bytes = Buffer.byteLength(socketPath);
+  if (bytes > SOCKET_BYTES_MAX)
+    throw new Error(
+      `the path has ${bytes} bytes, and a socket's ${SOCKET_BYTES_MAX} at the most: have QEMU make it elsewhere`,
+    );
 }
 
 /** Where a VM is found, or what is wrong with what was said about that. */

@@ -5,6 +5,7 @@ import { sendCommand } from '../agent/control-client.ts';
 import { ControlError, type ControlRequest, ControlServer } from '../agent/control-server.ts';
 import type { Log } from '../agent/log.ts';
 import { SerialQueue } from '../agent/serial-queue.ts';
+import { assertSocketPath } from '../agent/socket-path.ts';
 import { summaryOf, type TakeOverRecord } from '../agent/take-over-record.ts';
 import { formatHttpAddress, type HttpAddress } from '../http/address.ts';
 import { Endpoint } from '../http/endpoint.ts';
@@ -13,7 +14,7 @@ import { isForOthers } from '../web/address.ts';
 import { WebServer } from '../web/server.ts';
 import { type DaemonConfig, readConfig, type VmConfig } from './config.ts';
 import { type DaemonEvent, EventStore } from './event-store.ts';
-import { readingsOf } from './readings.ts';
+import { overviewOf, readingsOf } from './readings.ts';
 import { ConfigError } from './toml.ts';
 import type { VmOptions } from './vm-option.ts';
 import { VmProcess, type VmSummary } from './vm-process.ts';
@@ -24,6 +25,8 @@ export interface DaemonOptions {
   /** The program of the VMs' agents. */
   command: readonly string[];
   vmOptions: VmOptions;
+  /** For a configuration that names none. */
+  stateFolder: string;
   /** Where the metrics of all VMs are served, whatever the configuration says; null: as it says. */
   metrics: HttpAddress | null;
   /** The same of the page of all VMs. */
@@ -31,6 +34,8 @@ export interface DaemonOptions {
   version: string;
   log: Log;
 }
+
+const AGENT_ANSWER_MS = 20_000;
 
 /** What a reload has changed, by VM. */
 export interface ReloadReport {
@@ -42,13 +47,12 @@ export interface ReloadReport {
 
 /** So that an answer stays small; a client asks again for more. */
 const EVENTS_IN_ANSWER_MAX = 100;
-const TAKE_OVERS_IN_ANSWER_MAX = 32;
 
 export class Daemon {
   readonly #options: DaemonOptions;
   readonly #vms = new Map<string, VmProcess>();
   /** Out of the configuration, and not at their end yet. */
-  readonly #leaving = new Map<string, Promise<void>>();
+  readonly #leaving = new Map<string, { vm: VmProcess; left: Promise<void> }>();
   readonly #events: EventStore;
   readonly #metrics: Endpoint<MetricsServer>;
   readonly #web: Endpoint<WebServer>;
@@ -60,6 +64,7 @@ export class Daemon {
   /** Throws ConfigError, HttpListenError, or ControlError `in-use` when another daemon runs, and leaves nothing behind. */
   static async start(options: DaemonOptions): Promise<Daemon> {
     const config = readConfig(options.configFile, options.vmOptions);
+    assertSocket(options.controlPath, 'give `serve --control` another path');
     const daemon = new Daemon(options, config);
     const control = await ControlServer.answering(options.controlPath, (request) => daemon.#answer(request));
     daemon.#control = control;
@@ -72,7 +77,7 @@ export class Daemon {
     return daemon;
   }
 
-  private constructor(options: DaemonOptions, { stateFolder }: DaemonConfig) {
+  private constructor(options: DaemonOptions, { stateFolder = options.stateFolder }: DaemonConfig) {
     this.#options = options;
     this.#events = new EventStore(stateFolder);
     const readings = () => readingsOf(this.#vms);
@@ -81,8 +86,10 @@ export class Daemon {
     this.#web = new Endpoint((address) => this.#serveWeb(address));
   }
 
+  /** Those that leave are there until they have left. */
   list(): VmSummary[] {
-    return [...this.#vms.values()].map((vm) => vm.summary());
+    const leaving = [...this.#leaving].filter(([name]) => !this.#vms.has(name)).map(([, { vm }]) => vm);
+    return [...this.#vms.values(), ...leaving].map((vm) => vm.summary());
   }
 
   /**
@@ -92,6 +99,7 @@ export class Daemon {
   reload(vm: string | null): Promise<ReloadReport> {
     return this.#reloads.run(async () => {
       const { log } = this.#options;
+      if (this.#ending) throw new ControlError('not-running', 'the daemon is about to end');
       try {
         const report = await this.#load(vm);
         const { added, changed, removed } = report;
@@ -121,7 +129,9 @@ export class Daemon {
   /** Ends all agents in good order; their VMs go on. */
   async end(): Promise<void> {
     this.#ending = true;
-    await Promise.all([...this.#leaving.values(), ...[...this.#vms.values()].map((vm) => vm.end())]);
+    await this.#reloads.run(async () => {}); // one that is under way may listen anew
+    const leaving = [...this.#leaving.values()].map(({ left }) => left);
+    await Promise.all([...leaving, ...[...this.#vms.values()].map((vm) => vm.end())]);
     this.#metrics.close();
     this.#web.close();
     this.#control?.close();
@@ -129,9 +139,14 @@ export class Daemon {
 
   /** The host's part first, of which something may fail: no VM has been touched then. */
   async #follow({ vms, controlGroup, metrics, web }: DaemonConfig): Promise<ReloadReport> {
-    const group = controlGroup === null ? null : groupId(controlGroup);
+    const { controlPath } = this.#options;
+    for (const { name, place } of vms.values())
+      assertSocket(
+        agentSocket(controlPath, name),
+        `a shorter name for the VM at ${place}, or another folder for \`serve --control\``,
+      );
+    giveSocketTo(controlGroup, controlPath);
     await this.#serve(this.#options.metrics ?? metrics, this.#options.web ?? web);
-    if (group !== null) chownSync(this.#options.controlPath, -1, group);
     return this.#apply(vms);
   }
 
@@ -161,13 +176,17 @@ export class Daemon {
       version,
       readings: (answerMs) => readingsOf(this.#vms, answerMs),
       vms: () => this.list(),
-      events: (after) => ({
-        events: this.#events.latest(after, EVENTS_IN_ANSWER_MAX),
-        takeOvers: this.#events.takeOvers(null, TAKE_OVERS_IN_ANSWER_MAX, after),
-        lastId: this.#events.lastId,
-      }),
+      events: (after) => this.#happenedAfter(after),
       onFailure: (reason) => log.error('the agents could not be looked at for the web page', { reason }),
     });
+  }
+
+  /** The latest ones; take-overs, which are kept for longer than other events, all of them at first. */
+  #happenedAfter(after: number) {
+    const events = this.#events.latest(after, EVENTS_IN_ANSWER_MAX);
+    const takeOvers =
+      after === 0 ? this.#events.takeOvers(null) : events.flatMap(({ takeOver }) => takeOver ?? []);
+    return { events, takeOvers, lastId: this.#events.lastId };
   }
 
   #webLink(): { link: string } {
@@ -198,7 +217,8 @@ export class Daemon {
       return 'added';
     }
     if (known.follows(config)) {
-      known.start(false);
+      // One that waits for its predecessor's end is started by that.
+      if (!this.#leaving.has(name)) known.start(false);
       return 'unchanged';
     }
     known.replace(config);
@@ -209,22 +229,27 @@ export class Daemon {
     const { command, controlPath, log } = this.#options;
     const vm = new VmProcess(config, {
       command,
-      controlPath: path.join(path.dirname(controlPath), 'vm', `${name}.sock`),
+      controlPath: agentSocket(controlPath, name),
       log,
+      roleBefore: this.#events.lastRole(name),
       onChange: (summary, epoch) => this.#record(summary, epoch),
       onTakeOver: (record) => this.#record(vm.summary(), record.epoch, record),
     });
     this.#vms.set(name, vm);
     // Its predecessor of the same name may still hold its QEMU.
-    void (this.#leaving.get(name) ?? Promise.resolve()).then(() => {
+    void (this.#leaving.get(name)?.left ?? Promise.resolve()).then(() => {
       if (this.#vms.get(name) === vm && !this.#ending) vm.start(false);
     });
   }
 
   #remove(name: string, vm: VmProcess): void {
     this.#vms.delete(name);
-    const left = vm.end().finally(() => this.#leaving.delete(name));
-    this.#leaving.set(name, left);
+    // Its own predecessor may not have left yet.
+    const before = this.#leaving.get(name)?.left;
+    const left = Promise.all([before, vm.end()]).then(() => {
+      if (this.#leaving.get(name)?.vm === vm) this.#leaving.delete(name);
+    });
+    this.#leaving.set(name, { vm, left });
   }
 
   #record(summary: VmSummary, epoch: number | null, takeOver?: TakeOverRecord): void {
@@ -242,6 +267,10 @@ export class Daemon {
     switch (command) {
       case 'list':
         return vm === null ? this.list() : [this.#chosen(vm).summary()];
+      case 'overview':
+        return overviewOf(this.#vms);
+      case 'config':
+        return { file: this.#options.configFile };
       case 'reload':
         return this.reload(vm);
       case 'web':
@@ -249,7 +278,7 @@ export class Daemon {
       case 'events':
         return this.#eventsAfter(request.after, vm);
       case 'take-overs':
-        return this.#events.takeOvers(vm, TAKE_OVERS_IN_ANSWER_MAX);
+        return this.#events.takeOvers(vm);
       case 'status':
       case 'failover':
       case 'drill':
@@ -258,7 +287,7 @@ export class Daemon {
       default:
         throw new ControlError(
           'unknown-command',
-          `unknown command ${JSON.stringify(command)}; known are list, reload, events, take-overs, web, status, failover, drill and stop`,
+          `unknown command ${JSON.stringify(command)}; known are list, overview, config, reload, events, take-overs, web, status, failover, drill and stop`,
         );
     }
   }
@@ -280,7 +309,8 @@ export class Daemon {
       const { vm: known, state, reason } = vm.summary();
       throw new ControlError('not-running', `the agent of VM ${known} doesn't run: ${state}: ${reason}`);
     }
-    return sendCommand(vm.controlPath, command, { force });
+    // Shorter than the client waits for us, who then hears that it is the agent that doesn't answer.
+    return sendCommand(vm.controlPath, command, { force }, AGENT_ANSWER_MS);
   }
 
   #chosen(name: string | null): VmProcess {
@@ -297,6 +327,33 @@ export class Daemon {
       `no VM \`${name}\` here; there ${known.length === 0 ? 'is none' : `are: ${known.join(', ')}`}`,
     );
   }
+}
+
+/** Throws ConfigError with what to do about a path that is too long. */
+function assertSocket(socketPath: string, remedy: string): void {
+  try {
+    assertSocketPath(socketPath);
+  } catch (error) {
+    throw new ConfigError([`the control socket ${(error as Error).message}: ${remedy}`]);
+  }
+}
+
+/** Null: to this process's own. Throws ConfigError. */
+function giveSocketTo(controlGroup: string | null, socketPath: string): void {
+  const group = controlGroup === null ? process.getegid?.() : groupId(controlGroup);
+  try {
+    chownSync(socketPath, -1, group ?? -1);
+  } catch (error) {
+    const { message } = error as Error;
+    throw new ConfigError([
+      `\`control-group\`: the control socket can't be given to ${controlGroup}: ${message}`,
+    ]);
+  }
+}
+
+/** Where the agent of a VM is reached directly, by the control socket of its daemon. */
+export function agentSocket(daemonSocket: string, vm: string): string {
+  return path.join(path.dirname(daemonSocket), 'vm', `${vm}.sock`);
 }
 
 /** Groups of this host's own file; whatever else knows groups gives their numbers. */

@@ -1,7 +1,17 @@
 /** What happened to the VMs of this host, as far back as it is kept: in memory, and in a file that outlives the daemon. */
-import { appendFileSync, existsSync, mkdirSync, readFileSync, renameSync, statSync } from 'node:fs';
+import {
+  appendFileSync,
+  closeSync,
+  existsSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  renameSync,
+  statSync,
+} from 'node:fs';
 import path from 'node:path';
 import type { TakeOverRecord } from '../agent/take-over-record.ts';
+import { ConfigError } from './toml.ts';
 
 /** A line of `colo-agent events --json`. Scripts rely on these names. */
 export interface DaemonEvent {
@@ -19,32 +29,55 @@ export interface DaemonEvent {
 }
 
 const EVENTS_MAX = 1000;
+const TAKE_OVERS_MAX = 32;
 const FILE_BYTES_MAX = 4 << 20;
 
 export class EventStore {
   readonly #file: string | null;
   #events: DaemonEvent[] = [];
+  /** Kept apart: an agent that fails again and again must not push another VM's out. */
+  #takeOvers: TakeOverRecord[] = [];
+  readonly #lastRoles = new Map<string, DaemonEvent['role']>();
   #lastId = 0;
 
-  /** Null: in memory alone. Throws when the folder can't be made or the file not be read. */
+  /** Null: in memory alone. Throws ConfigError when they can't be kept there. */
   constructor(folder: string | null) {
     this.#file = folder === null ? null : path.join(folder, 'events.jsonl');
     if (this.#file === null) return;
-    mkdirSync(path.dirname(this.#file), { recursive: true, mode: 0o755 });
-    this.#events = [rotated(this.#file), this.#file].flatMap(eventsIn).slice(-EVENTS_MAX);
+    try {
+      this.#open(this.#file);
+    } catch (error) {
+      throw new ConfigError([
+        `what happens can't be kept in ${folder}: ${(error as Error).message}; give another \`state-dir\`, or make it writable`,
+      ]);
+    }
+  }
+
+  #open(file: string): void {
+    mkdirSync(path.dirname(file), { recursive: true, mode: 0o755 });
+    for (const event of [rotated(file), file].flatMap(eventsIn)) this.#keep(event);
     this.#lastId = this.#events.at(-1)?.id ?? 0;
-    if (existsSync(this.#file)) endLastLine(this.#file);
+    // Found out now, not by the first event.
+    closeSync(openSync(file, 'a', 0o640));
+    endLastLine(file);
   }
 
   /** Throws when it can't be written; it is kept in memory then. */
   add(event: Omit<DaemonEvent, 'id' | 'time'>): void {
     this.#lastId++;
     const kept = { id: this.#lastId, time: new Date().toISOString(), ...event };
-    this.#events.push(kept);
-    if (this.#events.length > EVENTS_MAX) this.#events.shift();
+    this.#keep(kept);
     if (this.#file === null) return;
     appendFileSync(this.#file, `${JSON.stringify(kept)}\n`, { mode: 0o640 });
     if (statSync(this.#file).size > FILE_BYTES_MAX) renameSync(this.#file, rotated(this.#file));
+  }
+
+  #keep(event: DaemonEvent): void {
+    const { vm, role, takeOver } = event;
+    this.#events.push(event);
+    if (this.#events.length > EVENTS_MAX) this.#events.shift();
+    if (role !== null) this.#lastRoles.set(vm, role);
+    if (takeOver) this.#takeOvers = [...this.#takeOvers, takeOver].slice(-TAKE_OVERS_MAX);
   }
 
   /** The oldest first, at most `max` of them, which come after the one with that id. */
@@ -57,13 +90,14 @@ export class EventStore {
     return this.#events.filter((event) => event.id > id).slice(-max);
   }
 
-  /** The oldest first, as far as they are kept: the last `max` of those that the event with that id did not have. */
-  takeOvers(vm: string | null, max: number, after = 0): TakeOverRecord[] {
-    return this.#events
-      .flatMap(({ id, takeOver }) =>
-        takeOver && id > after && (vm === null || takeOver.vm === vm) ? [takeOver] : [],
-      )
-      .slice(-max);
+  /** The oldest first, as far as they are kept. */
+  takeOvers(vm: string | null): TakeOverRecord[] {
+    return this.#takeOvers.filter((takeOver) => vm === null || takeOver.vm === vm);
+  }
+
+  /** What the VM was to this host when something was last told of it; null: nothing is known. */
+  lastRole(vm: string): DaemonEvent['role'] {
+    return this.#lastRoles.get(vm) ?? null;
   }
 
   get lastId(): number {
@@ -88,7 +122,8 @@ function eventsIn(file: string): DaemonEvent[] {
     .split('\n')
     .flatMap((line) => {
       try {
-        return [JSON.parse(line) as DaemonEvent];
+        const event = JSON.parse(line) as DaemonEvent | null;
+        return typeof event?.id === 'number' ? [event] : [];
       } catch {
         return [];
       }

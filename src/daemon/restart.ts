@@ -1,7 +1,7 @@
 /** When a VM's process is started, and when it isn't any more: a pure state machine. */
 
 export type ProcessEvent =
-  /** `again`: also when it rests because it was refused. `stopped`: also when a person has stopped it. */
+  /** Unless it runs. `evenStopped`: also when a person has stopped it. */
   | { type: 'start'; nowMs: number; evenStopped: boolean }
   | { type: 'ended'; nowMs: number; exit: ProcessExit }
   | { type: 'due'; nowMs: number }
@@ -45,7 +45,6 @@ export class ProcessMachine {
   #reason = 'it has not been started';
   #startedAtMs = 0;
   #failures = 0;
-  #starts = 0;
 
   get phase(): ProcessPhase {
     return this.#phase;
@@ -56,9 +55,9 @@ export class ProcessMachine {
     return this.#reason;
   }
 
-  /** How often it was started again. */
-  get restarts(): number {
-    return Math.max(0, this.#starts - 1);
+  /** Whether it has ended since it was last wanted, and not held on for long after that. */
+  get falters(): boolean {
+    return this.#failures > 0;
   }
 
   step(event: ProcessEvent): ProcessEffect[] {
@@ -86,7 +85,6 @@ export class ProcessMachine {
   #spawn(nowMs: number): ProcessEffect[] {
     this.#phase = 'running';
     this.#startedAtMs = nowMs;
-    this.#starts++;
     return [{ type: 'spawn' }];
   }
 

@@ -22,7 +22,10 @@ export class RoleError extends Error {
 }
 
 /** `before`: the role that this VM's agent had last, where there was one: its VM may stand as it left it. Throws RoleError. */
-export async function roleOf(config: VmConfig, before: Role | null): Promise<Role> {
+export async function roleOf(
+  config: Pick<VmConfig, 'role' | 'source' | 'args' | 'place'>,
+  before: Role | null,
+): Promise<Role> {
   // Also of a VM whose role is given: without its QEMU there is nothing to start an agent for.
   const status = await runStateOf(config.source);
   if (config.role !== 'auto') return config.role;

@@ -28,7 +28,8 @@ export function readToml(file: string, text: string): Entry[] {
   } catch (error) {
     if (!(error instanceof ParseError)) throw error;
     const { lineNumber, column, message } = error;
-    throw new ConfigError([`${file}:${lineNumber}:${column + 1}: this is no TOML: ${message}`]);
+    const remedy = /multiple times/.test(message) ? ': one of the two must go' : '';
+    throw new ConfigError([`${file}:${lineNumber}:${column + 1}: this is no TOML: ${message}${remedy}`]);
   }
 }
 

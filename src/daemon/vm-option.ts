@@ -43,6 +43,8 @@ export function argumentsOf(option: VmOption, { value }: Entry): string[] {
 }
 
 function textOf(key: string, value: unknown): string {
+  // No argument of a program can have one.
+  if (typeof value === 'string' && value.includes('\0')) throw new Error(`\`${key}\` has a NUL in it`);
   if (typeof value === 'string') return value;
   if (typeof value === 'number' && Number.isInteger(value)) return String(value);
   throw new Error(`\`${key}\` is a text or a whole number, not ${shown(value)}: write it in quotes`);

@@ -35,18 +35,20 @@ export interface VmProcessOptions {
   command: readonly string[];
   controlPath: string;
   log: Log;
+  /** What its agent was the last time, as far as anybody knows: its VM may stand as it left it. */
+  roleBefore: VmSummary['role'];
   onChange(summary: VmSummary, epoch: number | null): void;
   onTakeOver(record: TakeOverRecord): void;
 }
 
-/** Each look at a QEMU that isn't there (`running`, without a process) is no news. */
+/** By phase, while there is no process. */
 const RESTING_WORDS: Record<ProcessPhase, VmWord> = {
   running: 'WAITING',
   waiting: 'WAITING',
   refused: 'REFUSED',
   stopped: 'STOPPED',
   ending: 'ENDING',
-  ended: 'WAITING',
+  ended: 'STARTING',
 };
 
 const EX_UNAVAILABLE = 69;
@@ -65,10 +67,14 @@ export class VmProcess {
   #end: EndMessage | null = null;
   #ended: () => void = () => {};
   #told = '';
+  #runs = 0;
+  /** Somebody wants it to be there, though it has said that it ends. */
+  #startOnceEnded = false;
 
   constructor(config: VmConfig, options: VmProcessOptions) {
     this.#config = config;
     this.#options = options;
+    this.#role = options.roleBefore === 'secondary' ? 'standby' : options.roleBefore;
   }
 
   get controlPath(): string {
@@ -82,6 +88,7 @@ export class VmProcess {
 
   /** Unless it runs. `evenStopped`: also when a person has stopped it. */
   start(evenStopped: boolean): void {
+    if (evenStopped && this.#leaves) this.#startOnceEnded = true;
     this.#dispatch({ type: 'start', nowMs: performance.now(), evenStopped });
   }
 
@@ -91,10 +98,20 @@ export class VmProcess {
     return this.#machine.phase === 'stopped';
   }
 
-  /** Ends the process that there is, and starts another by `config`. */
+  /** It has said that it ends, and hasn't yet. */
+  get #leaves(): boolean {
+    return this.#machine.phase === 'running' && this.#state?.state === 'STOPPED';
+  }
+
+  /** Ends the process that there is, and starts another by `config`; not where a person has stopped it. */
   replace(config: VmConfig): void {
+    const { phase } = this.#machine;
+    if (phase === 'ended' || phase === 'stopped') {
+      this.#config = config; // it has not begun yet, or a person has to say that it may
+      return;
+    }
     this.#next = config;
-    this.#dispatch({ type: 'end' });
+    if (!this.#leaves) this.#dispatch({ type: 'end' });
   }
 
   /** Resolves when its process has ended, in good order: the VM goes on. */
@@ -114,17 +131,19 @@ export class VmProcess {
   }
 
   summary(): VmSummary {
-    const { phase, reason, restarts } = this.#machine;
-    const runs = this.#child !== null && phase === 'running';
+    const { phase, reason } = this.#machine;
+    // Each look at a QEMU that isn't there is no news; the first one is.
+    const runs = phase === 'running' && (this.#child !== null || !this.#machine.falters);
     const state = this.#state;
+    const said = this.#leaves ? 'ENDING' : (state?.state ?? 'STARTING');
     return {
       vm: this.#config.name,
       role: state?.role ?? (this.#role === 'standby' ? 'secondary' : this.#role),
-      state: runs ? (state?.state ?? 'STARTING') : RESTING_WORDS[phase],
+      state: runs ? said : RESTING_WORDS[phase],
       reason: runs ? (state?.reason ?? 'its agent begins') : reason,
       generation: state?.generation ?? null,
       agentPid: this.#child?.pid ?? null,
-      restarts,
+      restarts: Math.max(0, this.#runs - 1),
     };
   }
 
@@ -181,7 +200,11 @@ export class VmProcess {
       return;
     }
     this.#role = role;
-    this.#run(role);
+    try {
+      this.#run(role);
+    } catch (error) {
+      this.#exited(null, `its agent can't be started: ${(error as Error).message}`);
+    }
   }
 
   #run(role: Role): void {
@@ -190,11 +213,10 @@ export class VmProcess {
     const own = [...(this.#config.args[role] ?? []), `--control=${this.controlPath}`];
     const child = spawn(file, [...args, command, ...own], { stdio: ['ignore', 'ignore', 'inherit', 'ipc'] });
     this.#child = child;
+    this.#runs++;
     this.#tell();
-    let failure = '';
     child.on('error', (error) => {
-      failure = error.message;
-      if (child.pid === undefined) this.#exited(null, failure);
+      if (child.pid === undefined) this.#exited(null, error.message);
     });
     child.on('message', (message) => this.#hear(message as AgentMessage));
     // `close` comes after everything that it had to say.
@@ -218,20 +240,34 @@ export class VmProcess {
   }
 
   #exited(code: number | null, reason: string): void {
+    const ran = this.#child !== null;
     this.#child = null;
     const exit: ProcessExit = {
       code,
       outcome: this.#end?.outcome ?? null,
       reason: this.#end?.reason ?? reason,
     };
-    const { name } = this.#config;
-    this.#options.log.info('an agent has ended', {
-      vm: name,
-      code,
-      outcome: exit.outcome,
-      reason: exit.reason,
-    });
+    this.#log(exit, ran);
     this.#dispatch({ type: 'ended', nowMs: performance.now(), exit });
+    this.#followUp();
+  }
+
+  /** Each look at a QEMU that isn't there yet is no news. */
+  #log({ code, outcome, reason }: ProcessExit, ran: boolean): void {
+    const vm = this.#config.name;
+    if (ran) this.#options.log.info('an agent has ended', { vm, code, outcome, reason });
+    else if (reason !== this.#machine.reason) this.#options.log.info('no agent is started', { vm, reason });
+  }
+
+  /** What was wanted while it left by itself. */
+  #followUp(): void {
+    if (this.#machine.phase !== 'ended' && this.#next !== null) {
+      this.#config = this.#next;
+      this.#next = null;
+    }
+    if (!this.#startOnceEnded) return;
+    this.#startOnceEnded = false;
+    this.start(true);
   }
 
   #tell(): void {

@@ -59,6 +59,8 @@ export class NotAsked extends Error {
   override readonly name = 'NotAsked';
 }
 
+export const AGENT_HAS_MONITOR = 'the agent that runs here has the monitor';
+
 /** Why a check isn't asked whose ground another one has found missing. */
 export function needs(name: CheckName): string {
   return `it needs what \`${name}\` looks at`;

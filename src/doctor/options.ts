@@ -18,8 +18,10 @@ export interface DoctorOptions {
   domain: { name: string; trouble: string | null } | null;
   /** Where the other host's agent, or its doctor, listens. */
   peer: HostPort | null;
-  /** Where this doctor is to answer the other host's. */
+  /** Where this doctor is to answer the other host's, or its VM's agent to listen. */
   listen: HostPort | null;
+  /** Whether it answers there until it is ended; otherwise it sees whether somebody could. */
+  answers: boolean;
   /** Null: plain text. */
   tls: { folder: string; peerName: string } | null;
   exceptions: AcceptedExceptions;
@@ -33,6 +35,8 @@ export interface DoctorOptions {
   stateFolder: string;
   /** The device, or null. */
   watchdog: string | null;
+  /** Whether the monitor is the one that the VM's agent has while it runs: nobody else is answered there then. */
+  agentHasMonitor: boolean;
   /** Where an agent of that role would answer; null: nobody knows. */
   controlPath: (role: Role) => string | null;
 }

@@ -13,7 +13,7 @@ import { describeVm, type VmDescription } from '../vm/description.ts';
 import { HostProcess } from '../vm/host-process.ts';
 import type { Examined } from '../vm/preflight.ts';
 import { findRamBlocks, type RamBlock } from '../vm/ram-blocks.ts';
-import { type CheckName, NotAsked, needs } from './finding.ts';
+import { AGENT_HAS_MONITOR, type CheckName, NotAsked, needs } from './finding.ts';
 import type { DoctorOptions, Role } from './options.ts';
 import { selfPortrait } from './portrait.ts';
 import { Reception } from './reception.ts';
@@ -46,9 +46,10 @@ export class Patient {
   /** Rejects as an agent's attempt to attach would. */
   connectQmp(): Promise<QmpClient> {
     return this.#once('qmp', async () => {
-      const { qmpPath } = this.options;
+      const { qmpPath, agentHasMonitor } = this.options;
       if (qmpPath === null && this.options.domain !== null) throw new NotAsked(needs('libvirt'));
       if (qmpPath === null) throw new NotAsked('no VM was named (--qmp)');
+      if (agentHasMonitor && (await this.agent()) !== null) throw new NotAsked(AGENT_HAS_MONITOR);
       this.#qmp = await QmpClient.connect(qmpPath);
       return this.#qmp;
     });

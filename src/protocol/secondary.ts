@@ -49,6 +49,11 @@ export class SecondaryMachine implements Machine<SecondaryEvent, SecondaryEffect
     return this.life.undisputed;
   }
 
+  /** A take-over is under way, whatever it waits for. */
+  get takesOver(): boolean {
+    return this.life.now === 'taking-over';
+  }
+
   /** The last committed epoch, the one that a failover would resume; 0 while there is none. */
   get epoch(): number {
     return this.standby.epoch ?? 0;

@@ -29,7 +29,7 @@ export class Screen {
     this.#output = output;
   }
 
-  /** Until close(), or until the process ends, whatever ends it but SIGKILL. */
+  /** Until close(), or until the process ends, unless by a signal that nobody handles. */
   open(onKey: (key: string) => void, onResize: () => void): void {
     process.once('exit', this.#leave);
     this.#output.write(ENTER);

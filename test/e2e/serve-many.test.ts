@@ -1,5 +1,6 @@
 /** Sixteen VMs on one daemon, their standbys on another: four of them fail, each in its own way, and the other twelve don't notice. */
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import type { VmOverview } from '../../src/daemon/readings.ts';
 import type { VmSummary } from '../../src/daemon/vm-process.ts';
 import type { Health } from '../../src/metrics/health.ts';
 import { Cleanup } from '../../src/testbed/cleanup.ts';
@@ -131,9 +132,12 @@ describe('sixteen VMs on one daemon', () => {
 
   test('metrics and health tell of the failed ones, too, and wait for none that stands still', async () => {
     await primary.waitState(KILLED, 'PROTECTED');
-    const told = await scrape();
-    const up = told('up');
-    expect(NAMES.filter((name) => up.get(name) !== 1)).toEqual([HUNG, LOST, MISCONFIGURED]);
+    // Three seconds for each are little on a machine that is busy with sixteen VMs.
+    const told = await waitFor('answers of all that run', NOTICE_MS, async () => {
+      const each = await scrape();
+      const silent = NAMES.filter((name) => each('up').get(name) !== 1);
+      return silent.join() === [HUNG, LOST, MISCONFIGURED].join() && each;
+    });
     expect(told('state', { state: 'REFUSED' }).get(MISCONFIGURED)).toBe(1);
     expect(told('restarts_total').get(KILLED)).toBe(1);
     const { code, healthy, vms: all } = await health();
@@ -146,7 +150,11 @@ describe('sixteen VMs on one daemon', () => {
   });
 
   test('so does top', async () => {
-    const { stdout } = await colo('top', '--once', '--control', primary.controlPath);
+    // A second for each is little on a machine that is busy with sixteen VMs.
+    const { stdout } = await waitFor('answers of all that run', NOTICE_MS, async () => {
+      const shown = await colo('top', '--once', '--control', primary.controlPath);
+      return shown.stdout.match(/NO ANSWER/g)?.length === 1 && shown;
+    });
     const words = stdout
       .split('\n')
       .slice(1)
@@ -160,6 +168,17 @@ describe('sixteen VMs on one daemon', () => {
     expect(words.slice(4, NAMES.length)).toEqual(OTHERS.map((name) => `${name} PROTECTED`));
   });
 
+  test('so does `status` of all', async () => {
+    const { code, stdout } = await colo('status', '--json', '--control', primary.controlPath);
+    const all = JSON.parse(stdout) as VmOverview[];
+    expect({ code, names: all.map(({ vm }) => vm) }).toEqual({ code: 0, names: NAMES });
+    expect(all.filter((vm) => !('pauseMs' in vm))).toMatchObject([
+      { vm: HUNG, state: null, reason: expect.stringMatching(/did not answer within 3 s/) },
+      { vm: LOST, state: 'WAITING' },
+      { vm: MISCONFIGURED, state: 'REFUSED' },
+    ]);
+  });
+
   test('what is mended is protected again', async () => {
     process.kill(agentsOf(await primary.list(), [HUNG])[0] as number, 'SIGCONT');
     primary.writeVm(MISCONFIGURED, lines.get(MISCONFIGURED) as string[]);
@@ -167,6 +186,6 @@ describe('sixteen VMs on one daemon', () => {
     await primary.waitState(MISCONFIGURED, 'PROTECTED');
     await moreCheckpoints([HUNG, KILLED, ...OTHERS], 2);
     const restarted = (await primary.list()).filter(({ restarts }) => restarts > 0).map(({ vm }) => vm);
-    expect(restarted).toEqual([KILLED, LOST, MISCONFIGURED]);
+    expect(restarted).toEqual([KILLED, MISCONFIGURED]);
   });
 });

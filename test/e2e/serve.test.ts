@@ -52,6 +52,12 @@ async function isRunning(vm: TestVm): Promise<boolean> {
   return status === 'running';
 }
 
+async function order(vm: TestVm, command: 'stop' | 'cont'): Promise<void> {
+  const monitor = await QmpClient.connect(vm.testQmpPath);
+  await monitor.execute(command);
+  monitor.close();
+}
+
 async function epochOf(name: Name): Promise<number> {
   return (await primary.status(name)).epoch;
 }
@@ -69,7 +75,11 @@ describe('one daemon a host', () => {
   test('a reload adds a VM and leaves the other alone; a broken configuration changes nothing', async () => {
     const before = await primary.waitState('a', 'PROTECTED');
     protect('b');
-    expect(await primary.reload()).toEqual({ added: ['b'], changed: [], removed: [], unchanged: ['a'] });
+    // However many ask at once.
+    expect(await Promise.all([primary.reload(), primary.reload()])).toEqual([
+      { added: ['b'], changed: [], removed: [], unchanged: ['a'] },
+      { added: [], changed: [], removed: [], unchanged: ['a', 'b'] },
+    ]);
     await primary.waitState('b', 'PROTECTED');
     primary.writeVm('c', ['qmpp = "/x"']);
     await expect(primary.reload()).rejects.toMatchObject({
@@ -84,11 +94,15 @@ describe('one daemon a host', () => {
 
   test('the commands reach each VM, and say which there are', async () => {
     const at = ['--control', primary.controlPath];
+    await primary.waitState('a', 'PROTECTED');
     expect(JSON.parse((await colo('status', 'b', '--json', ...at)).stdout)).toMatchObject({
       vm: 'b',
       role: 'primary',
     });
-    expect(await colo('status', ...at)).toMatchObject({
+    expect((await colo('status', ...at)).stdout).toMatch(
+      /^VM +ROLE +STATE +CHECKPOINT +PAUSE p50\/p99 +HELD +REASON\na +primary +PROTECTED +\d+ m?s ago +[\d.]+\/[\d.]+ ms +0 \(0\.0 MB\) +the standby holds the last checkpoint\nb +primary /,
+    );
+    expect(await colo('drill', ...at)).toMatchObject({
       code: 64,
       stderr: 'colo-agent: name one of the VMs here: a, b\n',
     });
@@ -186,7 +200,11 @@ describe('one daemon a host', () => {
     await primary.end('SIGKILL');
     await waitFor('end of the agent', 60_000, () => !runs(agentPid));
     expect(await isRunning(vms.b)).toBe(true);
+    // A VM that stands could be anybody's; what it was here is remembered.
+    await order(vms.b, 'stop');
     await primary.start();
+    await primary.waitVm('b', 'its role', ({ role, agentPid }) => role === 'primary' && agentPid !== null);
+    await order(vms.b, 'cont');
     await primary.waitState('b', 'PROTECTED');
   });
 
@@ -214,6 +232,11 @@ describe('one daemon a host', () => {
     expect({ code, stderr }).toMatchObject({
       code: 78,
       stderr: `colo-agent: ${file}:1:1: unknown key \`stat-dir\`; did you mean \`state-dir\`?\n`,
+    });
+    const long = `${primary.controlPath}.${'x'.repeat(99)}`;
+    expect(await colo('serve', '--config', primary.configFile, '--control', long)).toMatchObject({
+      code: 78,
+      stderr: `colo-agent: the control socket ${long} has ${long.length} bytes, and a socket's path 99 at the most: give \`serve --control\` another path\n`,
     });
   });
 });

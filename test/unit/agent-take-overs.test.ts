@@ -10,7 +10,8 @@ describe('how long take-overs took', () => {
   function take(...steps: (StateWord | SecondaryEvent)[]): { count: number; sumMs: number } {
     const meter = new TakeOvers('web1');
     for (const step of steps) {
-      if (typeof step === 'string') meter.effect({ type: 'state', state: step, reason: '' }, 7);
+      if (typeof step === 'string')
+        meter.effect({ type: 'state', state: step, reason: '' }, 7, step !== 'STARTING');
       else meter.event(step);
     }
     const { counts, sumMs, boundsMs } = meter.histogram();
@@ -56,12 +57,13 @@ describe('how long take-overs took', () => {
 });
 
 describe('the record of a take-over', () => {
-  function recordOf(steps: (SecondaryEffect | SecondaryEvent)[]): TakeOverRecord {
+  /** `takesOver`: what the machine says of itself beside its words. */
+  function recordOf(steps: (SecondaryEffect | SecondaryEvent)[], takesOver = true): TakeOverRecord {
     const told: TakeOverRecord[] = [];
     const takeOvers = new TakeOvers('web1', (record) => told.push(record));
     for (const step of steps) {
       if ('nowMs' in step) takeOvers.event(step);
-      else takeOvers.effect(step, 41);
+      else takeOvers.effect(step, 41, takesOver);
     }
     expect(told).toEqual(takeOvers.records);
     expect(told).toHaveLength(1);
@@ -110,12 +112,18 @@ describe('the record of a take-over', () => {
       ['the guest runs here', 820, null],
     ]);
     expect(Date.now() - Date.parse(record.beganAt)).toBeLessThan(60_000 + 820);
-    expect(record.id).toMatch(/^web1-\d{8}T\d{6}Z$/);
+    expect(record.id).toMatch(/^web1-\d{8}T\d{9}Z$/);
   });
 
   test('for people, within 80 columns', () => {
-    const record = { ...recordOf(SILENT), id: 'web1-20261127T160312Z', beganAt: '2026-11-27T16:03:12.480Z' };
-    expect(takeOverText(record)).toBe(`web1-20261127T160312Z: web1 took over at checkpoint 42, in generation 8
+    const record = {
+      ...recordOf(SILENT),
+      id: 'web1-20261127T160312480Z',
+      beganAt: '2026-11-27T16:03:12.480Z',
+    };
+    expect(
+      takeOverText(record),
+    ).toBe(`web1-20261127T160312480Z: web1 took over at checkpoint 42, in generation 8
 began    2026-11-27T16:03:12.480Z
 cause    no heartbeat for 800 ms
 decided  the witness
@@ -134,7 +142,9 @@ took     820.0 ms, from the first sign until the guest ran here
      820.0            the guest runs here                                      |`);
     const long = {
       ...record,
-      cause: 'x',
+      outcome: 'given-up' as const,
+      reason: 'word '.repeat(40),
+      cause: 'word '.repeat(40),
       steps: [{ what: 'w', atMs: 1, tookMs: 0.2, detail: 'word '.repeat(40) }],
     };
     for (const line of takeOverText(long).split('\n')) expect(line.length).toBeLessThanOrEqual(80);
@@ -210,4 +220,26 @@ took     820.0 ms, from the first sign until the guest ran here
     expect(record.steps[0]?.what).toBe("the primary's connection has ended");
     expect(record.steps.at(-1)?.what).toBe('the guest runs here');
   });
+
+  test.each([
+    ['the disks', { type: 'settle-failed', reason: 'EIO' }],
+    ['QEMU', { type: 'promote-failed', reason: 'no answer' }],
+  ] as const)(
+    'one that %s have made impossible ends there, and isn’t the next one’s beginning',
+    (_, failure) => {
+      const told: TakeOverRecord[] = [];
+      const takeOvers = new TakeOvers('web1', (record) => told.push(record));
+      takeOvers.event(lost);
+      takeOvers.effect(taking, 41, true);
+      takeOvers.event({ ...failure, nowMs: 1010 });
+      takeOvers.effect(state('BLOCKED', `impossible: ${failure.reason}`), 41, false);
+      expect(told).toMatchObject([
+        { outcome: 'given-up', tookMs: 10, reason: `impossible: ${failure.reason}` },
+      ]);
+      takeOvers.event({ type: 'command', command: 'failover', nowMs: 90_000 });
+      takeOvers.effect(state('TAKING-OVER', 'at epoch 41: ordered by a person'), 41, true);
+      takeOvers.effect(state('RUNNING', 'took over'), 41, false);
+      expect(told[1]).toMatchObject({ outcome: 'took-over', cause: 'ordered by a person', tookMs: 0 });
+    },
+  );
 });

@@ -142,6 +142,15 @@ describe('a bad configuration says where, what, and what to do', () => {
     ['web = "north"\n', 'agent.toml:1:1: `web = "north"`: '],
     ['web = [7780]\n', 'agent.toml:1:1: `web` is an address: PORT, "HOST:PORT" or "unix:PATH"'],
     ['metrics = true\n', 'agent.toml:1:1: `metrics` is an address: PORT, "HOST:PORT" or "unix:PATH"'],
+    [`${WEB}node = "a\\u0000b"\n`, 'agent.toml:4:1: `node` has a NUL in it'],
+    [
+      `[vm.web]\nqmp = "/${'x'.repeat(107)}"\npeer = "a:1"\n`,
+      "agent.toml:2:1: `qmp`: the path has 108 bytes, and a socket's 107 at the most: have QEMU make it elsewhere",
+    ],
+    [
+      `${WEB}[vm.web]\n`,
+      'agent.toml:4:5: this is no TOML: Defining a key multiple times is invalid: one of the two must go',
+    ],
     ['[vm.web\n', 'agent.toml:2:1: this is no TOML: Unterminated table-key'],
   ])('%s', (text, problem) => {
     expect(problems(text)[0]).toContain(problem);
@@ -181,6 +190,14 @@ describe('a bad configuration says where, what, and what to do', () => {
     );
     expect(problems('', { 'x.toml': '[defaults]\ninterval = 50\n' })[0]).toBe(
       'conf.d/x.toml:1:2: files in conf.d hold VMs alone: write [vm.NAME], or `defaults` in agent.toml',
+    );
+  });
+
+  test('a conf.d that is no folder', () => {
+    writeFileSync(path.join(folder, 'agent.toml'), WEB);
+    writeFileSync(path.join(folder, 'conf.d'), '');
+    expect(() => readConfig(path.join(folder, 'agent.toml'), options)).toThrow(
+      /conf\.d: it can't be read: ENOTDIR/,
     );
   });
 

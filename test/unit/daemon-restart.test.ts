@@ -26,7 +26,17 @@ describe('when a VM’s process is started', () => {
     }
     expect(delays.slice(0, 4)).toEqual([500, 1000, 2000, 4000]);
     expect(delays.at(-1)).toBe(DELAY_MS_MAX);
-    expect(machine.restarts).toBe(10);
+  });
+
+  test('it falters from its first end on, until somebody starts it again', () => {
+    const machine = started();
+    expect(machine.falters).toBe(false);
+    end(machine, {});
+    machine.step({ type: 'due', nowMs: 1000 });
+    expect(machine.falters).toBe(true);
+    end(machine, { code: 78 });
+    machine.step(START);
+    expect(machine.falters).toBe(false);
   });
 
   test('one that has run for a while begins with the shortest delay again', () => {

@@ -3,7 +3,7 @@ import { assertStands } from '../../agent/standby-attach.ts';
 import { findLeftovers } from '../../vm/gate-wiring.ts';
 import { findNics, isUngated } from '../../vm/nics.ts';
 import { findProblems, type PreflightCheck, type Problem } from '../../vm/preflight.ts';
-import { type Check, type Finding, fail, NotAsked, ok, warn } from '../finding.ts';
+import { AGENT_HAS_MONITOR, type Check, type Finding, fail, NotAsked, ok, warn } from '../finding.ts';
 import type { Patient } from '../patient.ts';
 
 export const agent: Check = {
@@ -33,7 +33,7 @@ export const qmp: Check = {
       return ok(`${patient.options.qmpPath} answers, QEMU's process is ${client.peer.pid}`);
     } catch (error) {
       if (error instanceof NotAsked) throw error;
-      if ((await patient.agent()) !== null) throw new NotAsked('the agent that runs here has the monitor');
+      if ((await patient.agent()) !== null) throw new NotAsked(AGENT_HAS_MONITOR);
       return fail(
         (error as Error).message,
         'start QEMU with -qmp unix:PATH,server=on,wait=off, for colo-agent alone, and give that PATH to --qmp',

@@ -43,9 +43,13 @@ export class TestDaemon {
     return path.join(this.#folder, 'control.sock');
   }
 
+  vmFile(name: string): string {
+    return path.join(this.#folder, 'conf.d', `${name}.toml`);
+  }
+
   /** A VM's file; null takes it away. */
   writeVm(name: string, lines: readonly string[] | null): void {
-    const file = path.join(this.#folder, 'conf.d', `${name}.toml`);
+    const file = this.vmFile(name);
     if (lines === null) rmSync(file);
     else writeFileSync(file, [`[vm.${name}]`, ...lines, ''].join('\n'));
   }
