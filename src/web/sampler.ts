@@ -11,12 +11,11 @@ export interface SamplerOptions {
   readings: (answerMs: number) => Promise<Readings>;
   /** Told when a look failed as a whole. */
   onFailure: (reason: string) => void;
-  nowMs?: () => number;
   watchedMs?: number;
   unwatchedMs?: number;
 }
 
-export const WATCHED_MS = 2000;
+const WATCHED_MS = 2000;
 const UNWATCHED_MS = 10_000;
 /** Who has asked for the page's figures within this time is watching. */
 const WATCHING_MS = 30_000;
@@ -37,7 +36,6 @@ interface Watched {
 export class Sampler {
   readonly #readings: SamplerOptions['readings'];
   readonly #onFailure: SamplerOptions['onFailure'];
-  readonly #nowMs: () => number;
   readonly #watchedMs: number;
   readonly #unwatchedMs: number;
   readonly #vms = new Map<string, Watched>();
@@ -49,7 +47,6 @@ export class Sampler {
   constructor(options: SamplerOptions) {
     this.#readings = options.readings;
     this.#onFailure = options.onFailure;
-    this.#nowMs = options.nowMs ?? Date.now;
     this.#watchedMs = options.watchedMs ?? WATCHED_MS;
     this.#unwatchedMs = options.unwatchedMs ?? UNWATCHED_MS;
     void this.#look();
@@ -96,7 +93,7 @@ export class Sampler {
   }
 
   #keep(readings: Readings): void {
-    const timeMs = this.#nowMs();
+    const timeMs = Date.now();
     for (const vm of this.#vms.keys()) if (!readings.has(vm)) this.#vms.delete(vm);
     for (const [vm, reading] of readings) {
       const { look: before, history } = this.#vms.get(vm) ?? { look: null, history: new History() };
