@@ -1,14 +1,17 @@
 /** Two hosts' daemons on this one, two VMs: each fails alone, and what isn't changed isn't touched. */
-import { writeFileSync } from 'node:fs';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { readFileSync, writeFileSync } from 'node:fs';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { TakeOverRecord } from '../../src/agent/take-over-record.ts';
 import { QmpClient } from '../../src/qmp/client.ts';
 import { Cleanup } from '../../src/testbed/cleanup.ts';
 import type { TestVm } from '../../src/testbed/vm.ts';
 import { waitFor } from '../../src/testbed/wait.ts';
-import { colo } from './support/cli.ts';
+import { colo, MAIN } from './support/cli.ts';
 import { runs, TestDaemon } from './support/daemon.ts';
 import { freePort, type GuestOptions, startVm, waitBooted } from './support/protection.ts';
+import { get } from './support/scrape.ts';
 import { TestTerminal } from './support/terminal.ts';
 
 const GUEST: GuestOptions = { guest: 'baremetal' };
@@ -137,6 +140,39 @@ describe('one daemon a host', () => {
       code: 64,
       stderr: 'colo-agent: `top` needs a terminal: use `top --once`, `status --watch` or `list`\n',
     });
+  });
+
+  test('`status --watch` tells of them again and again, until it is interrupted', async () => {
+    const args = [MAIN, 'status', '--watch', '--control', primary.controlPath];
+    const watching = spawn(process.execPath, args, { stdio: ['ignore', 'pipe', 'inherit'] });
+    cleanup.add(() => void watching.kill('SIGKILL'));
+    let told = '';
+    watching.stdout.setEncoding('utf8').on('data', (text: string) => {
+      told += text;
+    });
+    await waitFor('a second table', 60_000, () => told.split(/^VM +ROLE/m).length > 2);
+    watching.kill('SIGINT');
+    expect((await once(watching, 'exit'))[1]).toBe('SIGINT');
+    expect(told).not.toContain('\x1b');
+
+    const terminal = cleanup.own(new TestTerminal(['status', '--watch', '--control', primary.controlPath]));
+    await waitFor('a third look', 60_000, () => terminal.output.split('\x1b[H').length > 3);
+    terminal.type('\x03');
+    await terminal.ended;
+    expect(terminal.output.split('\x1b[2J')).toHaveLength(2); // cleared once, and painted over from then on
+    const look = terminal.output.split('\x1b[H')[2]?.replaceAll('\x1b[K\r\n', '\n');
+    expect(look).toMatch(/^VM +ROLE .*\na +primary .*\nb +primary .*\n/);
+  });
+
+  test('a reload moves the metrics of all', async () => {
+    const [before, after] = [primary.metricsPath, `${primary.metricsPath}.new`];
+    const configuration = readFileSync(primary.configFile, 'utf8');
+    writeFileSync(primary.configFile, configuration.replace(before, after));
+    expect(await primary.reload()).toMatchObject({ changed: [], unchanged: ['a', 'b'] });
+    expect((await get({ socketPath: after }, '/health')).body).toContain('"vm":"b"');
+    await expect(get({ socketPath: before }, '/health')).rejects.toThrow('ENOENT');
+    writeFileSync(primary.configFile, configuration);
+    await primary.reload();
   });
 
   test('an agent that is killed comes back and protects again; the other VM’s checkpoints go on', async () => {

@@ -1,10 +1,11 @@
-import { mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, renameSync, rmSync, statSync } from 'node:fs';
 import { request } from 'node:http';
 import { connect, createServer, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { ControlServer } from '../../src/agent/control-server.ts';
+import { listenAtPath } from '../../src/agent/socket-path.ts';
 import type { Status } from '../../src/agent/status.ts';
 import { formatHttpAddress, type HttpAddress, parseHttpAddress } from '../../src/http/address.ts';
 import { CONTENT_TYPE } from '../../src/metrics/exposition.ts';
@@ -107,7 +108,10 @@ describe('GET /metrics', () => {
     );
     server.close();
     expect(() => statSync(socketPath)).toThrow('ENOENT');
-    writeFileSync(socketPath, '');
+    const dead = createServer();
+    await listenAtPath(dead, `${socketPath}.dead`);
+    renameSync(`${socketPath}.dead`, socketPath);
+    await new Promise((resolve) => dead.close(resolve));
     expect((await ask(await serve(undefined, { path: socketPath }), '/metrics')).code).toBe(200);
   });
 

@@ -56,7 +56,10 @@ export class Browser {
       '--remote-debugging-pipe',
       `--user-data-dir=${this.#profile}`,
     ];
-    this.#child = spawn(program, flags, { stdio: ['ignore', 'ignore', 'ignore', 'pipe', 'pipe'] });
+    this.#child = spawn(program, flags, {
+      detached: true,
+      stdio: ['ignore', 'ignore', 'ignore', 'pipe', 'pipe'],
+    });
     this.#child.on('error', (error) => this.#fail(error));
     this.#child.on('exit', (code, signal) => this.#fail(new Error(`${program} ended: ${code ?? signal}`)));
     const from = this.#child.stdio[4] as Readable;
@@ -86,7 +89,11 @@ export class Browser {
 
   async destroy(): Promise<void> {
     const ended = new Promise((resolve) => this.#child.once('exit', resolve));
-    if (this.#child.kill('SIGKILL')) await ended;
+    // With all the processes that it has made: they would go on writing into the profile.
+    if (this.#child.exitCode === null && this.#child.pid !== undefined) {
+      process.kill(-this.#child.pid, 'SIGKILL');
+      await ended;
+    }
     rmSync(this.#profile, { recursive: true, force: true, maxRetries: 10 });
   }
 
