@@ -19,7 +19,7 @@ const { values: options } = parseArgs({
   },
 });
 /** What users read and programs need; the rest of the checkout is for who changes it. */
-const CONTENT = ['guest', 'docs', 'packaging', 'package.json', 'LICENSE', 'README.md', 'CHANGELOG.md'];
+const CONTENT = ['guest', 'web', 'docs', 'packaging', 'package.json', 'LICENSE', 'README.md', 'CHANGELOG.md'];
 
 const epoch =
   process.env.SOURCE_DATE_EPOCH ??

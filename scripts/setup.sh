@@ -81,6 +81,8 @@ find_missing() {
   has rpmlint || needed rpmlint rpmlint
   has systemd-analyze && has systemd-sysusers || needed systemd systemd
   [ -f /usr/include/seccomp.h ] || needed libseccomp-dev libseccomp-devel
+  # The web page's tests.
+  has chromium || has chromium-browser || needed chromium chromium
   [ -f /usr/lib/ocf/lib/heartbeat/ocf-shellfuncs ] || needed resource-agents resource-agents
   has shellcheck || needed shellcheck ShellCheck
   has xmllint || needed libxml2-utils libxml2

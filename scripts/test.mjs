@@ -16,6 +16,7 @@ const complaints = [];
 
 await step('lint', () => check('npx', ['biome', 'check', '.']));
 await step('types', () => check('npx', ['tsc', '-p', 'tsconfig.json', '--noEmit']));
+await step('types of the web page', () => check('npx', ['tsc', '-p', 'tsconfig.web.json']));
 await step('native format', () => check('sh', ['scripts/lint-native.sh']));
 await Promise.all([nativeSteps(), stepsBeside()]);
 await step('e2e tests', (output) => vitest('e2e', output));

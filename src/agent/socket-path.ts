@@ -1,4 +1,4 @@
-import { chmodSync, mkdirSync, renameSync, rmSync } from 'node:fs';
+import { chmodSync, lstatSync, mkdirSync, renameSync, rmSync } from 'node:fs';
 import { createConnection, type ListenOptions, type Server } from 'node:net';
 import path from 'node:path';
 
@@ -34,8 +34,10 @@ export function assertSocketPath(socketPath: string): void {
     );
 }
 
-/** Has `server` listen at `socketPath` (mode 0660), whose folder is made; what is there already is replaced. */
+/** Has `server` listen at `socketPath` (mode 0660), whose folder is made; a socket that is there already is replaced. Throws Error where something else is. */
 export async function listenAtPath(server: Server, socketPath: string): Promise<void> {
+  if (lstatSync(socketPath, { throwIfNoEntry: false })?.isSocket() === false)
+    throw new Error(`${socketPath} is there, and is no socket: give another path`);
   mkdirSync(path.dirname(socketPath), { recursive: true, mode: 0o755 });
   // It appears under its name only when it answers and has its final mode.
   const preparing = `${socketPath}.${process.pid}`;

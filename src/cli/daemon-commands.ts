@@ -63,6 +63,15 @@ export function eventsCommand(): Command {
     );
 }
 
+export function webCommand(): Command {
+  return daemonCommand('web', "Print a link into the daemon's web page: good once, for two minutes").action(
+    async ({ control, json }: DaemonCliOptions) => {
+      const answer = (await sendCommand(control, 'web')) as { link: string };
+      print(json ? JSON.stringify(answer) : answer.link);
+    },
+  );
+}
+
 export function configCommand(): Command {
   return new Command('config').description("Look at the daemon's configuration").addCommand(
     new Command('check')

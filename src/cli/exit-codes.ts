@@ -53,7 +53,7 @@ const CONFIGURATION_ERRORS = new Set([
 const UNAVAILABLE_ERRORS = new Set([
   'QmpError',
   'PairingError',
-  'MetricsListenError',
+  'HttpListenError',
   'StartError',
   'DomainUnavailableError',
 ]);

@@ -6,7 +6,7 @@ import { version } from './version.ts';
 /** Told whose status is served, as soon as there is one. */
 export type MetricsShown = (status: () => Status) => void;
 
-/** Serves metrics, if they are wanted, while `run` runs: an address that can't be had is found out before the VM is touched. Throws MetricsListenError. */
+/** Serves metrics, if they are wanted, while `run` runs: an address that can't be had is found out before the VM is touched. Throws HttpListenError. */
 export async function withMetrics(
   { vm, metrics: address }: SharedOptions,
   run: (shown: MetricsShown) => Promise<void>,

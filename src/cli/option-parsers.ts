@@ -1,6 +1,6 @@
 import { InvalidArgumentError } from 'commander';
 import { type HostPort, parseHostPort } from '../agent/peer-address.ts';
-import { type MetricsAddress, parseMetricsAddress } from '../metrics/address.ts';
+import { type HttpAddress, parseHttpAddress } from '../http/address.ts';
 
 /** A parser for commander: a whole number within [min, max]. */
 export function integer(min: number, max: number): (text: string) => number {
@@ -28,8 +28,8 @@ export function pairingAddress(text: string): HostPort {
   return address;
 }
 
-export function metricsAddress(text: string): MetricsAddress {
-  return parsed(() => parseMetricsAddress(text));
+export function httpAddress(text: string): HttpAddress {
+  return parsed(() => parseHttpAddress(text));
 }
 
 function hostPort(text: string, portZero: boolean): HostPort {

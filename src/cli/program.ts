@@ -1,6 +1,6 @@
 import { Command } from 'commander';
 import { drillCommand, failoverCommand, statusCommand, stopCommand } from './control.ts';
-import { configCommand, eventsCommand, listCommand, reloadCommand } from './daemon-commands.ts';
+import { configCommand, eventsCommand, listCommand, reloadCommand, webCommand } from './daemon-commands.ts';
 import { demoCommand } from './demo.ts';
 import { doctorCommand } from './doctor.ts';
 import { estimateCommand } from './estimate.ts';
@@ -30,6 +30,7 @@ export function programTree(): Command {
     .addCommand(listCommand())
     .addCommand(topCommand())
     .addCommand(eventsCommand())
+    .addCommand(webCommand())
     .addCommand(statusCommand())
     .addCommand(failoverCommand())
     .addCommand(drillCommand())

@@ -2,9 +2,10 @@ import { Command, Option } from 'commander';
 import { LOG_LEVELS, Log, type LogLevel } from '../agent/log.ts';
 import { ServiceManager } from '../agent/systemd.ts';
 import { Daemon } from '../daemon/daemon.ts';
-import type { MetricsAddress } from '../metrics/address.ts';
+import { formatHttpAddress, type HttpAddress } from '../http/address.ts';
+import { WEB_ADDRESS } from '../web/address.ts';
 import { DAEMON_SOCKET } from './control-path.ts';
-import { metricsAddress } from './option-parsers.ts';
+import { httpAddress } from './option-parsers.ts';
 import { onTerminationSignal } from './signals.ts';
 import { version } from './version.ts';
 import { vmOptions } from './vm-options.ts';
@@ -15,7 +16,8 @@ export const CONFIG_FILE = '/etc/colo-agent/agent.toml';
 interface ServeOptions {
   config: string;
   control: string;
-  metrics?: MetricsAddress;
+  metrics?: HttpAddress;
+  web?: HttpAddress;
   logLevel: LogLevel;
 }
 
@@ -27,7 +29,15 @@ export function serveCommand(): Command {
     .option(
       '--metrics <address>',
       'serve the metrics and the health of all VMs there: PORT of 127.0.0.1, HOST:PORT, or unix:PATH (default: `metrics` of the file)',
-      metricsAddress,
+      httpAddress,
+    )
+    .addOption(
+      new Option(
+        '--web [address]',
+        'serve a page of all VMs there, for whoever `colo-agent web` gives a link to: as --metrics; without an address 127.0.0.1:7780 (docs/web.md; default: `web` of the file)',
+      )
+        .argParser(httpAddress)
+        .preset(formatHttpAddress(WEB_ADDRESS)),
     )
     .addOption(
       new Option('--log-level <level>', 'what goes to stderr of the daemon itself')
@@ -37,7 +47,7 @@ export function serveCommand(): Command {
     .action(runServe);
 }
 
-async function runServe({ config, control, metrics, logLevel }: ServeOptions): Promise<void> {
+async function runServe({ config, control, metrics, web, logLevel }: ServeOptions): Promise<void> {
   const log = new Log(logLevel, () => ({}));
   const service = ServiceManager.find(log);
   const starting = Daemon.start({
@@ -47,6 +57,7 @@ async function runServe({ config, control, metrics, logLevel }: ServeOptions): P
     vmOptions: vmOptions(),
     stateFolder: STATE_FOLDER,
     metrics: metrics ?? null,
+    web: web ?? null,
     version,
     log,
   });

@@ -6,9 +6,9 @@ import {
   type TlsCredentials,
 } from '../agent/link-security.ts';
 import { LOG_LEVELS, type Log, type LogLevel } from '../agent/log.ts';
-import type { MetricsAddress } from '../metrics/address.ts';
+import type { HttpAddress } from '../http/address.ts';
 import { CliError, EXIT } from './exit-codes.ts';
-import { metricsAddress, vmName } from './option-parsers.ts';
+import { httpAddress, vmName } from './option-parsers.ts';
 import { type WhichVm, withWhichVm } from './which-vm.ts';
 import { type WitnessCliOptions, withWitnessOptions } from './witness-options.ts';
 
@@ -19,7 +19,7 @@ export interface SharedOptions extends WitnessCliOptions, WhichVm {
   control?: string;
   json?: boolean;
   trace?: string;
-  metrics?: MetricsAddress;
+  metrics?: HttpAddress;
   tls: string;
   peerName: string;
   insecure: boolean;
@@ -57,7 +57,7 @@ export function withSharedOptions(command: Command): Command {
     .option(
       '--metrics <address>',
       'serve GET /metrics for Prometheus and GET /health at PORT of 127.0.0.1, at HOST:PORT, or at unix:PATH, to everybody who reaches it (docs/metrics.md)',
-      metricsAddress,
+      httpAddress,
     )
     .addOption(new Option('--log-level <level>', 'what goes to stderr').choices(LOG_LEVELS).default('warn'));
 }

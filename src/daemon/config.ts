@@ -9,7 +9,8 @@
  */
 import { readdirSync, readFileSync } from 'node:fs';
 import path from 'node:path';
-import { formatMetricsAddress, type MetricsAddress, parseMetricsAddress } from '../metrics/address.ts';
+import { formatHttpAddress, type HttpAddress, parseHttpAddress } from '../http/address.ts';
+import { WEB_ADDRESS } from '../web/address.ts';
 import { suggestion } from './spelling.ts';
 import { ConfigError, type Entry, readToml } from './toml.ts';
 import { argumentsOf, type Role, type VmOption, type VmOptions } from './vm-option.ts';
@@ -45,13 +46,18 @@ export interface DaemonConfig {
   /** Where the daemon keeps what is to outlive it. */
   stateFolder: string | undefined;
   /** Where the metrics of all VMs are served; null: nowhere. */
-  metrics: MetricsAddress | null;
+  metrics: HttpAddress | null;
+  /** Where the page of all VMs is served; null: nowhere. */
+  web: HttpAddress | null;
   vms: ReadonlyMap<string, VmConfig>;
 }
 
 /** Options that are the host's: they stand above all tables. */
 const HOST_KEYS = ['node', 'state-dir', 'log-level'];
-const DAEMON_KEYS = ['control-group', 'metrics'];
+const DAEMON_KEYS = ['control-group', 'metrics', 'web'];
+/** Of these, the addresses at which something is served. */
+const SERVED_KEYS = ['metrics', 'web'] as const;
+type ServedKey = (typeof SERVED_KEYS)[number];
 const TABLES = ['defaults', 'vm'];
 const ROLES = ['auto', 'primary', 'standby'] as const;
 /** The daemon says what these are. */
@@ -89,7 +95,7 @@ class ConfigReader {
   readonly #defaults = new Map<string, Entry>();
   readonly #tables = new Map<string, VmTable>();
   #controlGroup: string | null = null;
-  #metrics: MetricsAddress | null = null;
+  readonly #served: Record<ServedKey, HttpAddress | null> = { metrics: null, web: null };
 
   constructor(options: VmOptions, draft: Draft | null) {
     this.#options = options;
@@ -138,7 +144,7 @@ class ConfigReader {
     const folder = this.#defaults.get('state-dir')?.value;
     return {
       controlGroup: this.#controlGroup,
-      metrics: this.#metrics,
+      ...this.#served,
       stateFolder: typeof folder === 'string' ? folder : undefined,
       vms,
     };
@@ -160,7 +166,8 @@ class ConfigReader {
     }
     if (HOST_KEYS.includes(table)) return this.#option(table, entry, this.#defaults);
     if (table === 'control-group') return this.#group(entry);
-    if (table === 'metrics') return this.#metricsAddress(entry);
+    const served = SERVED_KEYS.find((key) => key === table);
+    if (served !== undefined) return this.#address(served, entry);
     const known = [...HOST_KEYS, ...DAEMON_KEYS, ...TABLES];
     const remedy = this.#byKey.has(table)
       ? '; it belongs below [defaults] or [vm.NAME]'
@@ -211,14 +218,18 @@ class ConfigReader {
     return null;
   }
 
-  #metricsAddress({ value }: Entry): string | null {
+  #address(key: ServedKey, { value }: Entry): string | null {
+    if (key === 'web' && typeof value === 'boolean') {
+      this.#served.web = value ? WEB_ADDRESS : null;
+      return null;
+    }
     if (typeof value !== 'string' && typeof value !== 'number')
-      return '`metrics` is an address: PORT, "HOST:PORT" or "unix:PATH"';
+      return `\`${key}\` is an address: PORT, "HOST:PORT" or "unix:PATH"`;
     try {
-      this.#metrics = parseMetricsAddress(String(value));
+      this.#served[key] = parseHttpAddress(String(value));
       return null;
     } catch (error) {
-      return `\`metrics = ${JSON.stringify(value)}\`: ${(error as Error).message}`;
+      return `\`${key} = ${JSON.stringify(value)}\`: ${(error as Error).message}`;
     }
   }
 
@@ -272,7 +283,8 @@ class ConfigReader {
   #findShared(): void {
     for (const key of EXCLUSIVE) {
       const users = new Map<string, string>();
-      if (key === 'metrics' && this.#metrics !== null) users.set(formatMetricsAddress(this.#metrics), DAEMON);
+      const { metrics } = this.#served;
+      if (key === 'metrics' && metrics !== null) users.set(formatHttpAddress(metrics), DAEMON);
       for (const [name, { place, entries }] of this.#tables) {
         const entry = entries.get(key) ?? this.#defaults.get(key);
         const value = key === 'metrics' && entry ? metricsText(entry) : String(entry?.value);
@@ -316,7 +328,7 @@ function sourceOf(entries: ReadonlyMap<string, Entry>): VmSource | string {
 
 /** Of an option that was found right: an address may be written in several ways. */
 function metricsText({ value }: Entry): string {
-  return formatMetricsAddress(parseMetricsAddress(String(value)));
+  return formatHttpAddress(parseHttpAddress(String(value)));
 }
 
 function whereTable({ path: keys, value }: Entry): string | null {

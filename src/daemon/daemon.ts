@@ -7,10 +7,13 @@ import type { Log } from '../agent/log.ts';
 import { SerialQueue } from '../agent/serial-queue.ts';
 import { assertSocketPath } from '../agent/socket-path.ts';
 import { summaryOf, type TakeOverRecord } from '../agent/take-over-record.ts';
-import type { MetricsAddress } from '../metrics/address.ts';
+import { formatHttpAddress, type HttpAddress } from '../http/address.ts';
+import { Endpoint } from '../http/endpoint.ts';
+import { MetricsServer } from '../metrics/server.ts';
+import { isForOthers } from '../web/address.ts';
+import { WebServer } from '../web/server.ts';
 import { type DaemonConfig, readConfig, type VmConfig } from './config.ts';
 import { type DaemonEvent, EventStore } from './event-store.ts';
-import { MetricsEndpoint } from './metrics-endpoint.ts';
 import { overviewOf, readingsOf } from './readings.ts';
 import { ConfigError } from './toml.ts';
 import type { VmOptions } from './vm-option.ts';
@@ -25,7 +28,9 @@ export interface DaemonOptions {
   /** For a configuration that names none. */
   stateFolder: string;
   /** Where the metrics of all VMs are served, whatever the configuration says; null: as it says. */
-  metrics: MetricsAddress | null;
+  metrics: HttpAddress | null;
+  /** The same of the page of all VMs. */
+  web: HttpAddress | null;
   version: string;
   log: Log;
 }
@@ -49,13 +54,14 @@ export class Daemon {
   /** Out of the configuration, and not at their end yet. */
   readonly #leaving = new Map<string, { vm: VmProcess; left: Promise<void> }>();
   readonly #events: EventStore;
-  readonly #metrics: MetricsEndpoint;
+  readonly #metrics: Endpoint<MetricsServer>;
+  readonly #web: Endpoint<WebServer>;
   /** One after the other: a SIGHUP may come while the last one is followed. */
   readonly #reloads = new SerialQueue();
   #control: ControlServer | null = null;
   #ending = false;
 
-  /** Throws ConfigError, MetricsListenError, or ControlError `in-use` when another daemon runs, and leaves nothing behind. */
+  /** Throws ConfigError, HttpListenError, or ControlError `in-use` when another daemon runs, and leaves nothing behind. */
   static async start(options: DaemonOptions): Promise<Daemon> {
     const config = readConfig(options.configFile, options.vmOptions);
     assertSocket(options.controlPath, 'give `serve --control` another path');
@@ -75,7 +81,9 @@ export class Daemon {
     this.#options = options;
     this.#events = new EventStore(stateFolder);
     const readings = () => readingsOf(this.#vms);
-    this.#metrics = new MetricsEndpoint({ version: options.version, readings });
+    const { version } = options;
+    this.#metrics = new Endpoint((address) => MetricsServer.listen({ address, version, readings }));
+    this.#web = new Endpoint((address) => this.#serveWeb(address));
   }
 
   /** Those that leave are there until they have left. */
@@ -125,11 +133,12 @@ export class Daemon {
     const leaving = [...this.#leaving.values()].map(({ left }) => left);
     await Promise.all([...leaving, ...[...this.#vms.values()].map((vm) => vm.end())]);
     this.#metrics.close();
+    this.#web.close();
     this.#control?.close();
   }
 
   /** The host's part first, of which something may fail: no VM has been touched then. */
-  async #follow({ vms, controlGroup, metrics }: DaemonConfig): Promise<ReloadReport> {
+  async #follow({ vms, controlGroup, metrics, web }: DaemonConfig): Promise<ReloadReport> {
     const { controlPath } = this.#options;
     for (const { name, place } of vms.values())
       assertSocket(
@@ -137,8 +146,56 @@ export class Daemon {
         `a shorter name for the VM at ${place}, or another folder for \`serve --control\``,
       );
     giveSocketTo(controlGroup, controlPath);
-    await this.#metrics.moveTo(this.#options.metrics ?? metrics);
+    await this.#serve(this.#options.metrics ?? metrics, this.#options.web ?? web);
     return this.#apply(vms);
+  }
+
+  /** Both, or none of it. */
+  async #serve(metrics: HttpAddress | null, web: HttpAddress | null): Promise<void> {
+    const before = this.#metrics.address;
+    await this.#metrics.moveTo(metrics);
+    try {
+      await this.#web.moveTo(web);
+    } catch (error) {
+      await this.#metrics.moveTo(before);
+      throw error;
+    }
+  }
+
+  #serveWeb(address: HttpAddress): Promise<WebServer> {
+    const { version, log } = this.#options;
+    if (isForOthers(address))
+      log.warn(
+        'the web page goes over the network as plain text: put a proxy with TLS before it (docs/web.md)',
+        {
+          web: formatHttpAddress(address),
+        },
+      );
+    return WebServer.listen({
+      address,
+      version,
+      readings: (answerMs) => readingsOf(this.#vms, answerMs),
+      vms: () => this.list(),
+      events: (after) => this.#happenedAfter(after),
+      onFailure: (reason) => log.error('the agents could not be looked at for the web page', { reason }),
+    });
+  }
+
+  /** The latest ones; take-overs, which are kept for longer than other events, all of them at first. */
+  #happenedAfter(after: number) {
+    const events = this.#events.latest(after, EVENTS_IN_ANSWER_MAX);
+    const takeOvers =
+      after === 0 ? this.#events.takeOvers(null) : events.flatMap(({ takeOver }) => takeOver ?? []);
+    return { events, takeOvers, lastId: this.#events.lastId };
+  }
+
+  #webLink(): { link: string } {
+    if (this.#web.server === null)
+      throw new ControlError(
+        'not-running',
+        'this daemon serves no web page: write `web = true` above all tables of agent.toml and `colo-agent reload`, or start it with `serve --web`',
+      );
+    return { link: this.#web.server.link() };
   }
 
   #apply(vms: DaemonConfig['vms']): ReloadReport {
@@ -216,6 +273,8 @@ export class Daemon {
         return { file: this.#options.configFile };
       case 'reload':
         return this.reload(vm);
+      case 'web':
+        return this.#webLink();
       case 'events':
         return this.#eventsAfter(request.after, vm);
       case 'take-overs':
@@ -228,7 +287,7 @@ export class Daemon {
       default:
         throw new ControlError(
           'unknown-command',
-          `unknown command ${JSON.stringify(command)}; known are list, overview, config, reload, events, take-overs, status, failover, drill and stop`,
+          `unknown command ${JSON.stringify(command)}; known are list, overview, config, reload, events, take-overs, web, status, failover, drill and stop`,
         );
     }
   }

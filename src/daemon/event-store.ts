@@ -85,6 +85,11 @@ export class EventStore {
     return this.#events.filter((event) => event.id > id && (vm === null || event.vm === vm)).slice(0, max);
   }
 
+  /** As after(), but the latest ones, when there are more than `max`. */
+  latest(id: number, max: number): DaemonEvent[] {
+    return this.#events.filter((event) => event.id > id).slice(-max);
+  }
+
   /** The oldest first, as far as they are kept. */
   takeOvers(vm: string | null): TakeOverRecord[] {
     return this.#takeOvers.filter((takeOver) => vm === null || takeOver.vm === vm);

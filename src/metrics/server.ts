@@ -1,9 +1,7 @@
 /** GET /metrics and GET /health, and nothing else, on a port or a unix socket. It reads nothing but requests, and changes nothing. */
-import { rmSync } from 'node:fs';
-import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
-import type { AddressInfo } from 'node:net';
-import { answersAt, listenAtPath, listening } from '../agent/socket-path.ts';
-import { formatMetricsAddress, type MetricsAddress } from './address.ts';
+import type { IncomingMessage } from 'node:http';
+import type { HttpAddress } from '../http/address.ts';
+import { type Answer, BoundedServer } from '../http/bounded-server.ts';
 import { CONTENT_TYPE, exposition } from './exposition.ts';
 import { familiesOf } from './families.ts';
 import { healthOf } from './health.ts';
@@ -11,86 +9,48 @@ import { formatFor } from './negotiation.ts';
 import type { Readings } from './readings.ts';
 
 export interface MetricsServerOptions {
-  address: MetricsAddress;
+  address: HttpAddress;
   /** Of this program. */
   version: string;
   /** Asked for each answer; requests that come meanwhile share it. */
   readings: () => Readings | Promise<Readings>;
 }
 
-/** Where metrics can't be served, and why. */
-export class MetricsListenError extends Error {
-  override readonly name = 'MetricsListenError';
-}
-
 const CONNECTIONS_MAX = 16;
-const HEADER_BYTES_MAX = 8192;
-/** From its beginning to its end, for one request and its answer: who is slow holds nothing for longer. */
 const CONNECTION_MS_MAX = 10_000;
-
-interface Answer {
-  code: number;
-  type: string;
-  body: string;
-}
 
 export class MetricsServer {
   readonly #options: MetricsServerOptions;
-  readonly #server: Server;
+  #server!: BoundedServer;
   #asking: Promise<Readings> | null = null;
 
-  /** Throws MetricsListenError. A unix socket has mode 0660; one that a dead process has left is replaced. */
+  /** Throws HttpListenError. */
   static async listen(
     options: MetricsServerOptions,
-    connectionMs = CONNECTION_MS_MAX,
+    connectionMsMax = CONNECTION_MS_MAX,
   ): Promise<MetricsServer> {
-    const metrics = new MetricsServer(options, connectionMs);
-    try {
-      await metrics.#listen();
-    } catch (error) {
-      const where = formatMetricsAddress(options.address);
-      throw new MetricsListenError(`metrics can't be served at ${where}: ${(error as Error).message}`);
-    }
+    const metrics = new MetricsServer(options);
+    metrics.#server = await BoundedServer.listen({
+      what: 'metrics',
+      address: options.address,
+      limits: { connectionsMax: CONNECTIONS_MAX, connectionMsMax },
+      answer: (request) => metrics.#answer(request),
+    });
     return metrics;
   }
 
-  private constructor(options: MetricsServerOptions, connectionMs: number) {
+  private constructor(options: MetricsServerOptions) {
     this.#options = options;
-    this.#server = createServer({ maxHeaderSize: HEADER_BYTES_MAX }, (request, response) => {
-      response.shouldKeepAlive = false;
-      void this.#answer(request).then((answer) => reply(response, answer));
-    });
-    this.#server.maxConnections = CONNECTIONS_MAX;
-    this.#server.on('connection', (socket) => {
-      const deadline = setTimeout(() => socket.destroy(), connectionMs).unref();
-      socket.once('close', () => clearTimeout(deadline));
-    });
   }
 
   /** With the port that the kernel chose, where it was to. */
-  get address(): MetricsAddress {
-    const { address } = this.#options;
-    return 'path' in address
-      ? address
-      : { host: address.host, port: (this.#server.address() as AddressInfo).port };
+  get address(): HttpAddress {
+    return this.#server.address;
   }
 
   /** At once; answers under way are cut off. */
   close(): void {
-    const { address } = this.#options;
     this.#server.close();
-    this.#server.closeAllConnections();
-    if ('path' in address) rmSync(address.path, { force: true });
-  }
-
-  async #listen(): Promise<void> {
-    const { address } = this.#options;
-    if ('path' in address) {
-      if (await answersAt(address.path)) throw new Error('somebody already listens there');
-      await listenAtPath(this.#server, address.path);
-      return;
-    }
-    await listening(this.#server, address);
   }
 
   async #answer({ method, url = '', headers }: IncomingMessage): Promise<Answer> {
@@ -107,14 +67,14 @@ export class MetricsServer {
   async #metrics(accept: string | undefined): Promise<Answer> {
     const format = formatFor(accept);
     const body = exposition(familiesOf(await this.#readings(), this.#options.version), format);
-    return { code: 200, type: CONTENT_TYPE[format], body };
+    return { code: 200, headers: { 'Content-Type': CONTENT_TYPE[format] }, body };
   }
 
   async #health(): Promise<Answer> {
     const health = healthOf(await this.#readings());
     return {
       code: health.healthy ? 200 : 503,
-      type: 'application/json; charset=utf-8',
+      headers: { 'Content-Type': 'application/json; charset=utf-8' },
       body: `${JSON.stringify(health)}\n`,
     };
   }
@@ -129,15 +89,5 @@ export class MetricsServer {
 }
 
 function plain(code: number, body: string): Answer {
-  return { code, type: 'text/plain; charset=utf-8', body };
-}
-
-function reply(response: ServerResponse, { code, type, body }: Answer): void {
-  response.writeHead(code, {
-    'Content-Type': type,
-    'Content-Length': Buffer.byteLength(body),
-    'Cache-Control': 'no-store',
-    'X-Content-Type-Options': 'nosniff',
-  });
-  response.end(body);
+  return { code, headers: { 'Content-Type': 'text/plain; charset=utf-8' }, body };
 }

@@ -95,6 +95,9 @@ test('npm pack, npm install without a compiler, colo-agent', () => {
 
   const agent = path.join(home, 'node_modules', '.bin', 'colo-agent');
   expect(run(agent, ['--version'], home, env).stdout).toMatch(/^\d+\.\d+\.\d+\n$/);
+  const page = path.join(home, 'node_modules/colo-agent/dist/web/assets.js');
+  const read = 'import(process.argv[1]).then((assets) => assets.readAssets())';
+  expect(run('node', ['-e', read, page], home, env)).toMatchObject({ status: 0, stderr: '' });
   // The words are the addon's: it is there, and does something.
   const nobody = run(agent, ['estimate', '--qmp', '/nobody'], home, env);
   expect(nobody.stderr).toContain("can't connect to /nobody");

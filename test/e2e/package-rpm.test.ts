@@ -87,6 +87,8 @@ test('installed into a root of its own it starts there, makes its group and fold
   const agent = path.join(root, 'usr', 'bin', 'colo-agent');
   expect(run(agent, ['--version'])).toBe(`${version}\n`);
   expect(run(agent, ['estimate', '--help'])).toContain('--qmp');
+  const page = path.join(root, 'usr/lib64/colo-agent/dist/web/assets.js');
+  run('node', ['-e', 'import(process.argv[1]).then((assets) => assets.readAssets())', page]);
   expect(statSync(path.join(root, 'etc/colo-agent/tls')).mode & 0o777).toBe(0o700);
   expect(run(path.join(root, 'usr/lib/ocf/resource.d/colo/vm'), ['meta-data'])).toContain('name="promote"');
   run('systemd-sysusers', [`--root=${root}`, 'colo-agent.conf']);

@@ -1,6 +1,16 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { chmodSync, chownSync, mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import {
+  chmodSync,
+  chownSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import { createConnection, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
@@ -71,6 +81,14 @@ async function cling(who: { uid?: number; gid?: number }, onAnswer: () => void =
   });
   await once(child, 'close');
   return answers;
+}
+
+/** What a process that was killed leaves behind. */
+async function deadSocket(at: string): Promise<void> {
+  const dead = createServer();
+  await listenAtPath(dead, `${at}.dead`);
+  renameSync(`${at}.dead`, at);
+  await new Promise((resolve) => dead.close(resolve));
 }
 
 describe('the control socket', () => {
@@ -148,9 +166,18 @@ describe('the control socket', () => {
     server = await ControlServer.listen(socketPath, handler);
     await expect(ControlServer.listen(socketPath, handler)).rejects.toMatchObject({ code: 'in-use' });
     server.close();
-    writeFileSync(socketPath, '');
+    await deadSocket(socketPath);
     server = await ControlServer.listen(socketPath, handler);
     expect(await sendCommand(socketPath, 'stop')).toBe('stopping');
+  });
+
+  test('a file that is no socket stays what it is', async () => {
+    mkdirSync(path.dirname(socketPath), { recursive: true });
+    writeFileSync(socketPath, 'somebody’s');
+    await expect(ControlServer.listen(socketPath, handler)).rejects.toThrow(
+      `${socketPath} is there, and is no socket`,
+    );
+    expect(readFileSync(socketPath, 'utf8')).toBe('somebody’s');
   });
 
   test('connections that can’t be accepted end nobody', async () => {

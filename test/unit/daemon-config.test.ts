@@ -36,6 +36,15 @@ const WEB = '[vm.web]\nqmp = "/run/web.qmp"\npeer = "10.0.0.2:7000"\n';
 const DB = '[vm.db]\nqmp = "/run/db.qmp"\nlisten = "10.0.0.1:7001"\n';
 
 describe('a good configuration', () => {
+  test.each([
+    ['', null],
+    ['web = false\n', null],
+    ['web = true\n', { host: '127.0.0.1', port: 7780 }],
+    ['web = 7781\n', { host: '127.0.0.1', port: 7781 }],
+    ['web = ":7781"\n', { host: '::', port: 7781 }],
+    ['web = "unix:/run/w.sock"\n', { path: '/run/w.sock' }],
+  ])('where the page is: %s', (text, address) => expect(read(text).web).toEqual(address));
+
   test('a VM has what the host, the defaults and its own table say, in this order', () => {
     const { vms, stateFolder, controlGroup, metrics } = read(
       `metrics = "unix:/run/m.sock"\nstate-dir = "/var/lib/x"\ncontrol-group = "wheel"\n[defaults]\ninterval = 50\nshadow = false\nungated = ["net1", "-x"]\n${WEB}interval = 40\n`,
@@ -130,6 +139,8 @@ describe('a bad configuration says where, what, and what to do', () => {
     ['[default]\n', 'agent.toml:1:2: unknown key `default`; did you mean `defaults`?'],
     ['[defaults]\nnode = "a"\n', "agent.toml:2:1: `node` is the host's: write it above all tables"],
     ['metrics = "x"\n', 'agent.toml:1:1: `metrics = "x"`: '],
+    ['web = "north"\n', 'agent.toml:1:1: `web = "north"`: '],
+    ['web = [7780]\n', 'agent.toml:1:1: `web` is an address: PORT, "HOST:PORT" or "unix:PATH"'],
     ['metrics = true\n', 'agent.toml:1:1: `metrics` is an address: PORT, "HOST:PORT" or "unix:PATH"'],
     [`${WEB}node = "a\\u0000b"\n`, 'agent.toml:4:1: `node` has a NUL in it'],
     [

@@ -50,6 +50,8 @@ test('events come in their order, by VM, and after the one that was seen last', 
   expect(store.after(0, null, 10).map(({ id }) => id)).toEqual([1, 2, 3]);
   expect(store.after(1, 'web', 10)).toMatchObject([{ id: 3, vm: 'web', state: 'PROTECTED', epoch: 7 }]);
   expect(store.after(0, null, 2).map(({ id }) => id)).toEqual([1, 2]);
+  expect(store.latest(0, 2).map(({ id }) => id)).toEqual([2, 3]);
+  expect(store.latest(2, 2).map(({ id }) => id)).toEqual([3]);
 });
 
 test('they outlive the daemon, also one that died in the middle of a line', () => {

@@ -1,12 +1,13 @@
-import { mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, renameSync, rmSync, statSync } from 'node:fs';
 import { request } from 'node:http';
 import { connect, createServer, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { ControlServer } from '../../src/agent/control-server.ts';
+import { listenAtPath } from '../../src/agent/socket-path.ts';
 import type { Status } from '../../src/agent/status.ts';
-import { formatMetricsAddress, type MetricsAddress, parseMetricsAddress } from '../../src/metrics/address.ts';
+import { formatHttpAddress, type HttpAddress, parseHttpAddress } from '../../src/http/address.ts';
 import { CONTENT_TYPE } from '../../src/metrics/exposition.ts';
 import { askAgents, type Readings } from '../../src/metrics/readings.ts';
 import { MetricsServer } from '../../src/metrics/server.ts';
@@ -33,7 +34,7 @@ const PROTECTED: Readings = new Map([
 
 async function serve(
   readings: () => Readings | Promise<Readings> = () => PROTECTED,
-  address: MetricsAddress = LOOPBACK,
+  address: HttpAddress = LOOPBACK,
   connectionMs?: number,
 ): Promise<MetricsServer> {
   const server = await MetricsServer.listen({ address, version: '1.2.3', readings }, connectionMs);
@@ -107,14 +108,17 @@ describe('GET /metrics', () => {
     );
     server.close();
     expect(() => statSync(socketPath)).toThrow('ENOENT');
-    writeFileSync(socketPath, '');
+    const dead = createServer();
+    await listenAtPath(dead, `${socketPath}.dead`);
+    renameSync(`${socketPath}.dead`, socketPath);
+    await new Promise((resolve) => dead.close(resolve));
     expect((await ask(await serve(undefined, { path: socketPath }), '/metrics')).code).toBe(200);
   });
 
   test('an address that is taken is named', async () => {
     const { address } = await serve();
     await expect(serve(undefined, address)).rejects.toMatchObject({
-      name: 'MetricsListenError',
+      name: 'HttpListenError',
       message: expect.stringMatching(/^metrics can't be served at 127\.0\.0\.1:\d+: .*EADDRINUSE/),
     });
   });
@@ -333,11 +337,11 @@ describe('the address', () => {
     [':9464', { host: '::', port: 9464 }, '[::]:9464'],
     ['unix:/run/x.sock', { path: '/run/x.sock' }, 'unix:/run/x.sock'],
   ])('%s', (text, address, shown) => {
-    expect(parseMetricsAddress(text)).toEqual(address);
-    expect(formatMetricsAddress(address)).toBe(shown);
+    expect(parseHttpAddress(text)).toEqual(address);
+    expect(formatHttpAddress(address)).toBe(shown);
   });
 
   test.each(['', 'host', '99999', 'unix:', `unix:/${'x'.repeat(100)}`, '::1:9464'])('not %s', (text) => {
-    expect(() => parseMetricsAddress(text)).toThrow(RangeError);
+    expect(() => parseHttpAddress(text)).toThrow(RangeError);
   });
 });

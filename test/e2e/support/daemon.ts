@@ -59,6 +59,7 @@ export class TestDaemon {
       `state-dir = "${path.join(this.#folder, 'state')}"`,
       'log-level = "info"',
       `metrics = "unix:${this.metricsPath}"`,
+      'web = "127.0.0.1:0"',
     ];
     const defaults = ['[defaults]', `tls = "${pairedFolders()[this.#side]}"`, ...this.#defaults];
     writeFileSync(this.configFile, [...host, ...defaults, ''].join('\n'));

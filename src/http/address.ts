@@ -1,10 +1,10 @@
 import { formatHostPort, type HostPort, parseHostPort } from '../agent/peer-address.ts';
 
-/** Where metrics are served. */
-export type MetricsAddress = HostPort | { path: string };
+/** Where a page, or figures, are served. */
+export type HttpAddress = HostPort | { path: string };
 
 /** Parses PORT (on 127.0.0.1), HOST:PORT, :PORT (every address) or unix:PATH. Throws RangeError that says what is wrong. */
-export function parseMetricsAddress(text: string): MetricsAddress {
+export function parseHttpAddress(text: string): HttpAddress {
   if (text.startsWith('unix:')) {
     const path = text.slice('unix:'.length);
     // The kernel takes 107, and while the socket is made its name is longer by a process id.
@@ -15,6 +15,6 @@ export function parseMetricsAddress(text: string): MetricsAddress {
   return parseHostPort(/^\d+$/.test(text) ? `127.0.0.1:${text}` : text, { portZero: true });
 }
 
-export function formatMetricsAddress(address: MetricsAddress): string {
+export function formatHttpAddress(address: HttpAddress): string {
   return 'path' in address ? `unix:${address.path}` : formatHostPort(address);
 }

@@ -4,13 +4,15 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import { answersAt } from '../../src/agent/socket-path.ts';
-import { MetricsEndpoint } from '../../src/daemon/metrics-endpoint.ts';
+import { Endpoint } from '../../src/http/endpoint.ts';
+import { MetricsServer } from '../../src/metrics/server.ts';
 
 let folder: string;
-let endpoint: MetricsEndpoint;
+let endpoint: Endpoint<MetricsServer>;
 beforeEach(() => {
   folder = mkdtempSync(path.join(tmpdir(), 'colo-endpoint-'));
-  endpoint = new MetricsEndpoint({ version: '1', readings: () => new Map() });
+  const readings = () => new Map();
+  endpoint = new Endpoint((address) => MetricsServer.listen({ address, version: '1', readings }));
 });
 afterEach(() => {
   endpoint.close();
