@@ -1,5 +1,5 @@
 /** The web pages of two hosts' daemons in a browser: a VM is protected, its charts have figures, its host dies, and the standby's page shows the take-over. */
-import { mkdtempSync, readFileSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
@@ -25,7 +25,9 @@ let standby: TestDaemon;
 let vm: TestVm;
 let browser: Browser;
 let page: Page;
-const pictures = mkdtempSync(path.join(tmpdir(), 'colo-web-'));
+/** COLO_PICTURES keeps them, for somebody to look at. */
+const kept = process.env['COLO_PICTURES'] || undefined;
+const pictures = kept ?? mkdtempSync(path.join(tmpdir(), 'colo-web-'));
 
 beforeAll(async () => {
   cleanup = new Cleanup();
@@ -46,7 +48,7 @@ beforeAll(async () => {
   page = await browser.page();
 });
 afterAll(async () => {
-  process.stdout.write(`pictures of the web page: ${pictures}\n`);
+  if (kept === undefined) rmSync(pictures, { recursive: true });
   await cleanup.run();
 });
 
