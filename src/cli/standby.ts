@@ -25,6 +25,9 @@ interface StandbyCliOptions extends WhichVm {
   json?: boolean;
 }
 
+const OF_THE_PRIMARYS_HOST = [
+  ...['qmp', 'libvirt', 'vm', 'folder', 'qmpPath', 'disk', 'tap', 'vnc', 'emulator'],
+] as const;
 const STANDBYS_FOLDER = '/var/lib/colo-agent/standbys';
 
 export function standbyCommand(): Command {
@@ -70,7 +73,7 @@ function absolutePath(option: string): (text: string) => string {
   };
 }
 
-async function runStandby(options: StandbyCliOptions): Promise<void> {
+async function runStandby(options: StandbyCliOptions, command: Command): Promise<void> {
   const { from, start, json = false } = options;
   if (from === undefined) {
     if (start) throw new CliError(EXIT.usage, '--start needs the plan: --from FILE, or - for standard input');
@@ -78,8 +81,16 @@ async function runStandby(options: StandbyCliOptions): Promise<void> {
     process.stdout.write(json ? `${JSON.stringify(plan, null, 2)}\n` : planText(plan));
     return;
   }
-  if (options.qmp !== undefined || options.libvirt !== undefined)
-    throw new CliError(EXIT.usage, '--from has what --qmp and --libvirt would tell: give one of them');
+  const [ofTheOther] = OF_THE_PRIMARYS_HOST.filter(
+    (option) => command.getOptionValueSource(option) === 'cli',
+  );
+  if (ofTheOther !== undefined) {
+    const flag = ofTheOther.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
+    throw new CliError(
+      EXIT.usage,
+      `--${flag} belongs to the primary's host, where the plan is made: --from has what it would tell`,
+    );
+  }
   const plan = parsePlan(readFileSync(from === '-' ? 0 : from, 'utf8'));
   if (start) await startPlanned(plan, options);
   else process.stdout.write(planText(plan));
@@ -127,7 +138,7 @@ async function startPlanned(plan: StandbyPlan, { scope, json }: StandbyCliOption
 }
 
 /** A shell script, with what a person should look at in front. */
-function planText({ vm, command, differences, needed, disks }: StandbyPlan): string {
+function planText({ vm, command, folder, privateFolders, differences, needed, disks }: StandbyPlan): string {
   const line = (text: string) => `# ${text.replaceAll('\n', ' ')}\n`;
   return [
     line(`The standby of ${vm}. What is another there:`),
@@ -137,10 +148,22 @@ function planText({ vm, command, differences, needed, disks }: StandbyPlan): str
     }),
     ...(needed.length > 0 ? [line('What must be there as it is here:')] : []),
     ...needed.map(({ what, path: file }) => line(`  ${what}: ${file}`)),
-    ...disks.map(
-      ({ file, sizeBytes }) =>
-        `[ -e ${shellText([file])} ] || truncate -s ${sizeBytes} ${shellText([file])}\n`,
+    'set -e\n',
+    `mkdir -p ${shellText([folder])}\n`,
+    // Made here, or there already and nobody else's.
+    ...privateFolders.map(
+      (each) =>
+        `mkdir -m 700 ${shellText([each])} || [ -O ${shellText([each])} ]\nchmod 700 ${shellText([each])}\n`,
     ),
+    ...disks.map(diskText),
     `${shellText(command)}\n`,
   ].join('');
+}
+
+/** A block device can't be made by who doesn't know of what. */
+function diskText({ file, sizeBytes }: StandbyPlan['disks'][number]): string {
+  const word = shellText([file]);
+  return file.startsWith('/dev/')
+    ? `[ -b ${word} ] || { echo no block device ${word} >&2; exit 1; }\n`
+    : `[ -e ${word} ] || { mkdir -p ${shellText([path.dirname(file)])}; truncate -s ${sizeBytes} ${word}; }\n`;
 }

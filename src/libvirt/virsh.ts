@@ -21,7 +21,7 @@ export function virsh(command: 'dumpxml' | 'domstate' | 'dominfo', domain: strin
 function failure(
   command: string,
   domain: string,
-  error: { code?: unknown; killed?: boolean },
+  error: Error & { code?: unknown; killed?: boolean },
   stderr: string,
 ): LibvirtError {
   if (error.code === 'ENOENT') {
@@ -34,7 +34,9 @@ function failure(
     .map((line) => line.replace(/^error: /, '').trim())
     .filter((line) => line !== '')
     .join('; ');
-  const what = error.killed ? `libvirt didn't answer within ${ANSWER_MS_MAX / 1000} s` : words;
+  const what = error.killed
+    ? `libvirt didn't answer within ${ANSWER_MS_MAX / 1000} s`
+    : words || error.message;
   return new DomainUnavailableError(
     `virsh ${command} ${domain}: ${what}. 'virsh list --all' shows the domains; LIBVIRT_DEFAULT_URI says which libvirt is asked`,
   );

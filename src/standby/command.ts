@@ -25,7 +25,16 @@ const SWITCHES = new Set([
     'no-hpet',
   ],
   ...['no-fd-bootchk', 'S', 's', 'usb', 'singlestep', 'win2k-hack', 'full-screen', 'alt-grab', 'ctrl-grab'],
-  ...['mem-prealloc', 'preconfig', 'only-migratable', 'enable-sync-profile', 'async-teardown'],
+  ...[
+    'mem-prealloc',
+    'preconfig',
+    'only-migratable',
+    'enable-sync-profile',
+    'async-teardown',
+    'perfmap',
+    'jitdump',
+  ],
+  ...['xen-domid-restrict'],
 ]);
 
 /** Those whose value means the same on the standby's host. */
@@ -45,19 +54,9 @@ const PORTABLE = new Set([
     'audiodev',
     'audio',
   ],
-  ...['vga', 'icount', 'sandbox', 'msg', 'action', 'watchdog-action', 'numa', 'k', 'd', 'trace', 'set', 'g'],
-  ...[
-    'runas',
-    'chroot',
-    'run-with',
-    'prom-env',
-    'semihosting-config',
-    'echr',
-    'jitdump',
-    'perfmap',
-    'compat',
-  ],
-  ...['seed', 'dfilter', 'add-fd', 'usbdevice', 'parallel-mode', 'xen-domid-restrict', 'tb-size', 'no-quit'],
+  ...['vga', 'icount', 'sandbox', 'msg', 'action', 'watchdog-action', 'numa', 'k', 'd', 'trace', 'g'],
+  ...['runas', 'chroot', 'run-with', 'prom-env', 'semihosting-config', 'echr', 'compat'],
+  ...['seed', 'dfilter', 'add-fd', 'usbdevice', 'parallel-mode', 'tb-size', 'no-quit'],
 ]);
 
 /** Those that name a file which must be the same on the standby's host. */
@@ -109,6 +108,7 @@ const REFUSED: ReadonlyMap<string, string> = new Map([
   ['virtfs', "a folder of the host can't be followed to another: use a disk, or NFS inside the guest"],
   ['fsdev', "a folder of the host can't be followed to another: use a disk, or NFS inside the guest"],
   ['tpmdev', "the TPM's state lies outside QEMU: take it away"],
+  ['set', 'write what it sets where it belongs, and restart the VM'],
   ['plugin', 'a TCG plugin is code that colo-agent knows nothing of: take it away'],
 ]);
 

@@ -78,7 +78,10 @@ function translateMemoryFile(value: OptionValue, id: string, translation: Transl
   // libvirt makes a folder in the mount for each domain; QEMU makes a file without a name in any.
   if (hugePages !== undefined) value.set('mem-path', translation.need(`memory ${id}`, hugePages));
   else if (primary.startsWith('/dev/shm/')) {
-    const file = `/dev/shm/colo-standby-${translation.choices.vm}-${id}`;
+    // Where everybody may make files: in a folder that nobody else may enter, because QEMU makes it readable to all, and takes one that is there.
+    const folder = `/dev/shm/colo-standby-${translation.choices.vm}`;
+    const file = `${folder}/${id}`;
+    translation.privateFolders.add(folder);
     translation.differ(`memory ${id}`, primary, file, null);
     value.set('mem-path', file);
   } else value.set('mem-path', translation.place(`memory ${id}`, primary, `${id}.ram`));

@@ -25,6 +25,8 @@ export interface StandbyPlan {
   qmpPath: string;
   /** Where its sockets, logs and disks lie; made when it isn't there. */
   folder: string;
+  /** For what nobody else may read: made with mode 0700, or there already and ours. */
+  privateFolders: string[];
   /** Made when they aren't there, never overwritten. */
   disks: PlannedDisk[];
   /** Files and devices that must be on the standby's host as they are on the primary's. */
@@ -48,7 +50,7 @@ export function parsePlan(text: string): StandbyPlan {
   if (plan.version !== 1) throw wrong(`its version is ${plan.version}, this agent knows 1`);
   if (typeof plan.vm !== 'string' || !/^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/.test(plan.vm))
     throw wrong("'vm' is no VM's name");
-  const { command, disks, needed } = plan;
+  const { command, disks, needed, privateFolders = [], differences = [] } = plan;
   if (!isArrayOf(command, (word) => typeof word === 'string') || command.length < 2)
     throw wrong("'command' is no command line");
   if (!isAbsolute(plan.qmpPath) || !isAbsolute(plan.folder))
@@ -56,7 +58,10 @@ export function parsePlan(text: string): StandbyPlan {
   if (!isArrayOf(disks, isPlannedDisk)) throw wrong("a member of 'disks' lacks id, file or sizeBytes");
   if (!isArrayOf(needed, (entry) => isAbsolute((entry as { path?: unknown } | null)?.path)))
     throw wrong("a member of 'needed' has no path");
-  return { ...plan, differences: plan.differences ?? [] } as StandbyPlan;
+  if (!isArrayOf(privateFolders, isAbsolute)) throw wrong("'privateFolders' must be absolute paths");
+  if (!isArrayOf(differences, (entry) => typeof entry === 'object' && entry !== null))
+    throw wrong("'differences' is no list of them");
+  return { ...plan, privateFolders, differences } as StandbyPlan;
 }
 
 function wrong(what: string): PlanError {

@@ -10,8 +10,8 @@ import {
   mkdirSync,
   openSync,
   readFileSync,
+  rmSync,
   statSync,
-  unlinkSync,
 } from 'node:fs';
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -62,12 +62,14 @@ export function startCommand({ vm, command }: StandbyPlan, scope: boolean): stri
 export async function startStandby(plan: StandbyPlan, scope: boolean): Promise<StartedStandby> {
   assertStartable(plan);
   mkdirSync(plan.folder, { recursive: true, mode: 0o755 });
-  const made = plan.disks.filter(makeDisk);
+  const made: string[] = [];
   try {
+    plan.privateFolders.forEach(makePrivate);
+    for (const disk of plan.disks) makeDisk(disk, made);
     return await startQemu(plan, scope);
   } catch (error) {
     // They are empty, and the next attempt may have another size.
-    for (const { file } of made) unlinkSync(file);
+    for (const file of made) rmSync(file, { force: true });
     throw error;
   }
 }
@@ -86,13 +88,15 @@ function assertStartable(plan: StandbyPlan): void {
 function unfitFile({ id, file, sizeBytes }: PlannedDisk) {
   const found = statSync(file, { throwIfNoEntry: false });
   if (found?.isDirectory())
-    return [refusal(`disk ${id}`, `${file} is a folder`, `name a file: --disk ${id}=FILE`)];
+    return [
+      refusal(`disk ${id}`, `${file} is a folder`, `make the plan anew with a file: --disk ${id}=FILE`),
+    ];
   if (found?.isFile() && found.size > sizeBytes) {
     return [
       refusal(
         `disk ${id}`,
         `${file} has ${found.size} bytes, the primary's disk ${sizeBytes}: it is another disk`,
-        `move it away, or name another file: --disk ${id}=FILE`,
+        `move it away, or make the plan anew with another file: --disk ${id}=FILE`,
       ),
     ];
   }
@@ -102,19 +106,35 @@ function unfitFile({ id, file, sizeBytes }: PlannedDisk) {
   ];
 }
 
-/** Whether it had to be made. O_EXCL: what is there is somebody's. */
-function makeDisk({ file, sizeBytes }: PlannedDisk): boolean {
+/** O_EXCL: what is there is somebody's. What had to be made is added to `made`. */
+function makeDisk({ file, sizeBytes }: PlannedDisk, made: string[]): void {
   mkdirSync(path.dirname(file), { recursive: true });
   let fd: number;
   try {
     fd = openSync(file, 'wx', 0o600);
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'EEXIST') return false;
+    if ((error as NodeJS.ErrnoException).code === 'EEXIST') return;
     throw error;
   }
-  ftruncateSync(fd, sizeBytes);
-  closeSync(fd);
-  return true;
+  made.push(file);
+  try {
+    ftruncateSync(fd, sizeBytes);
+  } finally {
+    closeSync(fd);
+  }
+}
+
+/** Throws StartError for one that is there and that somebody else may have a hand in. */
+function makePrivate(folder: string): void {
+  try {
+    mkdirSync(folder, { mode: 0o700 });
+    return;
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error;
+  }
+  const found = lstatSync(folder);
+  if (found.isDirectory() && found.uid === process.geteuid?.() && (found.mode & 0o077) === 0) return;
+  throw new StartError(`${folder} is there, and not a folder that only this user may enter: remove it`);
 }
 
 async function startQemu(plan: StandbyPlan, scope: boolean): Promise<StartedStandby> {
@@ -168,7 +188,7 @@ async function assertFree(qmpPath: string): Promise<void> {
     throw new StartError(`${qmpPath} is in use: ${(error as Error).message}`);
   }
   throw new StartError(
-    `a QEMU answers at ${qmpPath} already: is this standby started? Else end that QEMU, or give another --qmp-path`,
+    `a QEMU answers at ${qmpPath} already: is this standby started? Else end that QEMU, or make the plan anew with another --qmp-path`,
   );
 }
 

@@ -33,8 +33,10 @@ export function planStandby(primary: PrimaryFacts, choices: StandbyChoices): Sta
   const emulator = choices.emulator ?? binary;
   if (emulator.startsWith('/')) translation.need('QEMU', emulator);
   const { qmpPath, disks, needed, differences } = translation;
+  const privateFolders = [...translation.privateFolders];
   const command = commandWords({ binary: emulator, options: withoutSets });
-  return { version: 1, vm: choices.vm, command, qmpPath, folder: choices.folder, disks, needed, differences };
+  const { vm, folder } = choices;
+  return { version: 1, vm, command, qmpPath, folder, privateFolders, disks, needed, differences };
 }
 
 /** What was plugged in or out since the start isn't in the command line, and a machine without it would be another one. */

@@ -55,6 +55,7 @@ export class Translation {
   readonly differences: Difference[] = [];
   readonly needed: { what: string; path: string }[] = [];
   readonly disks: PlannedDisk[] = [];
+  readonly privateFolders = new Set<string>();
   readonly #taken = new Set<string>();
 
   constructor(primary: PrimaryFacts, choices: StandbyChoices) {

@@ -1,5 +1,5 @@
 /** `colo-agent standby`: the standby's QEMU from the running primary's, started by the command; it is protected with, outlives its agent, and takes over. */
-import { readFileSync, statSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readFileSync, rmdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { QmpClient } from '../../src/qmp/client.ts';
 import type { StandbyPlan } from '../../src/standby/plan.ts';
@@ -109,6 +109,29 @@ describe('colo-agent standby --start', () => {
     expect(left.stderr).toMatch(/refused/i);
   });
 
+  test('guest RAM lies where nobody else may look', async () => {
+    const folder = `${plan.folder}-ram`;
+    cleanup.add(() => rmSync(folder, { recursive: true, force: true }));
+    mkdirSync(folder, { mode: 0o755 });
+    const refused = await start({ privateFolders: [folder] });
+    expect(refused).toMatchObject({
+      code: 69,
+      stderr: expect.stringContaining(`${folder} is there, and not a folder that only`),
+    });
+    rmdirSync(folder);
+    // What fails later leaves it as it is to be.
+    expect((await start({ privateFolders: [folder], command: ['/no/such/qemu', '-S'] })).code).toBe(69);
+    expect(statSync(folder).mode & 0o777).toBe(0o700);
+  });
+
+  test('what belongs to the other host is refused, not overheard', async () => {
+    const { code, stderr } = await start({}, '--tap', 'net0=tap9');
+    expect({ code, stderr }).toMatchObject({
+      code: 64,
+      stderr: expect.stringContaining("--tap belongs to the primary's host"),
+    });
+  });
+
   test('leaves a disk that is there as it is, and one that is longer alone', async () => {
     const file = `${plan.folder}-disk`;
     writeFileSync(file, 'somebody else');
@@ -124,8 +147,11 @@ describe('colo-agent standby --start', () => {
   });
 
   test('--scope is a unit of systemd, where that runs', async () => {
-    const { code, stdout, stderr } = await start({}, '--scope', '--json');
+    // The one before it has its socket still.
+    const own = await makePlan(cleanup, ['--qmp', plain.qmpPath]);
+    const { code, stdout, stderr } = await start(own, '--scope', '--json');
     if (hasSystemd()) {
+      expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
       const { pid, unit } = JSON.parse(stdout) as StartedStandby;
       cleanup.add(() => void process.kill(pid, 'SIGKILL'));
       expect(readFileSync(`/proc/${pid}/cgroup`, 'utf8')).toContain(unit);

@@ -35,7 +35,8 @@ async function offerOf(name: string, vms: string[] | null = null, timeoutMs = 60
 /** One that is through its handshake, and silent so far; `closed` resolves with what it was answered. */
 async function connected(name: string, { code }: PairingOffer): Promise<Guest> {
   const { key, certificate: cert } = host(name);
-  const socket = connect({ port: decodeCode(code).address.port, key, cert, rejectUnauthorized: false });
+  const { address } = decodeCode(code);
+  const socket = connect({ ...address, key, cert, rejectUnauthorized: false });
   let answer = '';
   socket.on('data', (chunk) => {
     answer += chunk;

@@ -34,6 +34,7 @@ const good = {
   command: ['/usr/bin/qemu-system-x86_64', '-S'],
   qmpPath: '/sb/qmp',
   folder: '/sb',
+  privateFolders: [],
   disks: [{ id: 'vda', file: '/sb/vda.raw', sizeBytes: 512 }],
   needed: [{ what: 'QEMU', path: '/usr/bin/qemu-system-x86_64' }],
   differences: [],

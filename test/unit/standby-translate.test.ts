@@ -438,7 +438,7 @@ describe('sockets, logs, displays', () => {
     ],
     [
       '-object memory-backend-file,id=ram,size=1G,mem-path=/dev/shm/web1',
-      '-object memory-backend-file,id=ram,size=1G,mem-path=/dev/shm/colo-standby-web1-ram',
+      '-object memory-backend-file,id=ram,size=1G,mem-path=/dev/shm/colo-standby-web1/ram',
     ],
     ['-object memory-backend-memfd,id=ram,size=1G', '-object memory-backend-memfd,id=ram,size=1G'],
   ])('%s becomes %s', (given, expected) => {
