@@ -21,6 +21,8 @@ export function follow(url, told) {
     clearTimeout(timer);
     if (asking || ended) return;
     asking = true;
+    /** @type {Shown | null} */
+    let shown = null;
     try {
       const answer = await fetch(url(), { signal: AbortSignal.timeout(PATIENCE_MS) });
       if (answer.status === 401) {
@@ -29,13 +31,15 @@ export function follow(url, told) {
         return;
       }
       if (!answer.ok) throw new Error(await answer.text());
-      told.onShown(await answer.json());
+      shown = await answer.json();
     } catch (error) {
       told.onAway(error instanceof Error ? error.message : String(error));
     } finally {
       asking = false;
     }
     timer = setTimeout(ask, document.hidden ? HIDDEN_EVERY_MS : EVERY_MS);
+    // Outside: a fault of this page is no silence of the daemon.
+    if (shown !== null) told.onShown(shown);
   }
 
   document.addEventListener('visibilitychange', ask);

@@ -181,12 +181,11 @@ export class Daemon {
     });
   }
 
-  /** The latest ones; take-overs, which are kept for longer than other events, all of them at first. */
+  /** The latest ones; and the take-overs, which are kept for longer. */
   #happenedAfter(after: number) {
-    const events = this.#events.latest(after, EVENTS_IN_ANSWER_MAX);
-    const takeOvers =
-      after === 0 ? this.#events.takeOvers(null) : events.flatMap(({ takeOver }) => takeOver ?? []);
-    return { events, takeOvers, lastId: this.#events.lastId };
+    const latest = this.#events.latest(after, EVENTS_IN_ANSWER_MAX);
+    const events = latest.map(({ takeOver: _, ...event }) => event);
+    return { events, takeOvers: this.#events.takeOvers(null, after), lastId: this.#events.lastId };
   }
 
   #webLink(): { link: string } {

@@ -36,7 +36,7 @@ export class EventStore {
   readonly #file: string | null;
   #events: DaemonEvent[] = [];
   /** Kept apart: an agent that fails again and again must not push another VM's out. */
-  #takeOvers: TakeOverRecord[] = [];
+  #takeOvers: DaemonEvent[] = [];
   readonly #lastRoles = new Map<string, DaemonEvent['role']>();
   #lastId = 0;
 
@@ -77,7 +77,7 @@ export class EventStore {
     this.#events.push(event);
     if (this.#events.length > EVENTS_MAX) this.#events.shift();
     if (role !== null) this.#lastRoles.set(vm, role);
-    if (takeOver) this.#takeOvers = [...this.#takeOvers, takeOver].slice(-TAKE_OVERS_MAX);
+    if (takeOver) this.#takeOvers = [...this.#takeOvers, event].slice(-TAKE_OVERS_MAX);
   }
 
   /** The oldest first, at most `max` of them, which come after the one with that id. */
@@ -90,9 +90,11 @@ export class EventStore {
     return this.#events.filter((event) => event.id > id).slice(-max);
   }
 
-  /** The oldest first, as far as they are kept. */
-  takeOvers(vm: string | null): TakeOverRecord[] {
-    return this.#takeOvers.filter((takeOver) => vm === null || takeOver.vm === vm);
+  /** The oldest first, as far as they are kept: those that were told after the event with that id. */
+  takeOvers(vm: string | null, after = 0): TakeOverRecord[] {
+    return this.#takeOvers.flatMap(({ id, takeOver }) =>
+      takeOver && id > after && (vm === null || takeOver.vm === vm) ? [takeOver] : [],
+    );
   }
 
   /** What the VM was to this host when something was last told of it; null: nothing is known. */

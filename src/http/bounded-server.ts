@@ -1,7 +1,7 @@
 /** An HTTP server that is a side matter of its process: it reads nothing but the heads of requests, and whoever floods it, or is slow, holds little of it, and for a short time. */
 import { rmSync } from 'node:fs';
 import { createServer, type IncomingMessage, type OutgoingHttpHeaders, type Server } from 'node:http';
-import type { AddressInfo } from 'node:net';
+import type { AddressInfo, Socket } from 'node:net';
 import { answersAt, listenAtPath, listening } from '../agent/socket-path.ts';
 import { formatHttpAddress, type HttpAddress } from './address.ts';
 
@@ -51,7 +51,11 @@ export class BoundedServer {
 
   private constructor({ address, limits, answer }: BoundedServerOptions) {
     this.#address = address;
+    const asked = new WeakSet<Socket>();
     this.#server = createServer({ maxHeaderSize: HEADER_BYTES_MAX }, async (request, response) => {
+      // Node.js reads ahead: thousands may have come in one piece. The end of the first answer is that of the connection.
+      if (asked.has(request.socket)) return;
+      asked.add(request.socket);
       response.shouldKeepAlive = false;
       const { code, headers, body } = await answer(request);
       response.writeHead(code, {

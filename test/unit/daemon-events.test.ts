@@ -99,6 +99,8 @@ test('take-overs outlive the daemon as events do', () => {
   const ids = (vm: string | null) => new EventStore(folder).takeOvers(vm).map(({ id }) => id);
   expect(ids(null)).toEqual(['1', '2', '3']);
   expect(ids('web')).toEqual(['1', '3']);
+  // Each comes after an event of its own: the second is the fourth.
+  expect(new EventStore(folder).takeOvers(null, 4).map(({ id }) => id)).toEqual(['3']);
   expect(new EventStore(folder).takeOvers('db')).toEqual([record('db', '2')]);
 });
 

@@ -174,10 +174,18 @@ describe('the limits', () => {
   }
 
   test('who says nothing, or too much, is left', async () => {
-    const server = await serve({}, 200);
-    expect(await dial(server, '').closed).toBe('');
+    expect(await dial(await serve({}, 200), '').closed).toBe('');
+    const server = await serve();
     const long = `GET / HTTP/1.1\r\nHost: localhost\r\nX-Long: ${'x'.repeat(20_000)}\r\n\r\n`;
     expect(await dial(server, long).closed).toContain('431');
+    expect((await ask(server, '/')).code).toBe(401);
+  });
+
+  test('one request a connection, however many come in one piece', async () => {
+    const server = await serve();
+    const many = 'GET / HTTP/1.1\r\nHost: localhost\r\n\r\n'.repeat(1000);
+    const answers = (await dial(server, many).closed) as string;
+    expect(answers.split('HTTP/1.1 401')).toHaveLength(2);
     expect((await ask(server, '/')).code).toBe(401);
   });
 
