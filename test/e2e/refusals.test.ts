@@ -53,7 +53,7 @@ const SECONDARY = [
 describe('the command line', () => {
   test.each<[string, string[], number, RegExp]>([
     ['no command', [], 64, /Usage/],
-    ['an unknown command', ['protect'], 64, /unknown command/],
+    ['an unknown command', ['preserve'], 64, /unknown command/],
     ['an unknown option', [...PRIMARY, '--fast'], 64, /unknown option '--fast'/],
     ['no peer', PRIMARY.slice(0, 5), 64, /--peer/],
     ['no VM', ['primary', '--qmp', 'x', '--peer', 'h:1'], 64, /--vm/],
