@@ -9,6 +9,7 @@ import type { PrimaryStatus, ProcessStatus, SecondaryStatus, Status } from '../.
 import type { TestAgent } from '../../src/testbed/agents.ts';
 import { Cleanup } from '../../src/testbed/cleanup.ts';
 import { TestNetwork } from '../../src/testbed/network.ts';
+import { ask, type Where } from '../support/http.ts';
 import { type ParsedFamily, parseOpenMetrics } from '../support/openmetrics.ts';
 import { promtool } from '../support/promtool.ts';
 import { colo } from './support/cli.ts';
@@ -20,7 +21,6 @@ import {
   protect,
   VM_NAME,
 } from './support/protection.ts';
-import { get, type Where } from './support/scrape.ts';
 
 const cleanup = new Cleanup();
 const folder = mkdtempSync(path.join(tmpdir(), 'colo-metrics-'));
@@ -36,7 +36,9 @@ class Scrape {
   }
 
   static async of(where: Where): Promise<Scrape> {
-    const { code, body } = await get(where, '/metrics', 'application/openmetrics-text; version=1.0.0');
+    const { code, body } = await ask(where, '/metrics', {
+      accept: 'application/openmetrics-text; version=1.0.0',
+    });
     expect(code).toBe(200);
     return new Scrape(parseOpenMetrics(body));
   }
@@ -129,7 +131,7 @@ describe('a protection whose standby takes over', () => {
 
   test('promtool has nothing to say against what either is scraped', async () => {
     for (const where of [primaryAt, secondaryAt]) {
-      const { code, body } = await get(where, '/metrics');
+      const { code, body } = await ask(where, '/metrics');
       expect(code).toBe(200);
       expect(promtool(['check', 'metrics'], body)).toEqual({ code: 0, output: '' });
     }
@@ -175,7 +177,7 @@ describe('a protection whose standby takes over', () => {
       [primaryAt, 'PROTECTED'],
       [secondaryAt, 'STANDBY'],
     ] as const) {
-      const { code, body } = await get(where, '/health');
+      const { code, body } = await ask(where, '/health');
       expect(JSON.parse(body)).toMatchObject({ healthy: true, vms: [{ vm: VM_NAME, state }] });
       expect(code).toBe(200);
     }
@@ -196,7 +198,7 @@ describe('a protection whose standby takes over', () => {
     expect(scrape.value('failover_duration_seconds_sum')).toBe(status.takeOvers.sumMs / 1000);
     expect(scrape.value('failover_duration_seconds_sum')).toBeGreaterThan(0);
     expect(scrape.buckets('failover_duration_seconds')).toEqual(cumulated(status.takeOvers));
-    const { code, body } = await get(secondaryAt, '/health');
+    const { code, body } = await ask(secondaryAt, '/health');
     expect(code).toBe(503);
     expect(JSON.parse(body)).toMatchObject({
       healthy: false,
@@ -227,5 +229,5 @@ test('an agent that can’t attach ends all the same, and leaves no socket', asy
   const { code, stderr } = await colo('primary', ...args, ...state, '--metrics', `unix:${socketPath}`);
   expect(stderr).toContain('/no/such/socket');
   expect(code).toBe(69);
-  await expect(get({ socketPath }, '/health')).rejects.toThrow('ENOENT');
+  await expect(ask({ socketPath }, '/health')).rejects.toThrow('ENOENT');
 });

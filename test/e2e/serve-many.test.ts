@@ -6,11 +6,11 @@ import type { Health } from '../../src/metrics/health.ts';
 import { Cleanup } from '../../src/testbed/cleanup.ts';
 import type { TestVm } from '../../src/testbed/vm.ts';
 import { waitFor } from '../../src/testbed/wait.ts';
+import { ask } from '../support/http.ts';
 import { parseOpenMetrics } from '../support/openmetrics.ts';
 import { colo } from './support/cli.ts';
 import { runs, TestDaemon } from './support/daemon.ts';
 import { freePort, type GuestOptions, startVm, waitBooted } from './support/protection.ts';
-import { get } from './support/scrape.ts';
 
 /** The smallest machine there is: it wakes up fifty times a second and writes four pages. */
 const GUEST: GuestOptions = { guest: 'baremetal', machine: 'pc', memoryMiB: 8, append: 'pages=4 span=1' };
@@ -63,7 +63,9 @@ type ByVm = Map<string, number>;
 /** What is told of all VMs at one moment: a metric by VM, of the series with these labels. */
 async function scrape(): Promise<(metric: string, labels?: Record<string, string>) => ByVm> {
   const where = { socketPath: primary.metricsPath };
-  const { code, body } = await get(where, '/metrics', 'application/openmetrics-text; version=1.0.0');
+  const { code, body } = await ask(where, '/metrics', {
+    accept: 'application/openmetrics-text; version=1.0.0',
+  });
   expect(code).toBe(200);
   const all = [...parseOpenMetrics(body).values()].flatMap(({ samples }) => samples);
   return (metric, labels = {}) => {
@@ -77,7 +79,7 @@ async function scrape(): Promise<(metric: string, labels?: Record<string, string
 }
 
 async function health(): Promise<Health & { code: number }> {
-  const { code, body } = await get({ socketPath: primary.metricsPath }, '/health');
+  const { code, body } = await ask({ socketPath: primary.metricsPath }, '/health');
   return { code, ...(JSON.parse(body) as Health) };
 }
 

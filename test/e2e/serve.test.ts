@@ -8,10 +8,10 @@ import { QmpClient } from '../../src/qmp/client.ts';
 import { Cleanup } from '../../src/testbed/cleanup.ts';
 import type { TestVm } from '../../src/testbed/vm.ts';
 import { waitFor } from '../../src/testbed/wait.ts';
+import { ask } from '../support/http.ts';
 import { colo, MAIN } from './support/cli.ts';
 import { runs, TestDaemon } from './support/daemon.ts';
 import { freePort, type GuestOptions, startVm, waitBooted } from './support/protection.ts';
-import { get } from './support/scrape.ts';
 import { TestTerminal } from './support/terminal.ts';
 
 const GUEST: GuestOptions = { guest: 'baremetal' };
@@ -169,8 +169,8 @@ describe('one daemon a host', () => {
     const configuration = readFileSync(primary.configFile, 'utf8');
     writeFileSync(primary.configFile, configuration.replace(before, after));
     expect(await primary.reload()).toMatchObject({ changed: [], unchanged: ['a', 'b'] });
-    expect((await get({ socketPath: after }, '/health')).body).toContain('"vm":"b"');
-    await expect(get({ socketPath: before }, '/health')).rejects.toThrow('ENOENT');
+    expect((await ask({ socketPath: after }, '/health')).body).toContain('"vm":"b"');
+    await expect(ask({ socketPath: before }, '/health')).rejects.toThrow('ENOENT');
     writeFileSync(primary.configFile, configuration);
     await primary.reload();
   });

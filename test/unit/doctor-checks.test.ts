@@ -45,6 +45,13 @@ test.each([
   [false, 'destroy', 'restart', 'ok', ''],
   [true, 'destroy', 'restart', 'warn', 'virsh autostart --disable web1'],
   [false, 'restart', 'restart', 'warn', 'let them be destroy and restart (virsh edit web1)'],
+  [
+    true,
+    'preserve',
+    'restart',
+    'warn',
+    'virsh autostart --disable web1; let them be destroy and restart (virsh edit web1)',
+  ],
   [false, 'destroy', 'destroy', 'warn', 'let them be destroy and restart (virsh edit web1)'],
 ])(
   'libvirt: autostart %s, on_poweroff %s, on_reboot %s: %s',

@@ -1,6 +1,5 @@
 import { mkdtempSync, renameSync, rmSync, statSync } from 'node:fs';
-import { request } from 'node:http';
-import { connect, createServer, type Socket } from 'node:net';
+import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
@@ -11,6 +10,7 @@ import { formatHttpAddress, type HttpAddress, parseHttpAddress } from '../../src
 import { CONTENT_TYPE } from '../../src/metrics/exposition.ts';
 import { askAgents, type Readings } from '../../src/metrics/readings.ts';
 import { MetricsServer } from '../../src/metrics/server.ts';
+import { ask as askAt, dial as dialAt, whereOf } from '../support/http.ts';
 import { parseOpenMetrics } from '../support/openmetrics.ts';
 import { primaryStatus, secondaryStatus } from '../support/statuses.ts';
 
@@ -42,48 +42,13 @@ async function serve(
   return server;
 }
 
-interface Answer {
-  code: number | undefined;
-  headers: Record<string, unknown>;
-  body: string;
-}
+const ask = (server: MetricsServer, url: string, headers?: Record<string, string>, method?: string) =>
+  askAt(whereOf(server), url, headers, method);
 
-function target({ address }: MetricsServer): { socketPath: string } | { host: string; port: number } {
-  return 'path' in address ? { socketPath: address.path } : address;
-}
-
-function ask(
-  server: MetricsServer,
-  url: string,
-  headers: Record<string, string> = {},
-  method = 'GET',
-): Promise<Answer> {
-  return new Promise((resolve, reject) => {
-    const asked = request({ ...target(server), path: url, method, headers }, (response) => {
-      let body = '';
-      response.setEncoding('utf8');
-      response.on('data', (text) => {
-        body += text;
-      });
-      response.on('end', () => resolve({ code: response.statusCode, headers: response.headers, body }));
-    });
-    asked.on('error', reject);
-    asked.end();
-  });
-}
-
-/** A connection that says what it is told to and nothing more. */
-function dial(server: MetricsServer, text = ''): { socket: Socket; closed: Promise<string> } {
-  const { address } = server;
-  const socket = connect('path' in address ? { path: address.path } : address);
-  cleanups.push(() => socket.destroy());
-  let received = '';
-  socket.on('data', (chunk) => {
-    received += chunk;
-  });
-  socket.on('error', () => {});
-  socket.write(text);
-  return { socket, closed: new Promise((resolve) => socket.once('close', () => resolve(received))) };
+function dial(server: MetricsServer, text = '') {
+  const dialled = dialAt(whereOf(server), text);
+  cleanups.push(() => dialled.socket.destroy());
+  return dialled;
 }
 
 describe('GET /metrics', () => {

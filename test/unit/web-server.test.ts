@@ -1,10 +1,8 @@
-import { request } from 'node:http';
-import { connect, type Socket } from 'node:net';
 import { afterEach, describe, expect, test, vi } from 'vitest';
-import type { HttpAddress } from '../../src/http/address.ts';
 import type { Readings } from '../../src/metrics/readings.ts';
 import { WebServer, type WebServerOptions } from '../../src/web/server.ts';
 import type { Shown, ShownEvent } from '../../src/web/shown.ts';
+import { ask as askAt, dial as dialAt, whereOf } from '../support/http.ts';
 import { primaryStatus } from '../support/statuses.ts';
 
 const PATIENCE = { timeout: 30_000, interval: 10 };
@@ -47,32 +45,8 @@ async function serve(over: Partial<WebServerOptions> = {}, connectionMs?: number
   return server;
 }
 
-interface Answer {
-  code: number | undefined;
-  headers: Record<string, string | string[] | undefined>;
-  body: string;
-}
-
-function ask(
-  server: WebServer,
-  path: string,
-  headers: Record<string, string> = {},
-  method = 'GET',
-): Promise<Answer> {
-  const { host, port } = server.address as Extract<HttpAddress, { host: string }>;
-  return new Promise((resolve, reject) => {
-    const asked = request({ host, port, path, method, headers }, (response) => {
-      let body = '';
-      response.setEncoding('utf8');
-      response.on('data', (text) => {
-        body += text;
-      });
-      response.on('end', () => resolve({ code: response.statusCode, headers: response.headers, body }));
-    });
-    asked.on('error', reject);
-    asked.end();
-  });
-}
+const ask = (server: WebServer, path: string, headers?: Record<string, string>, method?: string) =>
+  askAt(whereOf(server), path, headers, method);
 
 async function enter(server: WebServer): Promise<Record<string, string>> {
   const { pathname, search } = new URL(server.link());
@@ -161,16 +135,10 @@ describe('who may look', () => {
 });
 
 describe('the limits', () => {
-  function dial(server: WebServer, text: string): { socket: Socket; closed: Promise<string> } {
-    const socket = connect(server.address as Extract<HttpAddress, { host: string }>);
-    cleanups.push(() => socket.destroy());
-    let received = '';
-    socket.on('data', (chunk) => {
-      received += chunk;
-    });
-    socket.on('error', () => {});
-    socket.write(text);
-    return { socket, closed: new Promise((resolve) => socket.once('close', () => resolve(received))) };
+  function dial(server: WebServer, text: string) {
+    const dialled = dialAt(whereOf(server), text);
+    cleanups.push(() => dialled.socket.destroy());
+    return dialled;
   }
 
   test('who says nothing, or too much, is left', async () => {
@@ -184,7 +152,7 @@ describe('the limits', () => {
   test('one request a connection, however many come in one piece', async () => {
     const server = await serve();
     const many = 'GET / HTTP/1.1\r\nHost: localhost\r\n\r\n'.repeat(1000);
-    const answers = (await dial(server, many).closed) as string;
+    const answers = await dial(server, many).closed;
     expect(answers.split('HTTP/1.1 401')).toHaveLength(2);
     expect((await ask(server, '/')).code).toBe(401);
   });
