@@ -14,17 +14,20 @@ export const libvirt: Check = {
 };
 
 export function judgeCustoms(name: string, { autostart, onPoweroff, onReboot }: DomainCustoms): Finding {
+  const found: string[] = [];
+  const remedies: string[] = [];
   if (autostart) {
-    return warn(
+    found.push(
       `it starts ${name} with the host: after a failover that is a second one, beside the VM that has taken over`,
-      `virsh autostart --disable ${name}`,
     );
+    remedies.push(`virsh autostart --disable ${name}`);
   }
   if (onPoweroff !== 'destroy' || onReboot !== 'restart') {
-    return warn(
+    found.push(
       `on_poweroff is ${onPoweroff} and on_reboot ${onReboot}: libvirt ends or starts the QEMU by itself, whatever the agents do`,
-      `let them be destroy and restart (virsh edit ${name})`,
     );
+    remedies.push(`let them be destroy and restart (virsh edit ${name})`);
   }
+  if (found.length > 0) return warn(found.join('; '), remedies.join('; '));
   return ok(`${name} has a monitor for colo-agent, and isn't started with its host`);
 }
