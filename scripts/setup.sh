@@ -1,5 +1,5 @@
 #!/bin/sh
-# setup.sh [fuzz|pacemaker]: makes a fresh checkout ready to run: what is missing from the distribution, the Node packages, the native addon, the compiled TypeScript.
+# setup.sh [demo|fuzz|pacemaker]: makes a fresh checkout ready to run: what is missing from the distribution, the Node packages, the native addon, the compiled TypeScript.
 # `npm run demo` and `npm test` call it; it is done at once when there is nothing to do. Everything it prints goes to standard error, so that
 # what comes after it may print JSON.
 set -eu
@@ -41,27 +41,38 @@ has_promtool() { has promtool || [ -x .cache/promtool ]; }
 find_missing() {
   debian=''
   fedora=''
+  find_missing_to_run
+  # Whoever wants to see it only needs none of these.
+  [ "$purpose" = demo ] || find_missing_to_test
+}
+
+find_missing_to_run() {
   has qemu-system-x86_64 || needed qemu-system-x86 qemu-system-x86-core
   has qemu-img && has qemu-nbd && has qemu-io || needed qemu-utils qemu-img
-  has nbdinfo || needed libnbd-bin libnbd
   has cmake || needed cmake cmake
   has make || needed make make
   has cc || needed gcc gcc
   has c++ || needed g++ gcc-c++
   has ld || needed binutils binutils
-  has clang-format || needed clang-format clang-tools-extra
   has cpio || needed cpio cpio
   has xz || needed xz-utils xz
   has zstd || needed zstd zstd
   has ip || needed iproute2 iproute
   has flock && has setpriv || needed util-linux util-linux
-  has etcd || needed etcd-server etcd
   has openssl || needed openssl openssl
   # The guest has no shared libraries: its busybox and its programs are linked statically.
   has busybox && ! ldd "$(command -v busybox)" >/dev/null 2>&1 || needed busybox-static busybox
   [ -f "$(cc -print-file-name=libc.a 2>/dev/null)" ] || needed libc6-dev glibc-static
   has mke2fs || needed e2fsprogs e2fsprogs
   [ -f /usr/include/sqlite3.h ] || needed libsqlite3-dev sqlite-devel
+  [ -f /usr/include/openssl/ssl.h ] || needed libssl-dev openssl-devel
+  [ -f /usr/include/xxhash.h ] || needed libxxhash-dev xxhash-devel
+}
+
+find_missing_to_test() {
+  has nbdinfo || needed libnbd-bin libnbd
+  has clang-format || needed clang-format clang-tools-extra
+  has etcd || needed etcd-server etcd
   [ -f /usr/include/gtest/gtest.h ] || needed libgtest-dev gtest-devel
   [ -f /usr/include/benchmark/benchmark.h ] || needed libbenchmark-dev google-benchmark-devel
   has spin || needed spin spin
@@ -74,8 +85,6 @@ find_missing() {
   has_promtool || has apt-get || needed prometheus /usr/bin/promtool
   [ "$purpose" != fuzz ] || has_fuzzer || needed 'clang libclang-rt-dev' 'clang compiler-rt'
   [ "$purpose" != pacemaker ] || has_pacemaker || needed 'pacemaker corosync pacemaker-cli-utils' 'pacemaker corosync pacemaker-cli'
-  [ -f /usr/include/openssl/ssl.h ] || needed libssl-dev openssl-devel
-  has openssl || needed openssl openssl
   # The packages, their unit, manual pages and completions.
   has rpmbuild && has rpm || needed rpm rpm-build
   has rpmlint || needed rpmlint rpmlint
@@ -91,7 +100,6 @@ find_missing() {
   has mandoc || needed mandoc mandoc
   has zsh || needed zsh zsh
   has fish || needed fish fish
-  [ -f /usr/include/xxhash.h ] || needed libxxhash-dev xxhash-devel
 }
 
 install_missing() {
@@ -166,7 +174,7 @@ mkdir -p .cache
 install_missing
 exec 9>.cache/setup.lock
 flock 9
-has_promtool || fetch_promtool
+[ "$purpose" = demo ] || has_promtool || fetch_promtool
 
 # No install scripts: none of the packages needs one, and npm would build the addon by node-gyp besides.
 if is_older node_modules/.package-lock.json package-lock.json; then

@@ -20,8 +20,8 @@ beforeAll(() => {
 });
 afterAll(() => rmSync(folder, { recursive: true }));
 
-function setup(PATH: string) {
-  return spawnSync('/bin/sh', ['scripts/setup.sh'], {
+function setup(PATH: string, ...purpose: string[]) {
+  return spawnSync('/bin/sh', ['scripts/setup.sh', ...purpose], {
     cwd: root,
     encoding: 'utf8',
     env: { ...process.env, PATH },
@@ -35,6 +35,12 @@ test('without apt-get and dnf it says what to install, by the names of both worl
   expect(stderr).toMatch(/Fedora: .*\bqemu-system-x86-core\b.*\bcmake\b.*\bgcc-c\+\+/);
   expect(stdout).toBe('');
   expect(status).toBe(1);
+});
+
+test('the demo needs nothing that tests alone need', () => {
+  const { stderr } = setup(folder, 'demo');
+  expect(stderr).toMatch(/Debian: .*\bqemu-system-x86\b.*\bcmake\b.*\bbusybox-static\b/);
+  expect(stderr).not.toMatch(/chromium|libvirt|rpm|etcd|gtest/);
 });
 
 test('without root it says so, and why', () => {
